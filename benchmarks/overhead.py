@@ -1,0 +1,134 @@
+"""What a callback costs: training steps with and without it, interleaved in one process.
+
+    python benchmarks/overhead.py                          # CPU: ResNet-18, 64 px, batch 32
+    python benchmarks/overhead.py --arch resnet50 --size 224 --bs 128 --amp bf16 --channels-last   # GPU
+
+Each round runs one plain step and one step of every candidate, in an order that rotates. The ratio of a round is candidate / plain of that same round;
+printed and written are its median and quartiles over the rounds, which a slow minute of the machine moves little. The candidates are the registered
+methods, two mined layers, and plain training once more: the last shows what the measurement itself can tell apart. On a GPU the peak memory of a step stands beside it.
+The function behind Feature Mining is timed against its literal form as well.
+"""
+import argparse,time
+from functools import partial
+from pathlib import Path
+import pandas as pd, timm, torch, torchvision
+import fastai_featreg.all as featreg
+from fastai.vision.all import (Callback, ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, accuracy, set_seed)
+from fastprogress import progress_bar
+
+
+def candidates() -> dict:
+    "label -> list of callbacks, for every registered method"
+    made = {name: [cls] for name,cls in featreg.methods.items()}
+    return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)]}
+
+
+def make_model(arch: str) -> torch.nn.Module:
+    "A torchvision network, or else a timm one, with 10 classes"
+    if arch in torchvision.models.list_models(): return torchvision.models.get_model(arch, weights=None, num_classes=10)
+    return timm.create_model(arch, num_classes=10)
+
+
+class Stepper:
+    "A learner inside a fit that never ends, one step at a time"
+    def __init__(self, cbs: list, args: argparse.Namespace):
+        set_seed(0)
+        x,y = torch.randn(args.bs, 3, args.size, args.size),torch.randint(0, 10, (args.bs,))
+        pairs = list(zip(x, y))
+        dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device)
+        extra = ([MixedPrecision(args.amp)] if args.amp else []) + ([ChannelsLast()] if args.channels_last else [])
+        self.learn = Learner(dls, make_model(args.arch), loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra)
+        self.batch = (x.to(args.device), y.to(args.device))
+        self.start()
+
+    def start(self):
+        "The events that `fit` fires before its first batch"
+        learn = self.learn
+        learn.create_opt()
+        learn.n_epoch,learn.epoch = 1,0
+        learn('before_fit')
+        learn('before_epoch')
+        learn.dl,learn.n_iter = learn.dls.train,10**6
+        learn('before_train')
+
+    def step(self) -> tuple[float, float]:
+        "Milliseconds and peak megabytes (GPU only) of one training step"
+        cuda = self.batch[0].is_cuda
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        self.learn.one_batch(0, self.batch)
+        if cuda: torch.cuda.synchronize()
+        return 1000*(time.perf_counter() - start),torch.cuda.max_memory_allocated()/2**20 if cuda else float('nan')
+
+
+def quartiles(values: pd.Series) -> dict:
+    "Median and quartiles"
+    return dict(zip(('q1', 'median', 'q3'), values.quantile([.25, .5, .75])))
+
+
+def measure(args: argparse.Namespace) -> pd.DataFrame:
+    "One row per candidate: step time, ratio to plain with quartiles, memory ratio"
+    steppers = {k: Stepper(v, args) for k,v in candidates().items()}
+    names,rows = list(steppers),[]
+    for i in progress_bar(range(-args.warmup, args.rounds)):
+        k = i % len(names)
+        for name in names[k:] + names[:k]:
+            ms,mb = steppers[name].step()
+            if i>=0: rows.append(dict(round=i, method=name, ms=ms, mb=mb))
+    df = pd.DataFrame(rows)
+    ms,mb = df.pivot(index='round', columns='method', values='ms'),df.groupby('method').mb.median()
+    return pd.DataFrame([dict(method=n, step_ms=ms[n].median(), **{f'ratio_{k}': v for k,v in quartiles(ms[n]/ms['plain']).items()},
+                              memory_ratio=mb[n]/mb['plain'], rounds=args.rounds) for n in names])
+
+
+def literal_mined_pool(f: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    "The equations to the letter: two masked copies of the map, each averaged"
+    return torch.stack([(f*mask).mean((2, 3)), (f*(1-mask)).mean((2, 3))], 1)
+
+
+def measure_function(args: argparse.Namespace, size: tuple = (32, 256, 14, 14)) -> pd.DataFrame:
+    "Forward and backward of `mined_pool` and of its literal form, interleaved"
+    f,mask = torch.randn(size, device=args.device, requires_grad=True),featreg.box_mask(*size[2:]).to(args.device)
+    def once(pool) -> float:
+        f.grad = None
+        start = time.perf_counter()
+        pool(f, mask).sum().backward()
+        if f.is_cuda: torch.cuda.synchronize()
+        return 1000*(time.perf_counter() - start)
+    for _ in range(5): once(featreg.mined_pool), once(literal_mined_pool)
+    df = pd.DataFrame([dict(ours=once(featreg.mined_pool), literal=once(literal_mined_pool)) for _ in range(100)])
+    return pd.DataFrame([dict(function=f'mined_pool {size}', ms=df.ours.median(), literal_ms=df.literal.median(),
+                              **{f'literal_over_ours_{k}': v for k,v in quartiles(df.literal/df.ours).items()})])
+
+
+def parse() -> argparse.Namespace:
+    "Command line"
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--arch', default='resnet18')
+    p.add_argument('--size', type=int, default=64, help='pixels')
+    p.add_argument('--bs', type=int, default=32)
+    p.add_argument('--rounds', type=int, default=40)
+    p.add_argument('--warmup', type=int, default=5)
+    p.add_argument('--amp', choices=['fp16', 'bf16'])
+    p.add_argument('--channels-last', action='store_true')
+    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    p.add_argument('--out', type=Path, help='folder for the two CSV files')
+    args = p.parse_args()
+    if args.rounds<20: p.error('--rounds must be at least 20: fewer pairs say little')
+    return args
+
+
+def main():
+    "Measure, print, write"
+    args = parse()
+    what = f'{args.device}_{args.arch}_{args.size}px_bs{args.bs}' + (f'_{args.amp}' if args.amp else '')
+    for name,df in (('overhead', measure(args)), ('functions', measure_function(args))):
+        print(f'\n{name}: {what}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+            df.assign(setting=what, torch=torch.__version__).to_csv(args.out/f'{name}_{what}.csv', index=False)
+
+
+if __name__ == '__main__': main()
