@@ -35,7 +35,7 @@ class Stepper:
         set_seed(0)
         x,y = torch.randn(args.bs, 3, args.size, args.size),torch.randint(0, 10, (args.bs,))
         pairs = list(zip(x, y))
-        dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device)
+        dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device, num_workers=0)
         extra = ([MixedPrecision(args.amp)] if args.amp else []) + ([ChannelsLast()] if args.channels_last else [])
         self.learn = Learner(dls, make_model(args.arch), loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra)
         self.batch = (x.to(args.device), y.to(args.device))

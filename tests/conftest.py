@@ -1,0 +1,5 @@
+import warnings
+import matplotlib
+
+matplotlib.use('Agg')
+warnings.filterwarnings('ignore', message='.*torch.jit.*')

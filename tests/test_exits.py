@@ -1,0 +1,156 @@
+"However a fit ends, nothing acts afterwards and the next fit works"
+import random, signal, subprocess, sys, textwrap
+import pytest
+from tiny import *
+
+
+class RaiseAt(Callback):
+    "Raise `exc` the second time `event` is reached in training"
+    order = 7
+    def __init__(self, event, exc): self.event,self.exc,self.n = event,exc,0
+    def __call__(self, event_name):
+        if event_name==self.event and (self.learn.training or event_name in ('before_fit', 'after_epoch')):
+            self.n += 1
+            if self.n==(1 if event_name=='before_fit' else 2): raise self.exc('stop')
+
+
+class Saboteur(nn.Module):
+    "Raise in the third training forward pass, between two tapped layers"
+    def __init__(self, exc): super().__init__(); self.exc,self.n = exc,0
+    def forward(self, x):
+        self.n += self.training
+        if self.training and self.n==3: raise self.exc('stop')
+        return x
+
+
+def next_fit_is_sound(learn):
+    "A fit after the exit trains, and leaves nothing"
+    before = weights(learn)
+    learn.fit(1)
+    assert any(not torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items())
+    assert_clean(learn)
+    assert learn.metrics==[] and list(learn.recorder.metric_names).count('fm_loss')<=1
+    if hasattr(learn, 'feature_mining'): assert learn.feature_mining._fit is None
+
+
+exits = [('none', None)] + [(e, x) for x in (CancelFitException, RuntimeError, KeyboardInterrupt) for e in
+         ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_batch', 'after_train', 'after_epoch')]
+exits += [('before_fit', KeyboardInterrupt)]
+
+
+@pytest.mark.parametrize('given_to_fit', [True, False])
+@pytest.mark.parametrize('event,exc', exits)
+def test_exit_at_event(event, exc, given_to_fit):
+    cb = FeatureMining(2)
+    learn = tiny_learner(None if given_to_fit else cb)
+    try: learn.fit(2, cbs=[RaiseAt(event, exc)] + ([cb] if given_to_fit else []))
+    except (RuntimeError, KeyboardInterrupt): pass
+    assert_clean(learn)
+    if given_to_fit: assert cb.learn is None
+    next_fit_is_sound(learn)
+
+
+@pytest.mark.parametrize('exc', [CancelFitException, RuntimeError, KeyboardInterrupt])
+def test_exit_in_the_forward_pass(exc):
+    learn = tiny_learner(FeatureMining(2))
+    learn.model[0].insert(2, Saboteur(exc))
+    try: learn.fit(2)
+    except (RuntimeError, KeyboardInterrupt): pass
+    assert_clean(learn)
+    next_fit_is_sound(learn)
+
+
+def test_exit_in_the_loss():
+    def loss(pred, y):
+        loss.n += 1
+        if loss.n==8: raise RuntimeError('stop') # the main loss of a batch, or one of a part
+        return F.cross_entropy(pred, y)
+    loss.n = 0
+    learn = tiny_learner(FeatureMining(2))
+    learn.loss_func = loss
+    with pytest.raises(RuntimeError): learn.fit(2)
+    assert_clean(learn)
+    next_fit_is_sound(learn)
+
+
+def test_ctrl_c_at_random_moments():
+    "150 fits, each interrupted by a real signal at a random moment; then validate, fit and look"
+    def interrupt(*_): raise KeyboardInterrupt
+    old,rng,hits,where = signal.signal(signal.SIGALRM, interrupt),random.Random(0),0,set()
+    try:
+        for i in range(150):
+            cb = FeatureMining(2)
+            learn = tiny_learner(None if i%2 else cb)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.002, 0.08))
+                learn.fit(20, cbs=[cb] if i%2 else [])
+            except KeyboardInterrupt as e:
+                hits += 1
+                tb = e.__traceback__
+                while tb.tb_next: tb = tb.tb_next
+                where.add(tb.tb_frame.f_code.co_name)
+            finally: signal.setitimer(signal.ITIMER_REAL, 0)
+            assert_clean(learn)
+            learn.validate()
+            learn.fit(1)
+            assert_clean(learn)
+            assert learn.metrics==[]
+    finally: signal.signal(signal.SIGALRM, old)
+    assert hits>=100, f'only {hits} interrupts landed'
+    assert len(where)>=5, f'interrupts landed in {where} only'
+
+
+def test_export_loads_in_a_fresh_process_and_holds_no_head(tmp_path):
+    sizes = {}
+    for name,cbs in (('plain', None), ('mined', FeatureMining(2))):
+        learn = vision_learner(digits_dls(n_train=64, n_valid=32, size=32, bs=32), 'resnet10t', pretrained=False, metrics=accuracy, cbs=cbs, path=tmp_path)
+        learn.remove_cb(ProgressCallback)
+        learn.fit(1)
+        learn.export(f'{name}.pkl')
+        sizes[name] = (tmp_path/f'{name}.pkl').stat().st_size
+    n_head = sum(p.numel() for p in learn.feature_mining.heads.parameters())
+    assert n_head*4 > 20_000 and abs(sizes['mined'] - sizes['plain']) < 4_000, sizes
+    code = f"""
+        from fastai.vision.all import *
+        import numpy as np
+        learn = load_learner({str(tmp_path/'mined.pkl')!r})
+        cb = learn.feature_mining
+        assert cb.heads is None and cb.visitors is None and repr(cb)=='FeatureMining(layers=2)'
+        assert not any(m._forward_hooks for m in learn.model.modules())
+        x = np.load({str(tmp_path/'x.npy')!r})
+        with torch.no_grad(): np.save({str(tmp_path/'y.npy')!r}, learn.model.eval()(torch.tensor(x)).numpy())
+    """
+    x = learn.dls.valid.one_batch()[0][:4].cpu()
+    np.save(tmp_path/'x.npy', x.numpy())
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], check=True)
+    with torch.no_grad(): torch.testing.assert_close(torch.tensor(np.load(tmp_path/'y.npy')), torch.Tensor(learn.model.eval().cpu()(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_save_and_load_know_no_heads():
+    mined,plain = tiny_learner(FeatureMining(2)),tiny_learner()
+    for learn in (mined, plain): learn.fit(1)
+    file = mined.save('mined')
+    assert torch.load(file, weights_only=False)['model'].keys()==plain.model.state_dict().keys()
+    plain.load(file)
+    assert_same(weights(mined), weights(plain))
+    mined.load(file)
+    next_fit_is_sound(mined)
+
+
+def test_lr_find_gives_the_heads_back():
+    learn = tiny_learner(FeatureMining(2, seed=3))
+    learn.fit(1)
+    before = [p.clone() for p in learn.feature_mining.heads.parameters()]
+    learn.lr_find(num_it=20, show_plot=False)
+    saved = learn.feature_mining.state_dict() if learn.feature_mining.heads is not None else learn.feature_mining._pending
+    for p,q in zip(before, saved['heads'].values()): assert torch.equal(p, q)
+
+
+def test_deepcopy_and_removal():
+    learn = tiny_learner(FeatureMining(2))
+    learn.fit(1)
+    cb = learn.feature_mining
+    learn.remove_cb(FeatureMining)
+    assert cb.learn is None and not hasattr(learn, 'feature_mining')
+    learn.fit(1)
+    assert_clean(learn)

@@ -1,0 +1,38 @@
+"Two processes with gloo: heads and model are equal on both ranks after training, and differ from training on one"
+import os, socket, subprocess, sys, textwrap
+from pathlib import Path
+import pytest, torch
+
+script = '''
+    import sys
+    sys.path.insert(0, {tests!r})
+    import torch, torch.distributed as dist
+    from fastai.distributed import *
+    import fastai.distributed as fd
+    from tiny import *
+    fd.DistributedDL._broadcast = lambda self, t, rank: (dist.broadcast(t := tensor(t), rank), t.tolist())[1] # fastai's calls .cuda()
+    rank_seed = 1
+    learn = tiny_learner(FeatureMining(2), n=64)
+    if {mixup}: learn.add_cb(MixUp())
+    torch.manual_seed(int(os.environ["RANK"])) # what a rank draws by itself differs
+    with learn.distrib_ctx(sync_bn=False, cpu=True): learn.fit(2, 0.1)
+    heads = torch.cat([p.detach().flatten() for p in learn.feature_mining.heads.parameters()])
+    model = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    torch.save((heads, model), {out!r} + "/" + os.environ["RANK"] + ".pt")
+    assert_clean(learn)
+'''
+
+
+@pytest.mark.parametrize('mixup', [False, True])
+def test_two_ranks_end_equal(tmp_path, mixup):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    code = textwrap.dedent(script).format(tests=str(Path(__file__).parent), out=str(tmp_path), mixup=mixup)
+    ranks = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], env=dict(os.environ, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
+             MASTER_PORT=str(port), OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true'), stderr=subprocess.PIPE, text=True) for r in range(2)]
+    errors = [p.communicate(timeout=240)[1] for p in ranks]
+    assert all(p.returncode==0 for p in ranks), '\n'.join(errors)
+    (heads0,model0),(heads1,model1) = (torch.load(tmp_path/f'{r}.pt') for r in range(2))
+    assert torch.equal(heads0, heads1), 'the heads differ between the ranks'
+    assert torch.equal(model0, model1), 'the models differ between the ranks'

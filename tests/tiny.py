@@ -1,0 +1,62 @@
+"A small learner on noise, the same for the same seed, and what the tests ask of it"
+import tempfile
+from pathlib import Path
+import torch
+from fastai.vision.all import *
+from torch import nn
+from torch.amp import GradScaler, autocast
+from fastai_featreg.all import *
+from fastai_featreg.core import TapHook
+
+for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # pytest would take fastai's helpers for tests
+
+
+class Pairs(list):
+    "A data set of pairs that `export` can empty"
+    def new_empty(self): return Pairs()
+
+
+class Inert(FeatureCallback):
+    "Everything a method does, on detached maps: only its heads can learn"
+    column = 'inert'
+    def make_heads(self, stages, n_out): return nn.ModuleList(nn.Linear(s.channels, n_out) for s in stages)
+    def loss_term(self, maps):
+        return sum(self.learn.loss_func(h(f.detach().float().mean((2, 3))), *self.learn.yb) for h,f in zip(self.heads, maps.values()))
+
+
+class CpuMixedPrecision(MixedPrecision):
+    "fastai's mixed precision does nothing on a CPU; this does, with a scaler"
+    def before_fit(self): self.autocast,self.learn.scaler,self.scales = autocast('cpu', dtype=torch.bfloat16),GradScaler('cpu'),L()
+
+
+def tiny_model(n_out=10):
+    block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+    body = nn.Sequential(block(3, 8), block(8, 8), block(8, 16))
+    return nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, n_out)))
+
+
+def tiny_learner(cbs=None, n=48, bs=8, path=None, seed=1, **kwargs):
+    set_seed(seed)
+    x,y = torch.randn(n, 3, 16, 16),torch.randint(0, 10, (n,))
+    dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=bs, device='cpu', num_workers=0)
+    path = path or Path(tempfile.mkdtemp())
+    learn = Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cbs, splitter=lambda m: [params(m[0]), params(m[1])], path=path, **kwargs)
+    learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    return learn
+
+
+def weights(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
+
+def assert_same(a, b):
+    assert a.keys()==b.keys()
+    for k in a: assert torch.equal(a[k], b[k]), f'{k} differs'
+
+def assert_clean(learn):
+    "Nothing of ours acts on the model, stands in the optimiser, or sits on the learner"
+    for m in learn.model.modules(): assert not any(isinstance(h, TapHook) for h in m._forward_hooks.values()), 'a tap is left'
+    own = {id(p) for p in learn.model.parameters()}
+    if learn.opt is not None:
+        assert {id(p) for g in learn.opt.param_lists for p in g}==own, 'a parameter of ours is left in the optimiser'
+        assert {id(p) for p in learn.opt.state} <= own, 'a state of ours is left in the optimiser'
+    assert '_do_epoch_train' not in learn.__dict__, 'the guard is left'
