@@ -6,15 +6,15 @@
 __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps', 'feature_maps', 'VisitingParams',
            'is_validating', 'FitState', 'FeatureCallback', 'EpochGuard']
 
-# %% ../nbs/01_core.ipynb #793e9756
+# %% ../nbs/01_core.ipynb #577aba92
 import inspect,math
-from contextlib import contextmanager
+from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
 import torch.distributed as dist
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
-from .anatomy import get_anatomy,Stage
+from .anatomy import get_anatomy,Stage,untouched
 
 # %% ../nbs/01_core.ipynb #7331d7ab
 methods = {}
@@ -66,7 +66,7 @@ def remove_taps(
                 n += 1
     return n
 
-# %% ../nbs/01_core.ipynb #29c55899
+# %% ../nbs/01_core.ipynb #dd2e0639
 class _Store:
     "Owner of taps that keeps each map"
     def __init__(self): self.maps = {}
@@ -81,12 +81,9 @@ def feature_maps(
 )->dict: # layer name -> map (N,D,H,W)
     "Maps of a batch at `layers`, in evaluation mode; the model is left as it was"
     stages,store = get_anatomy(model, x=x, check_cam=False).find(layers),_Store()
-    training = {m:m.training for m in model.modules()}
-    for s in stages: s.module.register_forward_hook(TapHook(store, s))
-    try: model.eval()(x)
-    finally:
-        remove_taps(model, store)
-        for m,t in training.items(): m.training = t
+    with untouched(model), ExitStack() as stack:
+        for s in stages: stack.callback(s.module.register_forward_hook(TapHook(store, s)).remove)
+        model(x)
     return store.maps
 
 # %% ../nbs/01_core.ipynb #a019d3a9

@@ -137,7 +137,7 @@ class FeatureMining(FeatureCallback):
         logits = [o for head,f,m in zip(self.heads, maps.values(), masks) for o in head(f, *m)]
         return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
 
-# %% ../nbs/10_feature_mining.ipynb #27e13df4
+# %% ../nbs/10_feature_mining.ipynb #720ebe75
 @delegates(plt.subplots, keep=True)
 def show_mining(
     learn:Learner, # learner whose network and data are shown
@@ -154,10 +154,10 @@ def show_mining(
     name,f = list(feature_maps(learn.model, x, layers).items())[-1]
     m = (box_mask if mask=='box' else point_mask)(*f.shape[2:], generator=torch.Generator().manual_seed(seed))
     mean = f.float().mean(1).cpu()
-    images = learn.dls.valid.after_batch.decode((x.cpu(),))[0]
+    images = learn.dls.valid.after_batch.decode((TensorImage(b[0][:n].cpu()),))[0]
     fig,axes = plt.subplots(len(x), 5, figsize=figsize or (8, 1.7*len(x)), squeeze=False, **kwargs)
     for row,image,a in zip(axes, images, mean):
-        TensorImage(image).clamp(0, 1).show(ctx=row[0])
+        image.show(ctx=row[0])
         row[2].imshow(m, cmap='gray', vmin=0, vmax=1)
         for ax,part in zip((row[1], row[3], row[4]), (a, a*m, a*(1-m))): ax.imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())
     for ax,title in zip(axes[0], ('image', f'map of {name}', 'mask M', 'part 1: X*M', 'part 2: X*(1-M)')): ax.set_title(title, fontsize=9)

@@ -1,0 +1,231 @@
+"The command `featreg`: errors in one sentence and exit code 2, interruption and resuming, what is in the CSV"
+import os
+import signal
+import subprocess
+import sys
+import time
+from urllib.error import URLError
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import fastai_featreg.all
+from fastai_featreg.compare import config_names, main, parse_methods, read_results, result_columns, run_order
+
+module = sys.modules['fastai_featreg.compare']
+tiny = '--arch test_resnet --size 64 --bs 8 --n-train 32 --n-valid 20 --epochs 1 --seeds 2 --methods FeatureMining(),mixup'.split()
+order = [(0, 'plain'), (0, 'FeatureMining()'), (0, 'MixUp()'), (1, 'FeatureMining()'), (1, 'MixUp()'), (1, 'plain')]
+
+
+def compare(out, *args): return main(['compare', *tiny, '--out', str(out), *map(str, args)])
+
+def rows(out): return read_results(out/'results.csv')
+
+def make_folder(path, **counts):
+    "Images of noise, a folder for each class"
+    rng = np.random.default_rng(0)
+    for name,n in counts.items():
+        (path/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path/name/f'{i}.png')
+    return path
+
+def one_sentence(capsys, rc, text):
+    "Exit code 2, one line on stderr that says `text`, no traceback"
+    out,err = capsys.readouterr()
+    lines = [l for l in err.splitlines() if 'Warning' not in l and 'warnings.warn' not in l]
+    assert rc==2
+    assert len(lines)==1 and lines[0].startswith('featreg: ') and text in lines[0], err
+    assert 'Traceback' not in out + err
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "A comparison that ran to its end"
+    out = tmp_path_factory.mktemp('finished')
+    assert compare(out)==0
+    return out
+
+
+def test_rows_and_picture(finished):
+    df = rows(finished)
+    assert list(zip(df.seed, df.method))==order
+    assert df.columns.tolist()==result_columns and (df.error=='').all()
+    assert df.accuracy.between(0, 1).all() and (df.step_ms>0).all() and (df.seconds>0).all()
+    assert [float(c.split(';')[-1]) for c in df.curve]==pytest.approx(df.accuracy.tolist(), abs=1e-5)
+    assert (df[config_names]==df[config_names].iloc[0]).all(axis=None), 'one configuration'
+    assert df[['data', 'arch', 'size', 'bs', 'epochs', 'n_train', 'n_valid', 'n_classes']].iloc[0].tolist()==['digits', 'test_resnet', '64', '8', '1', '32', '20', '10']
+    assert Image.open(finished/'comparison.png').size[0]>1000
+    assert sorted(p.name for p in finished.iterdir())==['comparison.png', 'results.csv'], 'no temporary file is left'
+
+
+def test_finished_runs_are_not_repeated(finished, capsys, monkeypatch):
+    before = (finished/'results.csv').read_bytes()
+    monkeypatch.setattr(module, 'run_once', lambda *a, **k: pytest.fail('trained again'))
+    assert compare(finished)==0
+    assert (finished/'results.csv').read_bytes()==before
+    out = capsys.readouterr().out
+    assert '6 of 6 runs' in out and 'MixUp()' in out and 'minus plain' in out
+
+
+def test_every_seed_begins_with_another_method():
+    labels = [label for label,_ in parse_methods('feature_mining,mixup')]
+    assert run_order(labels, 2)==order
+    firsts = [run_order(labels, 6)[i][1] for i in range(0, 18, 3)]
+    assert firsts==[*labels, *labels]
+    assert len(set(run_order(labels, 6)))==18
+
+
+def start(out):
+    "The command in a process of its own"
+    code = 'import sys; from fastai_featreg.compare import main; sys.exit(main())'
+    return subprocess.Popen([sys.executable, '-c', code, 'compare', *tiny, '--out', str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def wait_for_rows(process, out, n):
+    "Wait until `n` runs have ended"
+    end = time.time() + 120
+    while time.time()<end and process.poll() is None:
+        if (out/'results.csv').exists() and len(rows(out))>=n: return
+        time.sleep(0.01)
+    pytest.fail(f'no {n} rows; the command said {process.communicate()}')
+
+
+@pytest.mark.skipif(os.name=='nt', reason='signals')
+def test_killed_interrupted_resumed(tmp_path, finished):
+    process = start(tmp_path)
+    wait_for_rows(process, tmp_path, 1)
+    process.kill()
+    process.communicate()
+    first = rows(tmp_path)
+    process = start(tmp_path)
+    wait_for_rows(process, tmp_path, len(first)+1)
+    process.send_signal(signal.SIGINT)
+    out,err = process.communicate(timeout=60)
+    assert process.returncode==130, err
+    assert f'{len(first)} of 6 runs' in out
+    second = rows(tmp_path)
+    assert len(first)<len(second)<6
+    assert f'holds {len(second)} finished runs' in err and 'goes on' in err and 'Traceback' not in err
+    pd.testing.assert_frame_equal(second[:len(first)], first)
+
+    assert compare(tmp_path)==0
+    df,whole = rows(tmp_path),rows(finished)
+    assert list(zip(df.seed, df.method))==order
+    same = ['accuracy', 'valid_loss', 'train_loss', 'curve']
+    pd.testing.assert_frame_equal(df[same], whole[same], rtol=1e-3), 'a run does not depend on those before it'
+
+
+def test_other_configurations_stay(tmp_path):
+    assert compare(tmp_path, '--seeds', 1, '--methods', 'mixup')==0
+    first = rows(tmp_path)
+    assert compare(tmp_path, '--seeds', 1, '--methods', 'mixup', '--lr', 1e-4)==0
+    df = rows(tmp_path)
+    pd.testing.assert_frame_equal(df[:2], first)
+    assert df.lr.tolist()==['0.01']*2 + ['0.0001']*2
+
+
+def test_failed_run_is_a_row_and_tried_again(tmp_path, capsys):
+    args = ['--size', 32, '--seeds', 1] # one position is left in the last map, and FeatureMining cannot divide it
+    assert compare(tmp_path, *args)==1
+    df = rows(tmp_path)
+    assert df.method.tolist()==['plain', 'FeatureMining()', 'MixUp()']
+    assert (df.error!='').tolist()==[False, True, False] and np.isnan(df.accuracy[1])
+    out = capsys.readouterr().out
+    assert '1 (1 failed)' in out and 'one position only' in out
+    assert compare(tmp_path, *args)==1
+    assert '2 of 3 runs' in capsys.readouterr().out
+    assert len(rows(tmp_path))==3
+
+
+def test_diverged_run_is_a_row(tmp_path, capsys):
+    assert compare(tmp_path, '--seeds', 1, '--methods', 'mixup', '--lr', 1e30)==0
+    df = rows(tmp_path)
+    assert df.error.str.startswith('diverged').all() and df.accuracy.isna().all()
+    assert 'nothing can be said' in capsys.readouterr().out
+
+
+def test_own_folder(tmp_path, capsys):
+    data = make_folder(tmp_path/'photos', cat=12, dog=12)
+    assert main(['compare', str(data), *tiny[:6], '--methods', 'mixup', '--epochs', '1', '--seeds', '1', '--no-pretrained', '--fp16', '--out', str(tmp_path/'out')])==0
+    df = rows(tmp_path/'out')
+    assert df.data.tolist()==[str(data.resolve())]*2 and df.n_classes.tolist()==['2', '2']
+    assert df['head'].tolist()==['default']*2 and df.pretrained.tolist()==['False']*2
+    assert torch.cuda.is_available() or 'float32' in capsys.readouterr().err
+    assert df.method.tolist()==['plain', 'MixUp()']
+
+
+@pytest.mark.parametrize('args, text', [
+    (['--methods', 'feature_minin'], "did you mean 'feature_mining'"),
+    (['--methods', 'FeatureMining(layer=2)'], 'its arguments are layers'),
+    (['--methods', 'FeatureMining(mask="blob")'], 'mask'),
+    (['--methods', 'mixup('], 'cannot read'),
+    (['--arch', 'resnet81'], "did you mean 'resnet18'"),
+    (['--epochs', 0], 'epochs must be greater than 0'),
+    (['--seeds', 0], 'seeds must be greater than 0'),
+    (['--lr', -1], 'lr must be greater than 0'),
+    (['--bs', 64], 'bs'),
+    (['digits', '--data', 'cifar10'], 'given twice'),
+    (['no_such_folder'], 'no_such_folder'),
+])
+def test_wrong_input(tmp_path, capsys, args, text):
+    one_sentence(capsys, compare(tmp_path/'out', *args), text)
+    assert not (tmp_path/'out'/'results.csv').exists()
+
+
+@pytest.mark.parametrize('counts, text', [
+    (dict(cat=4, dog=1), 'dog'),
+    (dict(cat=4), 'one class'),
+    (dict(), 'no images'),
+])
+def test_wrong_folder(tmp_path, capsys, counts, text):
+    data = make_folder(tmp_path/'photos', **counts)
+    data.mkdir(exist_ok=True)
+    rc = main(['compare', str(data), '--no-pretrained', '--bs', '2', '--size', '64', '--out', str(tmp_path/'out')])
+    one_sentence(capsys, rc, text)
+
+
+def test_unreadable_image(tmp_path, capsys):
+    data = make_folder(tmp_path/'photos', cat=4, dog=4)
+    (data/'dog'/'2.png').write_bytes(b'not an image')
+    rc = main(['compare', str(data), '--no-pretrained', '--bs', '2', '--size', '64', '--out', str(tmp_path/'out')])
+    one_sentence(capsys, rc, '2.png')
+
+
+def test_output_folder_is_checked_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, 'load_data', lambda *a, **k: pytest.fail('data were loaded before the check'))
+    (tmp_path/'file').write_text('mine')
+    one_sentence(capsys, compare(tmp_path/'file'), 'cannot write to the output folder')
+    assert (tmp_path/'file').read_text()=='mine'
+
+
+@pytest.mark.parametrize('text', ['method,seed\nplain,0\n', '\x00\x01', 'none'])
+def test_damaged_results_are_left_alone(tmp_path, capsys, finished, text):
+    whole = (finished/'results.csv').read_text()
+    damaged = whole.replace('digits', 'digits,', 1).replace(',0.', ',zero.', 2) if text=='none' else text
+    (tmp_path/'results.csv').write_text(damaged)
+    one_sentence(capsys, compare(tmp_path), 'results.csv')
+    assert (tmp_path/'results.csv').read_text()==damaged
+
+
+def test_no_weights(tmp_path, capsys, monkeypatch):
+    def offline(*args, **kwargs): raise URLError('Name or service not known')
+    monkeypatch.setattr(module, 'vision_learner', offline)
+    one_sentence(capsys, compare(tmp_path, '--pretrained'), '--no-pretrained')
+
+
+def test_no_download(tmp_path, capsys, monkeypatch):
+    def offline(*args, **kwargs): raise URLError('Name or service not known')
+    monkeypatch.setattr(module, 'load_data', offline)
+    one_sentence(capsys, compare(tmp_path, 'cifar10'), "download 'cifar10'")
+
+
+def test_bad_arguments_and_help(capsys):
+    assert main(['compare', '--epochs', 'many'])==2
+    assert main(['compare', '--help'])==0
+    assert main([])==2
+    capsys.readouterr()
+    assert main(['methods'])==0
+    out = capsys.readouterr().out
+    assert 'feature_mining' in out and 'FeatureMining(layers=1' in out and 'mixup' in out
