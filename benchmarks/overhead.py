@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
-from fastai.vision.all import (Callback, ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, accuracy, set_seed)
+from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, ProgressCallback, set_seed)
 from fastprogress import progress_bar
 
 
@@ -37,7 +37,7 @@ class Stepper:
         pairs = list(zip(x, y))
         dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device, num_workers=0)
         extra = ([MixedPrecision(args.amp)] if args.amp else []) + ([ChannelsLast()] if args.channels_last else [])
-        self.learn = Learner(dls, make_model(args.arch), loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra)
+        self.learn = Learner(dls, make_model(args.arch), loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra).remove_cb(ProgressCallback)
         self.batch = (x.to(args.device), y.to(args.device))
         self.start()
 

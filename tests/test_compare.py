@@ -114,7 +114,7 @@ def test_killed_interrupted_resumed(tmp_path, finished):
     df,whole = rows(tmp_path),rows(finished)
     assert list(zip(df.seed, df.method))==order
     same = ['accuracy', 'valid_loss', 'train_loss', 'curve']
-    pd.testing.assert_frame_equal(df[same], whole[same], rtol=1e-3), 'a run does not depend on those before it'
+    pd.testing.assert_frame_equal(df[same], whole[same], rtol=1e-3) # a run does not depend on those before it
 
 
 def test_other_configurations_stay(tmp_path):
