@@ -387,20 +387,21 @@ def plot_curves(ax, df, colour):
     ax.set(xlabel='epoch', ylabel='validation accuracy, %', title='Validation accuracy (mean, worst and best seed)')
     ax.xaxis.get_major_locator().set_params(integer=True)
 
-# %% ../nbs/80_compare.ipynb #cb34c9aa
+# %% ../nbs/80_compare.ipynb #ba6ae76c
 def plot_comparison(
     df:pd.DataFrame, # runs of one configuration
 )->plt.Figure: # two panels and a legend below
     "Accuracy against cost, and validation curves, of the runs that ended well"
     good = df[df['error']=='']
-    n = max(1, good['method'].nunique())
-    fig,axs = plt.subplots(1, 2, figsize=(11, 4.2 + 0.22*n), layout='constrained')
-    colour = colours(good['method'].unique())
-    if len(good):
-        plot_cost(axs[0], good, summarise(good), colour)
-        plot_curves(axs[1], good, colour)
-        axs[0].grid(alpha=0.3), axs[1].grid(alpha=0.3)
-        fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=1 if n>3 else n, frameon=False, title='mean over seeds; bars: standard deviation; faint: each seed')
+    labels = list(good['method'].unique())
+    in_a_row = sum(len(l) + 8 for l in labels)<100
+    fig,axs = plt.subplots(1, 2, figsize=(11, 4.8 if in_a_row else 4.4 + 0.22*len(labels)), layout='constrained')
+    if not labels: return fig
+    plot_cost(axs[0], good, summarise(good), colours(labels))
+    plot_curves(axs[1], good, colours(labels))
+    for ax in axs: ax.grid(alpha=0.3)
+    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=len(labels) if in_a_row else 1, frameon=False,
+               title='mean over seeds; bars: standard deviation; faint: each seed')
     return fig
 
 # %% ../nbs/80_compare.ipynb #34018eb9
@@ -560,18 +561,20 @@ def report(df, path, say):
     say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *failures, f'{path} has a row per run, {picture} the picture.']))
     return df
 
-# %% ../nbs/80_compare.ipynb #d4f4c7d8
+# %% ../nbs/80_compare.ipynb #9f80244a
 def add_compare(commands):
     "Arguments of `featreg compare`"
     p = commands.add_parser('compare', help='train plain and each method alike; tell what each gains and costs', formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Train plain and each method on the same data, network, budget and seeds; tell what each gains and costs.\nAlone, it takes the embedded digits and ends in minutes on a CPU.',
+        description='Train plain and each method on the same data, network, budget and seeds; tell what each gains and costs.\n'
+                    'Alone, it takes the embedded digits and ends in minutes on a CPU.',
         epilog='example: featreg compare photos --arch resnet34 --methods feature_mining,mixup --epochs 5 --seeds 3 --size 224 --fp16')
     p.add_argument('path', nargs='?', help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
     p.add_argument('--data', help='the same as PATH')
     p.add_argument('--arch', help='name of torchvision, fastai (xresnet) or timm (default: resnet18; resnet10t for the digits)')
-    p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)', help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
-    for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'), ('lr', float, 'highest learning rate'),
-                           ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
+    p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
+                   help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
+    for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),
+                           ('lr', float, 'highest learning rate'), ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
         p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
     p.add_argument('--pretrained', action=argparse.BooleanOptionalAction, help='fine-tune downloaded weights (default: for your own images)')
@@ -587,7 +590,7 @@ def parser():
     commands.add_parser('methods', help='list the methods and what they do')
     return p
 
-# %% ../nbs/80_compare.ipynb #90e386a2
+# %% ../nbs/80_compare.ipynb #a354041c
 def list_methods():
     "The registry, a line per method"
     for name,cls in known_methods().items():
@@ -604,7 +607,8 @@ def run_compare(args):
     except KeyboardInterrupt:
         path = Path(args.out).expanduser()/'results.csv'
         n = len(read_results(path))
-        print(f"\nInterrupted. {path} holds {plural(n, 'finished run')}; the same command goes on from there." if n else "\nInterrupted before the first run had ended.", file=sys.stderr)
+        saved = f"{path} holds {plural(n, 'finished run')}; the same command goes on from there." if n else "No run had ended yet."
+        print(f"\nInterrupted. {saved}", file=sys.stderr)
         return 130
     return int(failed_run(df).any())
 
