@@ -17,10 +17,24 @@ from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, 
 from fastprogress import progress_bar
 
 
+def literal_mined_pool(f: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    "The equations to the letter: two masked copies of the map, each averaged"
+    return torch.stack([(f*mask).mean((2, 3)), (f*(1-mask)).mean((2, 3))], 1)
+
+
+class LiteralFeatureMining(featreg.FeatureMining):
+    "Feature Mining with the literal pooling, to see what reading the map once is worth"
+    def loss_term(self, maps: dict) -> torch.Tensor:
+        parts = [literal_mined_pool(f, self.draw_mask(f, n).to(f.device)) for n,f in maps.items()]
+        logits = [part(p[:,i]) for head,p in zip(self.heads, parts) for i,part in enumerate((head.part1, head.part2))]
+        return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
+
+
 def candidates() -> dict:
     "label -> list of callbacks, for every registered method"
     made = {name: [cls] for name,cls in featreg.methods.items()}
-    return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)]}
+    return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
+            'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)]}
 
 
 def make_model(arch: str) -> torch.nn.Module:
@@ -83,11 +97,6 @@ def measure(args: argparse.Namespace) -> pd.DataFrame:
                               memory_ratio=mb[n]/mb['plain'], rounds=args.rounds) for n in names])
 
 
-def literal_mined_pool(f: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    "The equations to the letter: two masked copies of the map, each averaged"
-    return torch.stack([(f*mask).mean((2, 3)), (f*(1-mask)).mean((2, 3))], 1)
-
-
 def measure_function(args: argparse.Namespace, size: tuple = (32, 256, 14, 14)) -> pd.DataFrame:
     "Forward and backward of `mined_pool` and of its literal form, interleaved"
     f,mask = torch.randn(size, device=args.device, requires_grad=True),featreg.box_mask(*size[2:]).to(args.device)
@@ -128,7 +137,7 @@ def main():
         print(f'\n{name}: {what}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
-            df.assign(setting=what, torch=torch.__version__).to_csv(args.out/f'{name}_{what}.csv', index=False)
+            df.assign(setting=what, threads=torch.get_num_threads(), torch=torch.__version__).to_csv(args.out/f'{name}_{what}.csv', index=False)
 
 
 if __name__ == '__main__': main()

@@ -127,7 +127,7 @@ def find_arch(
 # %% ../nbs/80_compare.ipynb #5747af17
 heads = {'default': {}, 'gap': dict(concat_pool=False, lin_ftrs=[], ps=0.)}
 
-# %% ../nbs/80_compare.ipynb #dbc3b0a9
+# %% ../nbs/80_compare.ipynb #7a1be506
 def make_learner(
     dls:DataLoaders, # images and classes
     arch:str, # see `find_arch`
@@ -138,7 +138,7 @@ def make_learner(
     try: return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=accuracy, **heads[head])
     except Exception as e:
         remedy = "use --no-pretrained (pretrained=False) to train from scratch" if pretrained else "choose another architecture"
-        what = 'load the pretrained weights of' if pretrained else 'build'
+        what = 'load the pretrained weights of' if pretrained else 'build a vision_learner from'
         raise ValueError(f"cannot {what} '{arch}' ({one_line(e)}); {remedy}") from e
 
 # %% ../nbs/80_compare.ipynb #886b8b17

@@ -1,6 +1,7 @@
 "However a fit ends, nothing acts afterwards and the next fit works"
 import random, signal, subprocess, sys, textwrap, traceback
 import pytest
+from copy import deepcopy
 from tiny import *
 
 
@@ -144,11 +145,36 @@ def test_lr_find_gives_the_heads_back():
     for p,q in zip(before, saved['heads'].values()): assert torch.equal(p, q)
 
 
-def test_deepcopy_and_removal():
+def test_deepcopy_has_no_heads_and_trains():
+    learn = tiny_learner(FeatureMining(2))
+    learn.fit(1)
+    copy = deepcopy(learn)
+    assert copy.feature_mining is not learn.feature_mining and copy.feature_mining.learn is copy and copy.feature_mining.heads is None
+    next_fit_is_sound(copy)
+    assert learn.feature_mining.heads is not copy.feature_mining.heads
+
+
+def test_removal():
     learn = tiny_learner(FeatureMining(2))
     learn.fit(1)
     cb = learn.feature_mining
     learn.remove_cb(FeatureMining)
     assert cb.learn is None and not hasattr(learn, 'feature_mining')
     learn.fit(1)
+    assert list(learn.recorder.metric_names)==['epoch', 'train_loss', 'valid_loss', 'time']
     assert_clean(learn)
+
+
+def test_predictions_during_a_fit_do_not_disturb_it():
+    "fastai's way to predict inside a fit is `inner=True`"
+    class Predict(Callback):
+        order = 70
+        def after_epoch(self):
+            self.learn.get_preds(inner=True)
+            assert_clean(self.learn)
+    plain = tiny_learner(Predict())
+    plain.fit(3)
+    learn = tiny_learner([Inert(2), Predict()])
+    learn.fit(3)
+    assert_same(weights(plain), weights(learn))
+    assert len(learn.recorder.values)==3 and all(v[2]>0 for v in learn.recorder.values)
