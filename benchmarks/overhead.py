@@ -26,7 +26,7 @@ class LiteralFeatureMining(featreg.FeatureMining):
     "Feature Mining with the literal pooling, to see what reading the map once is worth"
     def loss_term(self, maps: dict) -> torch.Tensor:
         parts = [literal_mined_pool(f, self.draw_mask(f, n).to(f.device)) for n,f in maps.items()]
-        logits = [part(p[:,i]) for head,p in zip(self.heads, parts) for i,part in enumerate((head.part1, head.part2))]
+        logits = [part(p[:,i]) for head,p in zip(self.aux_heads, parts) for i,part in enumerate((head.part1, head.part2))]
         return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['known_methods', 'find_method', 'method_label', 'parse_methods', 'known_archs', 'find_arch', 'make_learner',
-           'StepTimer', 'StepTimerEnd', 'Curve', 'reset_peak_memory', 'peak_memory', 'run_once', 'results_file',
-           'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'plot_comparison', 'run_order',
-           'compare']
+           'StepTimer', 'StepTimerEnd', 'StopDiverged', 'Curve', 'reset_peak_memory', 'peak_memory', 'run_once',
+           'results_file', 'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'plot_comparison',
+           'run_order', 'compare']
 
 # %% ../nbs/80_compare.ipynb #a0a9fe70
 import argparse,ast,difflib,gc,importlib.metadata,inspect,re,sys,tempfile
@@ -38,7 +38,10 @@ def unknown_name(kind, name, known, show=''):
     hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else '.'
     return f"unknown {kind} '{name}'{hint} {show or 'Known: ' + ', '.join(known)}"
 
-# %% ../nbs/80_compare.ipynb #1d304f3c
+# %% ../nbs/80_compare.ipynb #a4a59dd9
+reserved = {'plain': "leave it out, for plain training is in every comparison", 'all': "write it by itself, or between commas"}
+
+# %% ../nbs/80_compare.ipynb #82c626ba
 def find_method(
     name:str, # name in the registry or name of the class; case, `-` and `_` do not matter
 )->type: # callback class
@@ -46,6 +49,7 @@ def find_method(
     known = known_methods()
     classes = {name_key(n): c for n,c in known.items()} | {name_key(c.__name__): c for c in known.values()}
     if name_key(name) in classes: return classes[name_key(name)]
+    if name_key(name) in reserved: raise ValueError(f"methods: '{name}' is no callback, so it takes neither + nor arguments; {reserved[name_key(name)]}")
     raise ValueError(unknown_name('method', name, ['plain', 'all', *known]))
 
 # %% ../nbs/80_compare.ipynb #0f943778
@@ -61,13 +65,13 @@ def method_label(
     changed = [f'{k}={v!r}' for k,v in list(bound.items())[1:] if v!=sig.parameters[k].default]
     return f"{cls.__name__}({', '.join(changed)})"
 
-# %% ../nbs/80_compare.ipynb #26cb6d0d
+# %% ../nbs/80_compare.ipynb #52ca296f
 def parse_list(text):
     "Elements of a comma-separated list, as syntax trees"
     parts = re.split(r"""('[^']*'|"[^"]*")""", text) # a hyphen inside quotes is left alone
     parts = [p if i%2 else re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', p) for i,p in enumerate(parts)]
     try: nodes = ast.parse(f"[{''.join(parts).strip().strip(',')}]", mode='eval').body.elts
-    except (SyntaxError, AttributeError): raise ValueError(f"methods: cannot read '{text}'; write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
+    except (SyntaxError, AttributeError, RecursionError): raise ValueError(f"methods: cannot read '{text}'; write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
     if not nodes: raise ValueError("methods: the list is empty; write e.g. feature_mining,mixup")
     return nodes
 
@@ -75,17 +79,18 @@ def parse_callback(node):
     "Class, positional and keyword arguments of one callback"
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name): raise ValueError(f"methods: '{ast.unparse(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
-    try: return find_method(call.func.id), [ast.literal_eval(a) for a in call.args], {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except (ValueError, TypeError) as e:
-        if 'malformed node' not in str(e): raise
-        raise ValueError(f"methods: the arguments in '{ast.unparse(node)}' must be literals, such as 2, 0.5 or 'box'") from None
+    cls,names = find_method(call.func.id),[k.arg for k in call.keywords]
+    if None in names: raise ValueError(f"methods: '{ast.unparse(node)}' has arguments behind **; write them out, such as layers=2")
+    if len(set(names))<len(names): raise ValueError(f"methods: '{ast.unparse(node)}' gives an argument twice; give it once")
+    try: return cls, [ast.literal_eval(a) for a in call.args], {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    except (ValueError, TypeError): raise ValueError(f"methods: the arguments in '{ast.unparse(node)}' must be literals, such as 2, 0.5 or 'box'") from None
 
 def summands(node):
     "Callbacks joined by `+`"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): return summands(node.left) + summands(node.right)
     return [parse_callback(node)]
 
-# %% ../nbs/80_compare.ipynb #4a972667
+# %% ../nbs/80_compare.ipynb #3b4485a2
 def make_callbacks(calls): return [cls(*args, **kwargs) for cls,args,kwargs in calls]
 
 def method_of(calls):
@@ -93,21 +98,46 @@ def method_of(calls):
     names = [cls.__name__ for cls,_,_ in calls]
     if len(set(names))<len(names): raise ValueError(f"methods: {'+'.join(names)} has one class twice; give that one several layers instead")
     label = '+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in calls)
-    make_callbacks(calls)
+    try: make_callbacks(calls)
+    except TypeError as e: raise ValueError(f"methods: {label} has an argument of a wrong type ({e}); correct it") from e
     return label, partial(make_callbacks, calls)
 
-# %% ../nbs/80_compare.ipynb #48bbb44c
+# %% ../nbs/80_compare.ipynb #6283cc44
 def parse_methods(
     text:str, # e.g. `"feature_mining, FeatureMining(layers=2)+mixup"`, or `"all"`
 )->list: # (label, function that makes the callbacks), plain first
     "Read a list of methods; plain training is always in it, and the same method only once"
     chosen = {'plain': list}
     for node in parse_list(text):
-        name = node.id if isinstance(node, ast.Name) else ''
+        name = name_key(node.id) if isinstance(node, ast.Name) else ''
         if name=='plain': continue
         each = [[(cls, [], {})] for cls in known_methods().values()] if name=='all' else [summands(node)]
         chosen.update(method_of(calls) for calls in each)
     return list(chosen.items())
+
+# %% ../nbs/80_compare.ipynb #7d3c77f9
+def callback_text(cb):
+    "Expression that makes `cb`; `ValueError` where its `repr` is none"
+    cls = type(cb)
+    args = ', '.join(str(p.replace(annotation=p.empty)) for p in list(inspect.signature(cls).parameters.values())[:1])
+    remedy = f'give it as text with literal arguments, such as "{cls.__name__}({args})"'
+    if cls.__repr__ is Callback.__repr__: raise ValueError(f"methods: a {cls.__name__} does not show its arguments; {remedy}")
+    try: (_,make), = parse_methods(repr(cb))[1:]
+    except ValueError: raise ValueError(f"methods: {repr(cb)[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
+    if repr(make()[0])!=repr(cb): raise ValueError(f"methods: {repr(cb)[:200]} makes another callback than itself; {remedy}")
+    return repr(cb)
+
+def method_text(m):
+    "A name, a callback class or a callback as text"
+    if isinstance(m, str): return m
+    cls = m if isinstance(m, type) else type(m)
+    if not issubclass(cls, Callback): raise ValueError(f"methods: {m!r} is neither text nor a callback; write e.g. ['feature_mining', 'FeatureMining(layers=2)']")
+    if find_method(cls.__name__) is not cls: raise ValueError(f"methods: another class is registered as {cls.__name__}; register this one with register_method, under a class name of its own")
+    return cls.__name__ if m is cls else callback_text(m)
+
+def as_text(methods):
+    "Methods as text: names, callback classes and callbacks"
+    return ','.join(method_text(m) for m in ([methods] if isinstance(methods, (str, type, Callback)) else methods))
 
 # %% ../nbs/80_compare.ipynb #cd10c4af
 def known_archs()->dict: # name -> function that makes the network
@@ -148,7 +178,7 @@ def one_line(e, n=400):
     text = re.sub(r'Exception occured in `\w+` when calling event `\w+`: ', '', text)
     return text if len(text)<=n else text[:n-3] + '...'
 
-# %% ../nbs/80_compare.ipynb #ea5dd023
+# %% ../nbs/80_compare.ipynb #c2d12f64
 class StepTimer(Callback):
     "Milliseconds of each training step, with the GPU's work finished on both sides"
     order,run_valid = -1000,False
@@ -162,6 +192,13 @@ class StepTimerEnd(Callback):
     "Stops `StepTimer` after all other callbacks"
     order,run_valid = 1000,False
     def after_batch(self): self.learn.step_timer.times.append(1000*(self.learn.step_timer.now() - self.learn.step_timer.start))
+
+class StopDiverged(TerminateOnNaNCallback):
+    "End the fit at a loss that is not finite, and remember that it did"
+    diverged = False
+    def after_batch(self):
+        self.diverged = self.diverged or not torch.isfinite(self.loss).all()
+        super().after_batch()
 
 class Curve(Callback):
     "Losses and accuracy of each epoch, over several fits"
@@ -207,7 +244,7 @@ def train(
     "fastai's standard recipe for either case"
     learn.fine_tune(epochs, lr) if pretrained else learn.fit_one_cycle(epochs, lr)
 
-# %% ../nbs/80_compare.ipynb #b002871a
+# %% ../nbs/80_compare.ipynb #38d5659b
 def device_of(dls): return dls.device or default_device()
 
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
@@ -218,10 +255,12 @@ def measured(learn, seconds, peak):
     res = dict(step_ms=float(np.median(times)) if times else np.nan, seconds=seconds, peak_mb=peak, curve=';'.join(f"{r.get('accuracy', np.nan):.6g}" for r in rows))
     last = rows[-1] if rows else {}
     values = {k: float(last.get(k, np.nan)) for k in measures[:3]}
-    if all(np.isfinite(v) for v in values.values()): return res | values | dict(error='')
-    return res | dict.fromkeys(measures[:3], np.nan) | dict(error='diverged: the loss is not finite')
+    if not learn.stop_diverged.diverged and all(np.isfinite(v) for v in values.values()): return res | values | dict(error='')
+    return res | dict.fromkeys(measures[:3], np.nan) | dict(error=f'diverged: the loss is not finite after {plural(len(rows), "whole epoch")}')
 
-# %% ../nbs/80_compare.ipynb #6ba1d144
+def plural(n, word): return f"{n} {word}{'s'*(int(n)!=1)}"
+
+# %% ../nbs/80_compare.ipynb #b8fb5067
 def run_once(
     dls:DataLoaders, # images; their order is reset
     make_cbs:Callable=list, # function that makes the callbacks of the method; `list` for plain
@@ -241,7 +280,7 @@ def run_once(
         same_start(dls, seed)
         learn = make_learner(dls, arch, pretrained, head)
         learn.remove_cb(ProgressCallback)
-        learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, TerminateOnNaNCallback, *L(progress)])
+        learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, StopDiverged, *L(progress)])
         learn.logger = noop
         train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
         return measured(learn, time.perf_counter() - start, peak_memory(device) if can_measure else np.nan)
@@ -323,16 +362,14 @@ def summarise(
     rows = [summary_row(label, rows, plain) for label,rows in df.groupby('method', sort=False)]
     return pd.DataFrame(rows).set_index('method')
 
-# %% ../nbs/80_compare.ipynb #656e5ab5
-def plural(n, word): return f"{n} {word}{'s'*(int(n)!=1)}"
-
+# %% ../nbs/80_compare.ipynb #2bea1deb
 def number(x, form): return '-' if pd.isna(x) else format(x, form)
 
 def table_row(label, r):
     "Cells of one method, in percent and points"
     spread = '' if pd.isna(r.accuracy_std) else f' ± {100*r.accuracy_std:.2f}'
     gain = '-' if label=='plain' or pd.isna(r.gain) else f'{100*r.gain:+.2f}'
-    span = '-' if label=='plain' or pd.isna(r.gain_low) else f'{100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}'
+    span = '-' if label=='plain' or r.pairs<3 or pd.isna(r.gain_low) else f'{100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}'
     runs = f'{r.runs}' if not r.failed else f'{r.runs} ({r.failed} failed)'
     return [label, runs, number(100*r.accuracy, '.2f') + spread, gain, span, number(r.step_ms, '.1f'), number(r.step_ratio, '.3f'), number(r.memory_ratio, '.3f')]
 
@@ -364,7 +401,7 @@ def verdict(label, r):
     if r.gain_low<=0<=r.gain_high: return f"{span}: it includes 0, so no difference is shown."
     return f"{span}: it excludes 0, so {'a gain' if r.gain>0 else 'a loss'} is shown, for these images and this budget."
 
-# %% ../nbs/80_compare.ipynb #872b518a
+# %% ../nbs/80_compare.ipynb #c0922956
 def colours(labels): return {l: 'black' if l=='plain' else f'C{i}' for i,l in enumerate(labels)}
 
 def plot_cost(ax, df, summary, colour):
@@ -380,10 +417,10 @@ def plot_cost(ax, df, summary, colour):
 def plot_curves(ax, df, colour):
     "Accuracy of each epoch: mean, band from the worst to the best seed"
     for label,rows in df.groupby('method', sort=False):
-        curves = 100*np.array([[float(v) for v in c.split(';')] for c in rows['curve']])
+        curves = 100*pd.DataFrame([[float(v) for v in c.split(';') if v] for c in rows['curve']], dtype=float) # a shorter curve is filled up with NaN, which counts nowhere
         epochs = np.arange(1, curves.shape[1] + 1)
-        ax.plot(epochs, curves.mean(0), color=colour[label], marker='.')
-        ax.fill_between(epochs, curves.min(0), curves.max(0), color=colour[label], alpha=0.15, linewidth=0)
+        ax.plot(epochs, curves.mean(), color=colour[label], marker='.')
+        ax.fill_between(epochs, curves.min(), curves.max(), color=colour[label], alpha=0.15, linewidth=0)
     ax.set(xlabel='epoch', ylabel='validation accuracy, %', title='Validation accuracy (mean, worst and best seed)')
     ax.xaxis.get_major_locator().set_params(integer=True)
 
@@ -485,11 +522,7 @@ def finished(i, n, seed, label, row, spent):
     left = f" (about {format_time(spent/i*(n-i))} left)" if i<n else ''
     return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{left}"
 
-# %% ../nbs/80_compare.ipynb #269a9918
-def as_text(methods):
-    "Methods as text: names, callback classes and callbacks"
-    return methods if isinstance(methods, str) else ','.join(m if isinstance(m, str) else m.__name__ if isinstance(m, type) else repr(m) for m in methods)
-
+# %% ../nbs/80_compare.ipynb #bd9eae67
 def train_all(todo, plan, dls, config, path, settings, say, bars):
     "Train the runs that are missing; each is a row of `path` as soon as it ends"
     start = time.perf_counter()
@@ -590,13 +623,18 @@ def parser():
     commands.add_parser('methods', help='list the methods and what they do')
     return p
 
-# %% ../nbs/80_compare.ipynb #a354041c
+# %% ../nbs/80_compare.ipynb #56956480
+descriptions = {MixUp: "Train on weighted means of two images and of their labels (mixup, 2018)",
+                CutMix: "Paste a box of one image into another and weight the labels by area (CutMix, 2019)"}
+
+def describe(cls): return descriptions.get(cls) or (cls.__doc__ or 'No description').strip().splitlines()[0]
+
 def list_methods():
-    "The registry, a line per method"
+    "The registry, two lines per method"
     for name,cls in known_methods().items():
         sig = inspect.signature(cls.__init__)
         args = ', '.join(str(p.replace(annotation=inspect.Parameter.empty)) for p in list(sig.parameters.values())[1:])
-        print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {(cls.__doc__ or '').strip().splitlines()[0]}")
+        print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {describe(cls)}")
     return 0
 
 def run_compare(args):

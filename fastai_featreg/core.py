@@ -6,8 +6,8 @@
 __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps', 'feature_maps', 'VisitingParams',
            'is_validating', 'FitState', 'FeatureCallback', 'EpochGuard']
 
-# %% ../nbs/01_core.ipynb #577aba92
-import inspect,math
+# %% ../nbs/01_core.ipynb #8658bbe1
+import inspect,math,weakref
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
@@ -16,7 +16,7 @@ from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
 from .anatomy import get_anatomy,Stage,untouched
 
-# %% ../nbs/01_core.ipynb #7331d7ab
+# %% ../nbs/01_core.ipynb #6e0df542
 methods = {}
 
 def register_method(
@@ -24,6 +24,7 @@ def register_method(
 ): # decorator that enters a `Callback` class under `name` and returns it unchanged
     "Enter a callback class in `methods`, so that `featreg compare`, the benchmark and the tests find it"
     def _register(cls):
+        if not (isinstance(cls, type) and issubclass(cls, Callback)): raise ValueError(f"register_method: '{name}' must be given a Callback class, got {cls!r}")
         if methods.get(name, cls).__qualname__ != cls.__qualname__:
             raise ValueError(f"register_method: the name '{name}' already stands for {methods[name].__qualname__}; choose another name")
         methods[name] = cls
@@ -86,12 +87,12 @@ def feature_maps(
         model(x)
     return store.maps
 
-# %% ../nbs/01_core.ipynb #a019d3a9
+# %% ../nbs/01_core.ipynb #3b8d2455
 class VisitingParams:
     "Parameters that join the last group of a fastai optimiser for one batch at a time"
     def __init__(self,
         params:list, # parameters of the auxiliary heads
-    ): self.params,self.states,self.opt = list(params),{},None
+    ): self.params,self.states,self.slow,self.opt = list(params),{},None,None
 
     def _tables(self, opt): # fastai's optimiser has one table of states, a wrapped torch optimiser a second one
         return [opt.state] + ([opt.opt.state] if isinstance(opt, OptimWrapper) else [])
@@ -99,15 +100,16 @@ class VisitingParams:
     def join(self,
         opt:Optimizer, # the learner's optimiser; another one than before means fresh momentum
     ):
-        "Enter the last parameter group"
-        if opt is not self.opt: self.opt,self.states = opt,{}
+        "Enter the last parameter group; joining twice is joining once"
+        self.leave()
+        if opt is not self.opt: self.opt,self.states,self.slow = opt,{},None
         for p in self.params:
             for i,table in enumerate(self._tables(opt)):
-                fresh = {'do_wd': False} if i==0 and p.ndim==1 else {}
-                state = self.states.get((p, i), fresh)
-                if state: table[p] = state
-                elif i==0: table.setdefault(p, {})
+                state = self.states.get((p, i), {'do_wd': False} if i==0 and p.ndim==1 else {})
+                if state or i==0: table[p] = state
             opt.param_lists[-1].append(p)
+        slow = getattr(opt, 'slow_weights', None) # Lookahead, as in `ranger`, keeps a copy of every parameter
+        if slow: slow[-1].extend(self.slow or [p.detach().clone() for p in self.params])
 
     def leave(self):
         "Leave the optimiser and take the optimiser's states along; does nothing where there is nothing to leave"
@@ -118,6 +120,8 @@ class VisitingParams:
         for p in self.params:
             for i,table in enumerate(self._tables(self.opt)):
                 if p in table: self.states[(p, i)] = table.pop(p)
+        slow,n = getattr(self.opt, 'slow_weights', None),len(self.opt.param_lists[-1])
+        if slow and len(slow[-1])>n: self.slow,slow[-1][n:] = slow[-1][n:],[]
 
 # %% ../nbs/01_core.ipynb #6928c71e
 def is_validating(
@@ -126,7 +130,7 @@ def is_validating(
     "Whether the running events belong to an inference call rather than to `fit`"
     return learn.lock.locked()
 
-# %% ../nbs/01_core.ipynb #87220cd5
+# %% ../nbs/01_core.ipynb #ab3a6eff
 @dataclass
 class FitState:
     "What exists only while one fit runs"
@@ -134,34 +138,47 @@ class FitState:
     hooks:list = field(default_factory=list) # their `TapHook`s, made once, so that a compiled model keeps seeing the same objects
     handles:list = field(default_factory=list) # handles of the hooks now installed
     maps:dict = field(default_factory=dict) # layer name -> map of the batch that runs
+    no_grad:list = field(default_factory=list) # layers whose map came without a graph in the batch that runs
     drawn:dict = field(default_factory=dict) # random choices of the batch that runs
     weight:float = 0. # weight of the term for the batch that runs
+    compiled:bool = False # the model is compiled, so the hooks must be there from the first trace on
     total:Tensor|float = 0. # sum of the term over the batches of the epoch
     count:int = 0 # batches that had a term
     metric:object = None # the table column, while it is announced
     snapshot:dict|None = None # heads before `lr_find`, to be put back
 
-    def new_batch(self, weight): self.maps,self.drawn,self.weight = {},{},weight
+    def new_batch(self, weight): self.maps,self.drawn,self.no_grad,self.weight = {},{},[],weight
     def new_epoch(self): self.total,self.count = 0.,0
     def mean(self): return float(self.total)/self.count if self.count else None
     def unhook(self):
         for h in self.handles: h.remove()
         self.handles = []
 
-# %% ../nbs/01_core.ipynb #80313c75
+# %% ../nbs/01_core.ipynb #730e55a5
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
     order,run_valid = 5,False
     column = None
-    _learn = _fit = heads = generator = visitors = _pending = None
-    _stateattrs = ('_fit', 'heads', 'generator', 'visitors', '_pending')
+    _learn = _last = _fit = aux_heads = generator = visitors = _pending = None
+    _stateattrs = ('_last', '_fit', 'aux_heads', 'generator', 'visitors', '_pending')
 
     def __init__(self,
         layers:int|str|nn.Module|list=1, # the last n stages, or names, modules, stage numbers
         weight:float|Callable=1., # factor of the loss term, or a function of the share of training done, [0,1] -> float
         seed:int|None=None, # seed of the callback's own generator; None derives it from torch's seed
     ):
+        if isinstance(layers, (bool, float)) or layers is None or (isinstance(layers, int) and layers<1) or (is_listy(layers) and len(layers)==0):
+            raise ValueError(f"{type(self).__name__}: layers must be a number of last stages (1, 2, ...), a layer's name, a module, or a list of these, got {layers!r}")
+        if not callable(weight) and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
+            raise ValueError(f"{type(self).__name__}: weight must be a finite number or a function of the share of training done, got {weight!r}")
+        if seed is not None and not isinstance(seed, int): raise ValueError(f"{type(self).__name__}: seed must be a whole number or None, got {seed!r}")
         store_attr('layers,weight,seed')
+
+    def __call__(self, event_name):
+        "Ignore events after a removal in the middle of a batch, and the rest of a batch that began without us"
+        within = ('after_pred', 'after_loss', 'before_backward', 'after_backward', 'after_batch')
+        if self.learn is None or (self._fit is None and event_name in within): return
+        return super().__call__(event_name)
 
     def make_heads(self,
         stages:list, # tapped `Stage`s, with `channels`
@@ -202,19 +219,22 @@ def __repr__(self:FeatureCallback):
     defaults = {p.name: p.default for p in params}
     return f"{type(self).__name__}({', '.join(f'{k}={_repr_arg(v)}' for k,v in args if v is not defaults[k] and v!=defaults[k])})"
 
-# %% ../nbs/01_core.ipynb #75bd081f
+# %% ../nbs/01_core.ipynb #b858b7fa
 def _get_learn(self): return self._learn
 
 def _set_learn(self, learn):
     if learn is None: self.clean_up()
-    elif any(type(cb) is type(self) and cb is not self for cb in learn.cbs):
+    elif any(type(cb) is type(self) for cb in learn.cbs):
         raise ValueError(f"the learner already has a {type(self).__name__}; give that one several layers, e.g. `layers=2`, "
                          f"or remove it first with `learn.remove_cb({type(self).__name__})`")
+    elif self._last is None or self._last() is not learn:
+        for k in ('aux_heads', 'generator', 'visitors'): self.__dict__.pop(k, None)
+        self.__dict__['_last'] = weakref.ref(learn)
     self.__dict__['_learn'] = learn
 
 FeatureCallback.learn = property(_get_learn, _set_learn)
 
-# %% ../nbs/01_core.ipynb #dd29b690
+# %% ../nbs/01_core.ipynb #6f13d74e
 @patch
 def set_up(self:FeatureCallback):
     "Find the layers, make the heads; once per fit, in its first batch"
@@ -225,31 +245,33 @@ def set_up(self:FeatureCallback):
     stages = anatomy.find(self.layers)
     if any(isinstance(l, nn.Module) for l in ([self.layers] if isinstance(self.layers, nn.Module) else L(self.layers))):
         self.layers = [s.name for s in stages] # names can be printed, copied and exported
-    if self.generator is None: self.generator = torch.Generator().manual_seed(self.start_seed)
+    if self.generator is None: self.generator = torch.Generator().manual_seed(self.start_seed + 1)
     self._set_up_heads(stages, anatomy.n_out)
-    if any(m._compiled_call_impl is not None for m in model.modules()): torch.compiler.reset() # traced without our hooks
+    self._fit.compiled = any(m._compiled_call_impl is not None or '_orig_mod' in m._modules for m in model.modules())
+    if self._fit.compiled: torch.compiler.reset() # what is traced already has no hooks of ours
     self._fit.stages,self._fit.hooks = stages,[TapHook(self, s) for s in stages]
 
 @patch(as_prop=True)
 def start_seed(self:FeatureCallback):
-    "Seed of the heads and of the callback's own generator"
-    return torch.initial_seed() % 2**63 if self.seed is None else self.seed
+    "Seed of the heads; the generator's is one more. Derived from torch's seed it is another one, lest the heads repeat the model's first numbers"
+    return (torch.initial_seed() + 20210831) % 2**62 if self.seed is None else self.seed
 
 @patch
 def _set_up_heads(self:FeatureCallback, stages, n_out):
     "Make the heads, or keep those of the last fit if they still fit; put them on the model's device, equal on all ranks"
     with isolated_rng(self.start_seed): heads = self.make_heads(stages, n_out)
+    pending,self._pending = self._pending or {},None
     if heads is None: return
     shapes = lambda m: [p.shape for p in m.parameters()]
-    if self.heads is None or shapes(self.heads)!=shapes(heads): self.heads,self.visitors = heads,None
-    self.heads.to(next(self.learn.model.parameters()).device).train()
-    if self._pending and 'heads' in self._pending: self._load_pending()
-    for p in self.heads.parameters(): p.grad = None
-    if self.visitors is None: self.visitors = VisitingParams(self.heads.parameters())
+    if self.aux_heads is None or shapes(self.aux_heads)!=shapes(heads): self.aux_heads,self.visitors = heads,None
+    self.aux_heads.to(next(self.learn.model.parameters()).device).train()
+    if 'heads' in pending: self._load(pending)
+    for p in self.aux_heads.parameters(): p.grad = None
+    if self.visitors is None: self.visitors = VisitingParams(self.aux_heads.parameters())
     if isinstance(self.learn.model, DistributedDataParallel):
-        for p in self.heads.parameters(): dist.broadcast(p.data, 0)
+        for p in self.aux_heads.parameters(): dist.broadcast(p.data, 0)
 
-# %% ../nbs/01_core.ipynb #5f4daaa2
+# %% ../nbs/01_core.ipynb #f1ae6837
 @patch(as_prop=True)
 def _changes(self:FeatureCallback): return type(self).change_map is not FeatureCallback.change_map
 
@@ -260,14 +282,19 @@ def before_batch(self:FeatureCallback):
     fit = self._fit
     if not fit.stages: self.set_up()
     fit.new_batch(self.weight(self.learn.pct_train) if callable(self.weight) else self.weight)
-    if fit.weight==0: return
+    if fit.weight==0 and not fit.compiled: return
     fit.handles = [s.module.register_forward_hook(h) for s,h in zip(fit.stages, fit.hooks)]
 
 @patch
 def on_map(self:FeatureCallback, stage:Stage, fmap:Tensor):
     "Called by the taps: keep the map, or answer with another one"
-    new = self.change_map(stage, fmap) if self._changes else None
-    self._fit.maps[stage.name] = fmap if new is None else new
+    fit = self._fit
+    inference = not torch.is_grad_enabled() and not stage.module.training # another callback's probe, a look at the predictions
+    if fit is None or inference: return
+    act = self._changes and fit.weight!=0 and stage.module.training
+    new = self.change_map(stage, fmap) if act else None
+    fit.maps[stage.name] = fmap if new is None else new
+    if not self._changes and not torch.is_grad_enabled(): fit.no_grad.append(stage.name)
     return new
 
 @patch
@@ -280,15 +307,18 @@ def after_pred(self:FeatureCallback):
         if s.name not in fit.maps:
             raise ValueError(f"{type(self).__name__}: layer '{s.name}' was not run in this forward pass (gradient checkpointing can bypass a stage's container); "
                              "name a layer that is run, e.g. the last block inside it, with `layers=`")
+    if fit.no_grad:
+        raise ValueError(f"{type(self).__name__}: layer '{fit.no_grad[0]}' ran without gradients, so its term could not train the network (reentrant gradient checkpointing does that); "
+                         "checkpoint with use_reentrant=False, or name a layer outside with `layers=`")
 
-# %% ../nbs/01_core.ipynb #89b3c147
+# %% ../nbs/01_core.ipynb #d3f96790
 @patch
 def after_loss(self:FeatureCallback):
     "Add `weight * loss_term` to the loss that is differentiated"
     fit = self._fit
-    if not fit.maps or not len(self.learn.yb): return
-    term = self.loss_term(fit.maps)
-    fit.maps = {}
+    maps,fit.maps = fit.maps,{}
+    if not maps or fit.weight==0 or not len(self.learn.yb): return
+    term = self.loss_term(maps)
     if term is None: return
     fit.total,fit.count = fit.total + term.detach(),fit.count + 1
     self.learn.loss_grad = self.learn.loss_grad + fit.weight*term
@@ -301,11 +331,11 @@ def before_backward(self:FeatureCallback):
 @patch
 def after_backward(self:FeatureCallback):
     "Average the heads' gradients over all ranks, as DistributedDataParallel does for the model's"
-    if self.visitors is None or not isinstance(self.learn.model, DistributedDataParallel): return
-    for p in self.heads.parameters():
-        if p.grad is not None:
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
+    if self.visitors is None or self._fit.weight==0 or not isinstance(self.learn.model, DistributedDataParallel): return
+    for p in self.aux_heads.parameters(): # a rank without a term takes part too, else the others would wait for ever
+        if p.grad is None: p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+        p.grad /= dist.get_world_size()
 
 @patch
 def after_batch(self:FeatureCallback):
@@ -336,29 +366,33 @@ def _write_column(self:FeatureCallback):
         if self.column and name in names:
             recorder.log.insert(names.index(name), None if name.startswith('valid_') else self._fit.mean())
 
-# %% ../nbs/01_core.ipynb #2aa87b3e
+# %% ../nbs/01_core.ipynb #f3ad9bef
 class EpochGuard:
     "One-shot stand-in for `learn._do_epoch_train` that cleans up however the epoch ends"
     def __init__(self,
         learn:Learner, # its training epoch is guarded
-        clean_up:Callable, # called without arguments when the epoch ends, in whatever way
+        cb:Callback, # its `end_epoch()` is called when the epoch ends, its `clean_up()` as well if nobody else will
     ):
-        self.learn,self.clean_up,self.epoch = learn,clean_up,learn._do_epoch_train
+        self.learn,self.cb,self.epoch = learn,cb,learn._do_epoch_train
         learn._do_epoch_train = self
 
     def __call__(self):
         self.remove(self.learn)
         try: self.epoch()
-        finally: self.clean_up()
+        except (CancelEpochException, CancelFitException): raise # fastai goes on to `after_fit`
+        except BaseException:
+            self.cb.clean_up()
+            raise
+        finally: self.cb.end_epoch()
 
     @staticmethod
     def remove(learn): learn.__dict__.pop('_do_epoch_train', None)
 
-# %% ../nbs/01_core.ipynb #c1cd68e3
+# %% ../nbs/01_core.ipynb #fc19acf4
 @patch
 def before_fit(self:FeatureCallback):
     "Start afresh, announce the column"
-    if is_validating(self.learn): return
+    if is_validating(self.learn): return self._take_column_back()
     self.clean_up()
     self._fit = FitState()
     if hasattr(self.learn, 'lr_finder'): self._fit.snapshot = self.state_dict()
@@ -370,7 +404,7 @@ def before_epoch(self:FeatureCallback):
     if is_validating(self.learn) or self._fit is None: return
     self._take_column_back()
     self._fit.new_epoch()
-    EpochGuard(self.learn, self._end_epoch)
+    EpochGuard(self.learn, self)
 
 @patch
 def after_epoch(self:FeatureCallback):
@@ -385,7 +419,7 @@ def after_fit(self:FeatureCallback):
     if not is_validating(self.learn): self.clean_up()
 
 @patch
-def _end_epoch(self:FeatureCallback):
+def end_epoch(self:FeatureCallback):
     "Hooks out of the model, heads out of the optimiser, by a sweep that needs no handles"
     if self.learn is None: return
     remove_taps(self.learn.model, self)
@@ -396,21 +430,22 @@ def _end_epoch(self:FeatureCallback):
 def clean_up(self:FeatureCallback):
     "End of a fit, in whatever way it came; may be called at any time and twice"
     if self.learn is None: return
-    self._end_epoch()
+    self.end_epoch()
     self._take_column_back()
     EpochGuard.remove(self.learn)
     if self._fit is not None and self._fit.snapshot is not None: self.load_state_dict(self._fit.snapshot)
     self._fit = None
 
-# %% ../nbs/01_core.ipynb #33d8008f
+# %% ../nbs/01_core.ipynb #1e608c6d
 @patch
 def state_dict(self:FeatureCallback)->dict: # heads, their optimiser states, the generator's state; empty dictionary before the first batch
     "What training has made of the callback, to resume from"
+    if self._pending: return deepcopy(self._pending) # loaded, but no batch has come yet
     if self.generator is None: return {}
     res = {'generator': self.generator.get_state()}
-    if self.heads is not None:
+    if self.aux_heads is not None:
         states = {(i, t): deepcopy(self.visitors.states[(p, t)]) for i,p in enumerate(self.visitors.params) for t in (0, 1) if (p, t) in self.visitors.states}
-        res.update(heads=deepcopy(self.heads.state_dict()), states=states)
+        res.update(heads=deepcopy(self.aux_heads.state_dict()), states=states)
     return res
 
 @patch
@@ -418,16 +453,16 @@ def load_state_dict(self:FeatureCallback,
     state:dict, # from `state_dict()`
 ):
     "Resume from `state`; heads and momentum are put in place when the next fit sets up"
-    self.heads = self.generator = self.visitors = None
-    self._pending = state or None
+    self.aux_heads = self.generator = self.visitors = None
+    self._pending = deepcopy(state) or None
     if not state: return
     self.generator = torch.Generator()
     self.generator.set_state(state['generator'])
 
 @patch
-def _load_pending(self:FeatureCallback):
-    state,self._pending = self._pending,None
-    self.heads.load_state_dict(state['heads'])
-    self.visitors = VisitingParams(self.heads.parameters())
-    self.visitors.states = {(self.visitors.params[i], t): s for (i, t),s in state['states'].items()}
+def _load(self:FeatureCallback, state):
+    self.aux_heads.load_state_dict(state['heads'])
+    self.visitors = VisitingParams(self.aux_heads.parameters())
+    device = self.visitors.params[0].device
+    self.visitors.states = {(self.visitors.params[i], t): to_device(s, device) for (i, t),s in state['states'].items()}
     self.visitors.opt = self.learn.opt

@@ -239,23 +239,25 @@ def pad_crop_flip(
     "Pad with reflection, crop at random, flip every other image"
     return AffineCoordTfm([partial(shift_mat, pad=pad), flip_mat], mode='nearest', pad_mode=PadMode.Reflection, align_corners=True)
 
-# %% ../nbs/70_data.ipynb #4c9e017c
+# %% ../nbs/70_data.ipynb #9a1ea1f6
 def balanced_subset(
     labels:list, # Class of each item
     n:int=None, # Items to draw; all if None
     seed:int=0, # Seed of the function's own generator
+    name:str='n', # What the caller calls `n`, for the message
 )->np.ndarray: # Positions, in random order
     "Positions of `n` items, the same number from each class (one more from some if `n` does not divide)"
     rng,labels = np.random.default_rng(seed),np.asarray(labels)
     if n is None: return rng.permutation(len(labels))
+    _check_int(name, n, 1, 10**9)
     classes = np.unique(labels)
-    if n < len(classes): raise ValueError(f"n is {n}, fewer than the {len(classes)} classes: ask for at least one image a class.")
+    if n < len(classes): raise ValueError(f"{name} is {n}, fewer than the {len(classes)} classes: ask for at least one image a class.")
     share = n//len(classes) + (rng.permutation(len(classes)) < n%len(classes))
     for c,k in zip(classes, share):
-        if k > (labels==c).sum(): raise ValueError(f"n is {n}, which takes {k} images of class {c}, but there are {(labels==c).sum()}: ask for fewer.")
+        if k > (labels==c).sum(): raise ValueError(f"{name} is {n}, which takes {k} images of class {c}, but there are {(labels==c).sum()}: ask for fewer.")
     return rng.permutation(np.concatenate([rng.choice(np.flatnonzero(labels==c), k, replace=False) for c,k in zip(classes, share)]))
 
-# %% ../nbs/70_data.ipynb #860520db
+# %% ../nbs/70_data.ipynb #fdd38f6c
 CIFAR_URLS = {'cifar10': URLs.CIFAR, 'cifar100': URLs.CIFAR_100}
 
 @lru_cache(maxsize=None)
@@ -263,11 +265,11 @@ def _small_pixels(fn, size):
     "Pixels of an image file as an array (size, size, 3), decoded once in a process"
     with Image.open(fn) as img: return np.asarray(img.convert('RGB').resize((size,size), BILINEAR))
 
-def _memory_items(folder, n, size, seed):
+def _memory_items(folder, n, size, seed, name='n'):
     "A balanced subset of the images anywhere below `folder` as `BoxedImage`s, labelled by the name of their own folder"
     fns = sorted(get_image_files(folder))
     if not fns: raise ValueError(f"{folder} has no images: remove the incomplete data folder {folder.parent}, so that it is fetched again.")
-    fns = [fns[i] for i in balanced_subset(L(fns).map(parent_label), n, seed)]
+    fns = [fns[i] for i in balanced_subset(L(fns).map(parent_label), n, seed, name)]
     pixels = parallel(partial(_small_pixels, size=size), fns, threadpool=True, n_workers=2, progress=False)
     return [BoxedImage(o, parent_label(fn)) for o,fn in zip(pixels, fns)]
 
@@ -285,7 +287,7 @@ def cifar_dls(
     if which not in CIFAR_URLS: raise ValueError(f"which is {which!r}: choose 'cifar10' or 'cifar100'.")
     _check_int('size', size, 8, 512); _check_loader_args(kwargs)
     path = untar_data(CIFAR_URLS[which])
-    train,valid = _memory_items(path/'train', n_train, size, [seed,0]),_memory_items(path/'test', n_valid, size, [seed,1])
+    train,valid = _memory_items(path/'train', n_train, size, [seed,0], 'n_train'),_memory_items(path/'test', n_valid, size, [seed,1], 'n_valid')
     tfms = [pad_crop_flip(size//8)] if augment else []
     return items_dls(train, valid, sorted({o.label for o in train}), size, bs, [*tfms, Normalize.from_stats(*cifar_stats)], **kwargs)
 
@@ -329,7 +331,7 @@ def _split_files(path, valid_pct, seed):
     _check_classes(path, labels)
     return [[files[i] for i in idxs] for idxs in stratified_split(labels, valid_pct, seed)]
 
-# %% ../nbs/70_data.ipynb #4d1d5cf3
+# %% ../nbs/70_data.ipynb #9e7d63f4
 def _some(names):
     "The first few of `names` in words, with their number if there are more"
     return ', '.join(map(str, names[:3])) + (f', and {len(names)-3} more' if len(names)>3 else '')
@@ -340,13 +342,17 @@ def _check_classes(path, train, valid=()):
     unknown = sorted(set(valid)-set(train))
     if unknown: raise ValueError(f"{path} has classes with validation but no training images ({_some(unknown)}): add training images, or remove these classes.")
 
+def _some_files(files, n, seed, name):
+    "A balanced subset of `files`, or all of them as they are"
+    return files if n is None else [files[i] for i in balanced_subset(L(files).map(parent_label), n, seed, name)]
+
 def _check_readable(path, files):
     "Raise a `ValueError` that names image files which cannot be decoded"
     good = parallel(verify_image, files, threadpool=True, n_workers=min(16, defaults.cpus), progress=False)
     bad = [f.relative_to(path) for f,ok in zip(files, good) if not ok]
     if bad: raise ValueError(f"{path} has {len(bad)} unreadable images of {len(files)} ({_some(bad)}): remove or replace them.")
 
-# %% ../nbs/70_data.ipynb #0480b6b1
+# %% ../nbs/70_data.ipynb #180d7c91
 def folder_dls(
     path:str|Path, # A folder of class folders, or one with training and validation folders
     size:int=224, # Side of the network's input, pixels
@@ -355,6 +361,8 @@ def folder_dls(
     seed:int=42, # Seed of the random split
     augment:bool=True, # Apply fastai's `aug_transforms` to training images
     verify:bool=True, # Decode every image once and name those that fail
+    n_train:int=None, # Training images, the same number from each class; all if None
+    n_valid:int=None, # Validation images, balanced as well; all if None
     **kwargs, # Passed to fastai's `DataBlock.dataloaders`
 )->DataLoaders:
     "Images labelled by their folder, checked before anything is trained"
@@ -362,14 +370,16 @@ def folder_dls(
     _check_int('size', size, 8, 4096); _check_loader_args(kwargs)
     train,valid = _split_files(path, valid_pct, seed)
     labels,valid_labels = [[parent_label(f) for f in o] for o in (train,valid)]
-    _check_classes(path, labels, valid_labels); _check_batches(len(train), bs)
+    _check_classes(path, labels, valid_labels)
+    train,valid = _some_files(train, n_train, [seed,0], 'n_train'),_some_files(valid, n_valid, [seed,1], 'n_valid')
+    _check_batches(len(train), bs)
     if verify: _check_readable(path, [*train, *valid])
     tfms = [*(aug_transforms() if augment else []), Normalize.from_stats(*imagenet_stats)]
     block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted(set(labels)), sort=False)), get_y=parent_label,
         splitter=IndexSplitter(range(len(train), len(train)+len(valid))), item_tfms=Resize(size), batch_tfms=tfms)
     return block.dataloaders([*train, *valid], bs=bs, **{'path':path, **kwargs})
 
-# %% ../nbs/70_data.ipynb #01e65160
+# %% ../nbs/70_data.ipynb #5aab02ea
 BOX_COLUMNS = ['path','label','split','x0','y0','x1','y1']
 
 def _box_table(path):
@@ -387,16 +397,16 @@ def _boxed_item(fn, label, box, size, in_memory):
     if not (0<=x0<x1<=w and 0<=y0<y1<=h): raise ValueError(f"labels.csv gives {fn} of {w}x{h} pixels the box {box}: correct it, or remove the row.")
     return BoxedImage(pixels, label, (x0*size/w, y0*size/h, x1*size/w, y1*size/h))
 
-def _boxed_items(path, rows, n, size, seed, in_memory):
+def _boxed_items(path, rows, n, size, seed, in_memory, name):
     "A balanced subset of the rows of a box table as `BoxedImage`s"
-    rows = rows.iloc[balanced_subset(rows.label, n, seed)]
+    rows = rows.iloc[balanced_subset(rows.label, n, seed, name)]
     files,boxes = [path/o for o in rows.path],rows[BOX_COLUMNS[3:]].values.tolist()
     missing = [f.relative_to(path) for f in files if not f.is_file()]
     if missing: raise ValueError(f"{path} lacks {len(missing)} images that labels.csv names ({_some(missing)}): add them, or remove their rows.")
     _check_readable(path, files)
     return [_boxed_item(*o, size, in_memory) for o in zip(files, rows.label, boxes)]
 
-# %% ../nbs/70_data.ipynb #10174284
+# %% ../nbs/70_data.ipynb #12050343
 def boxed_folder_dls(
     path:str|Path, # A folder with images and labels.csv (columns path, label, split, x0, y0, x1, y1)
     size:int=64, # Side of the network's input, pixels
@@ -416,7 +426,7 @@ def boxed_folder_dls(
     rows = [df[df.split=='train'], df[df.split.isin(['valid','val','test'])]]
     if not all(map(len, rows)): raise ValueError(f"{path}/labels.csv has {len(rows[0])} rows of split train and {len(rows[1])} of split valid: give both.")
     _check_classes(path, *[o.label.tolist() for o in rows])
-    train,valid = [_boxed_items(path, o, n, size, [seed,i], in_memory) for i,(o,n) in enumerate(zip(rows, (n_train,n_valid)))]
+    train,valid = [_boxed_items(path, o, n, size, [seed,i], in_memory, name) for i,(o,n,name) in enumerate(zip(rows, (n_train,n_valid), ('n_train','n_valid')))]
     tfms = [*([pad_crop_flip(size//8)] if augment else []), Normalize.from_stats(*imagenet_stats)]
     return items_dls(train, valid, sorted(set(rows[0].label)), size, bs, tfms, **kwargs)
 

@@ -11,7 +11,7 @@ import math
 from fastai.vision.all import *
 from .core import FeatureCallback,register_method,feature_maps,isolated_rng
 
-# %% ../nbs/10_feature_mining.ipynb #35773947
+# %% ../nbs/10_feature_mining.ipynb #33ab5241
 def _leave_both(
     mask:Tensor, # zeros and ones
     generator=None, # torch.Generator
@@ -23,6 +23,10 @@ def _leave_both(
     return mask
 
 
+def _check_size(name, *size):
+    if not size or not all(isinstance(n, int) and n>=1 for n in size): raise ValueError(f"{name}: the size of a mask must be whole numbers of at least 1, got {size}")
+
+
 def box_mask(
     h:int, # height of the map, positions
     w:int, # width of the map, positions
@@ -31,7 +35,7 @@ def box_mask(
 )->Tensor: # (h,w) of 0. and 1., neither value missing if h*w>1
     "Random box, one inside (Feature Mining, Eq. 2)"
     if lam is not None and not 0<=lam<=1: raise ValueError(f"box_mask: lam must be between 0 and 1, got {lam}")
-    if h<1 or w<1: raise ValueError(f"box_mask: h and w must be at least 1, got {h} x {w}")
+    _check_size('box_mask', h, w)
     drawn,cy,cx = torch.rand(3, generator=generator).tolist()
     side = math.sqrt(1 - (drawn if lam is None else lam))
     edges = lambda n,c: (max(0, round(n*(c - side/2))), min(n, round(n*(c + side/2))))
@@ -46,10 +50,12 @@ def point_mask(
     generator:torch.Generator|None=None, # source of random numbers; None takes torch's global one
 )->Tensor: # `size`, of 0. and 1., neither value missing if there are several entries
     "Each entry by the toss of a coin: the paper's ablations Dropout-FM (positions) and SpatialDropout-FM (channels)"
+    _check_size('point_mask', *size)
     return _leave_both((torch.rand(*size, generator=generator)<0.5).float(), generator)
 
-# %% ../nbs/10_feature_mining.ipynb #dfa0b18f
+# %% ../nbs/10_feature_mining.ipynb #38e58dbc
 def _check_mask(f, mask, name):
+    if not isinstance(mask, Tensor): raise ValueError(f"mined_pool: {name} must be a tensor, got {type(mask).__name__}")
     if mask.shape not in (f.shape[2:], f.shape[1:2]):
         raise ValueError(f"mined_pool: {name} must be (H,W) = {tuple(f.shape[2:])} or (D,) = {tuple(f.shape[1:2])} for a map {tuple(f.shape)}, got {tuple(mask.shape)}")
 
@@ -69,11 +75,12 @@ def mined_pool(
     other:Tensor|None=None, # mask of the second part; None takes the complement 1-M
 )->Tensor: # (N,2,D): the pooled parts, float32 at least
     "Global averages of `X*M` and `X*(1-M)`, over all H*W positions (Feature Mining, Eq. 3 and section 3.2)"
-    if f.ndim!=4 or not f.is_floating_point(): raise ValueError(f"mined_pool: f must be a floating point map (N,D,H,W), got {f.dtype} {tuple(f.shape)}")
+    if f.ndim!=4 or not f.is_floating_point() or f.numel()==0: raise ValueError(f"mined_pool: f must be a floating point map (N,D,H,W) that is not empty, got {f.dtype} {tuple(f.shape)}")
     _check_mask(f, mask, 'mask')
-    if other is None: other = 1 - mask
-    elif other.shape!=mask.shape: raise ValueError(f"mined_pool: other must have the shape of mask, {tuple(mask.shape)}, got {tuple(other.shape)}")
-    parts = torch.stack([mask, other])
+    if other is not None: _check_mask(f, other, 'other')
+    if other is not None and other.shape!=mask.shape: raise ValueError(f"mined_pool: other must have the shape of mask, {tuple(mask.shape)}, got {tuple(other.shape)}")
+    mask = mask.float()
+    parts = torch.stack([mask, 1 - mask if other is None else other.float()])
     if mask.ndim==2: return _pool_positions(f, parts)
     return parts.to(f.device) * _pool_positions(f, torch.ones_like(f[:1,0]))
 
@@ -96,7 +103,7 @@ class FeatureMiningHead(nn.Module):
         parts = mined_pool(f, mask, other).to(self.part1.weight.dtype)
         return self.part1(parts[:,0]),self.part2(parts[:,1])
 
-# %% ../nbs/10_feature_mining.ipynb #3db09ff4
+# %% ../nbs/10_feature_mining.ipynb #65318e59
 @register_method('feature_mining')
 class FeatureMining(FeatureCallback):
     "Classify two random complementary parts of the last feature maps too (Feature Mining, 2021)"
@@ -134,10 +141,10 @@ class FeatureMining(FeatureCallback):
     )->Tensor: # scalar
         "Sum over mined layers of the losses of both parts (Eq. 4)"
         masks = [[self.draw_mask(f, n) for _ in range(1 if self.complementary else 2)] for n,f in maps.items()]
-        logits = [o for head,f,m in zip(self.heads, maps.values(), masks) for o in head(f, *m)]
+        logits = [o for head,f,m in zip(self.aux_heads, maps.values(), masks) for o in head(f, *m)]
         return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
 
-# %% ../nbs/10_feature_mining.ipynb #720ebe75
+# %% ../nbs/10_feature_mining.ipynb #94f9e571
 @delegates(plt.subplots, keep=True)
 def show_mining(
     learn:Learner, # learner whose network and data are shown
@@ -149,6 +156,7 @@ def show_mining(
     **kwargs
 ):
     "Image, feature map (mean over channels), mask and both parts, for the first images of the validation set"
+    if mask not in ('box', 'point'): raise ValueError(f"show_mining: mask must be 'box' or 'point', got {mask!r}")
     b = learn.dls.valid.one_batch()
     x = b[0][:n].to(next(learn.model.parameters()).device)
     name,f = list(feature_maps(learn.model, x, layers).items())[-1]

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
 from PIL import Image
 
 import fastai_featreg.all
@@ -146,6 +148,67 @@ def test_diverged_run_is_a_row(tmp_path, capsys):
     assert 'nothing can be said' in capsys.readouterr().out
 
 
+class LateNaN(Callback):
+    "Makes the training loss NaN in the second epoch"
+    def after_loss(self):
+        if self.training and self.learn.epoch==1: self.learn.loss_grad = self.learn.loss = self.learn.loss*float('nan')
+
+
+def test_late_divergence_is_no_success(tmp_path, capsys, monkeypatch):
+    original = module.make_callbacks
+    monkeypatch.setattr(module, 'make_callbacks', lambda calls: [*original(calls), LateNaN()])
+    for _ in range(2): # the second time, all rows come from the file
+        assert compare(tmp_path, '--epochs', 3, '--methods', 'mixup')==0
+        df = rows(tmp_path).set_index('method')
+        assert df.error.str.startswith('diverged').to_dict()=={'plain': False, 'MixUp()': True}
+        assert df.loc['MixUp()', 'accuracy'].isna().all() and df.loc['plain', 'accuracy'].notna().all()
+        assert [c.count(';') for c in df.loc['MixUp()', 'curve']]==[0, 0], 'one epoch had ended'
+        assert '2 (2 failed)' in capsys.readouterr().out
+    assert len(rows(tmp_path))==4
+
+
+def test_late_divergence_of_a_fine_tuned_run(monkeypatch):
+    dls = module.load_data('digits', size=64, bs=8, n_train=16, n_valid=10)
+    class Second(Callback):
+        "NaN in the second phase of `fine_tune` only"
+        fits = 0
+        def before_fit(self): self.fits += 1
+        def after_loss(self):
+            if self.fits==2 and self.training and self.learn.epoch==1: self.learn.loss_grad = self.learn.loss = self.learn.loss*float('nan')
+    make = module.make_learner
+    monkeypatch.setattr(module, 'make_learner', lambda dls, arch, pretrained, head: make(dls, arch, False, head)) # no download
+    bad = module.run_once(dls, lambda: [Second()], arch='test_resnet', epochs=2, pretrained=True)
+    good = module.run_once(dls, arch='test_resnet', epochs=2, pretrained=True)
+    assert bad['error'].startswith('diverged') and bad['curve'].count(';')==1
+    assert good['error']=='' and good['curve'].count(';')==2
+
+
+@pytest.mark.parametrize('method, text', [
+    (MixUp(1.0), 'give it as text'),
+    (fastai_featreg.all.FeatureMining(weight=lambda pct: pct), 'cannot be written'),
+    (3, 'neither text nor a callback'),
+])
+def test_callbacks_that_cannot_be_made_again(tmp_path, method, text):
+    with pytest.raises(ValueError, match=text): module.compare(methods=[method], out=tmp_path)
+    assert not (tmp_path/'results.csv').exists()
+
+
+def test_callbacks_and_classes_in_a_list(tmp_path):
+    small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, say=lambda s: None)
+    df = module.compare(methods=[MixUp, fastai_featreg.all.FeatureMining(2), 'MixUp(1.0)'], out=tmp_path, **small)
+    assert df.method.tolist()==['plain', 'MixUp()', 'FeatureMining(layers=2)', 'MixUp(alpha=1.0)']
+    assert (df.error=='').all()
+
+
+def test_part_of_a_folder(tmp_path, capsys):
+    data = make_folder(tmp_path/'photos', cat=15, dog=15)
+    args = ['compare', str(data), *tiny[:6], '--methods', 'mixup', '--epochs', '1', '--seeds', '1', '--no-pretrained', '--out', str(tmp_path/'out')]
+    assert main([*args, '--n-train', '10', '--n-valid', '4'])==0
+    assert rows(tmp_path/'out')[['n_train', 'n_valid']].drop_duplicates().values.tolist()==[['10', '4']]
+    capsys.readouterr()
+    one_sentence(capsys, main([*args, '--n-train', '100']), 'n_train is 100')
+
+
 def test_own_folder(tmp_path, capsys):
     data = make_folder(tmp_path/'photos', cat=12, dog=12)
     assert main(['compare', str(data), *tiny[:6], '--methods', 'mixup', '--epochs', '1', '--seeds', '1', '--no-pretrained', '--fp16', '--out', str(tmp_path/'out')])==0
@@ -161,6 +224,9 @@ def test_own_folder(tmp_path, capsys):
     (['--methods', 'FeatureMining(layer=2)'], 'its arguments are layers'),
     (['--methods', 'FeatureMining(mask="blob")'], 'mask'),
     (['--methods', 'mixup('], 'cannot read'),
+    (['--methods', 'plain+mixup'], "'plain' is no callback"),
+    (['--methods', "FeatureMining(**{'layers':1})"], 'behind **'),
+    (['--methods', 'FeatureMining(layers=1,layers=2)'], 'twice'),
     (['--arch', 'resnet81'], "did you mean 'resnet18'"),
     (['--epochs', 0], 'epochs must be greater than 0'),
     (['--seeds', 0], 'seeds must be greater than 0'),
@@ -228,4 +294,4 @@ def test_bad_arguments_and_help(capsys):
     capsys.readouterr()
     assert main(['methods'])==0
     out = capsys.readouterr().out
-    assert 'feature_mining' in out and 'FeatureMining(layers=1' in out and 'mixup' in out
+    assert 'feature_mining' in out and 'FeatureMining(layers=1' in out and 'mixup' in out and 'http' not in out

@@ -2,7 +2,9 @@
 import random
 from functools import partial
 import pytest
+import torch.utils.checkpoint
 from tiny import *
+from fastai_featreg.core import isolated_rng
 
 neutral = {'inert': lambda: Inert(2), 'weight 0': lambda: FeatureMining(2, weight=0.)}
 
@@ -23,11 +25,27 @@ ways = dict(fit=fit_with(), one_cycle=one_cycle, fine_tune=fine_tune, lr_find=fi
             bf16_mixup_accumulate=fit_with(CpuMixedPrecision, MixUp, partial(GradientAccumulation, 16)), compiled=compiled)
 
 
+given = []
+
 def run(way, make_cb=None, **kwargs):
     learn = tiny_learner(**kwargs)
-    ways[way](learn, [make_cb()] if make_cb else [])
+    if make_cb: given.append(make_cb())
+    ways[way](learn, [given[-1]] if make_cb else [])
     draws = torch.rand(1).item(),random.random(),np.random.rand()
     return learn,weights(learn),draws
+
+
+def heads_moved(cb):
+    "Whether the heads differ from those a callback with this seed starts with"
+    fresh = tiny_learner(Inert(cb.layers, seed=cb.start_seed))
+    fresh.fit(1, 0.)
+    return any(not torch.equal(p, q) for p,q in zip(fresh.inert.aux_heads.parameters(), cb.aux_heads.parameters()))
+
+
+def same_state(a, b):
+    "Two states of an optimiser are equal, to the last number"
+    assert len(a['state'])==len(b['state'])
+    for x,y in zip(a['state'], b['state']): assert x.keys()==y.keys() and all(torch.equal(tensor(x[k]), tensor(y[k])) for k in x)
 
 
 @pytest.mark.parametrize('kind', neutral)
@@ -36,12 +54,58 @@ def test_bit_identical(way, kind):
     (plain,a,draws_a),(learn,b,draws_b) = run(way),run(way, neutral[kind])
     assert_same(a, b)
     assert draws_a==draws_b, 'a global random generator has moved'
-    assert len(plain.opt.state_dict()['state'])==len(learn.opt.state_dict()['state'])
+    same_state(plain.opt.state_dict(), learn.opt.state_dict())
+    if kind=='inert': assert heads_moved(learn.inert if hasattr(learn, 'inert') else given[-1]), 'the heads were not trained'
     assert_clean(learn)
 
 
 @pytest.mark.parametrize('opt_func', [SGD, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)])
-def test_optimisers(opt_func): assert_same(run('fit', opt_func=opt_func)[1], run('fit', neutral['inert'], opt_func=opt_func)[1])
+def test_optimisers(opt_func):
+    (plain,a,_),(learn,b,_) = run('fit', opt_func=opt_func),run('fit', neutral['inert'], opt_func=opt_func)
+    assert_same(a, b)
+    assert heads_moved(given[-1])
+    slow = [[len(g) for g in getattr(l.opt, 'slow_weights', None) or []] for l in (plain, learn)]
+    assert slow[0]==slow[1], 'Lookahead keeps copies of our heads'
+    learn.fit(1, cbs=Inert(1)) # other heads, the same optimiser
+
+
+def test_compiled_with_a_weight_that_starts_at_zero():
+    learn = tiny_learner(FeatureMining(2, weight=lambda pct: float(pct>=0.5)))
+    learn.model.compile(backend='eager')
+    learn.fit(2)
+    assert [v[2] is None for v in learn.recorder.values]==[True, False]
+
+
+def test_another_learner_another_start():
+    "The next fold of a cross-validation does not inherit heads"
+    cb = Inert(2, seed=0)
+    tiny_learner().fit(1, cbs=cb)
+    first_fold = [p.clone() for p in cb.aux_heads.parameters()]
+    learn = tiny_learner()
+    learn.fit(1, cbs=cb)
+    for p,q in zip(first_fold, cb.aux_heads.parameters()): assert torch.equal(p, q), 'the same seed, the same data, the same heads'
+    learn.fit(1, cbs=cb)
+    assert any(not torch.equal(p, q) for p,q in zip(first_fold, cb.aux_heads.parameters())), 'the same learner goes on'
+
+
+def test_heads_do_not_repeat_the_models_first_numbers():
+    set_seed(0)
+    model = nn.Linear(16, 10)
+    set_seed(0)
+    with isolated_rng(FeatureMining().start_seed): assert not torch.equal(nn.Linear(16, 10).weight, model.weight)
+
+
+def test_reentrant_checkpointing_is_refused_and_the_other_kind_works():
+    class Checkpointed(nn.Module):
+        def __init__(self, m, reentrant): super().__init__(); self.m,self.reentrant = m,reentrant
+        def forward(self, x): return torch.utils.checkpoint.checkpoint(self.m, x.requires_grad_(), use_reentrant=self.reentrant)
+    for reentrant in (True, False):
+        learn = tiny_learner(FeatureMining(['0.m.1'], seed=0))
+        learn.model[0] = Checkpointed(learn.model[0], reentrant)
+        if not reentrant: learn.fit(1)
+        else:
+            with pytest.raises(ValueError, match='use_reentrant=False'): learn.fit(1)
+        assert_clean(learn)
 
 
 def test_the_method_itself_is_not_neutral():
@@ -58,7 +122,8 @@ def test_accumulated_equals_one_big_batch_for_heads_too():
         learn.model.train = lambda mode=True: learn.model # batch norms and dropout would tell a half from a whole batch
         cb = Inert(1, seed=0)
         learn.fit(1, 0.1, cbs=[cb] + extra)
-        return cb.heads
+        assert heads_moved(cb)
+        return cb.aux_heads
     for p,q in zip(heads(16, []).parameters(), heads(8, [GradientAccumulation(16)]).parameters()): torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 

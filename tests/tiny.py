@@ -21,7 +21,7 @@ class Inert(FeatureCallback):
     column = 'inert'
     def make_heads(self, stages, n_out): return nn.ModuleList(nn.Linear(s.channels, n_out) for s in stages)
     def loss_term(self, maps):
-        return sum(self.learn.loss_func(h(f.detach().float().mean((2, 3))), *self.learn.yb) for h,f in zip(self.heads, maps.values()))
+        return sum(self.learn.loss_func(h(f.detach().float().mean((2, 3))), *self.learn.yb) for h,f in zip(self.aux_heads, maps.values()))
 
 
 class CpuMixedPrecision(MixedPrecision):
