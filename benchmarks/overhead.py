@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
+from fastai_featreg.core import methods
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, ProgressCallback, set_seed)
 from fastprogress import progress_bar
 
@@ -32,7 +33,7 @@ class LiteralFeatureMining(featreg.FeatureMining):
 
 def candidates() -> dict:
     "label -> list of callbacks, for every registered method"
-    made = {name: [cls] for name,cls in featreg.methods.items()}
+    made = {name: [cls] for name,cls in methods.items()}
     return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
             'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)]}
 

@@ -188,6 +188,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastai_featreg/core.py'),
                                      'fastai_featreg.core.FeatureCallback._set_up_heads': ( 'core.html#featurecallback._set_up_heads',
                                                                                             'fastai_featreg/core.py'),
+                                     'fastai_featreg.core.FeatureCallback._take_back': ( 'core.html#featurecallback._take_back',
+                                                                                         'fastai_featreg/core.py'),
                                      'fastai_featreg.core.FeatureCallback._take_column_back': ( 'core.html#featurecallback._take_column_back',
                                                                                                 'fastai_featreg/core.py'),
                                      'fastai_featreg.core.FeatureCallback._write_column': ( 'core.html#featurecallback._write_column',

@@ -332,7 +332,7 @@ def same_config(df, row, *more):
     "Which rows have the configuration of `row`, and agree in the columns `more`"
     return np.logical_and.reduce([np.ones(len(df), dtype=bool), *(df[c].astype(str)==str(row[c]) for c in [*config_names, *more])]).astype(bool)
 
-# %% ../nbs/80_compare.ipynb #5d9ddfa2
+# %% ../nbs/80_compare.ipynb #0763aa48
 def interval(x, level=0.95):
     "Student's interval of the mean"
     if len(x)<2: return np.nan,np.nan
@@ -344,7 +344,7 @@ def std(x): return np.std(x, ddof=1) if len(x)>1 else np.nan
 def summary_row(label, rows, plain):
     "One method against the runs of plain"
     good = rows[rows['error']==''].set_index('seed')
-    pair = good.join(plain, how='inner', rsuffix='_plain')
+    pair = good.join(plain.add_suffix('_plain'), how='inner')
     gain = pair['accuracy'] - pair['accuracy_plain']
     low,high = interval(gain)
     ratio = lambda c: (pair[c]/pair[f'{c}_plain']).median()

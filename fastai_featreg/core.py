@@ -345,7 +345,7 @@ def after_batch(self:FeatureCallback):
     self._fit.maps = {}
     if self.visitors is not None: self.visitors.leave()
 
-# %% ../nbs/01_core.ipynb #338a4b1f
+# %% ../nbs/01_core.ipynb #56e71a81
 @patch
 def _announce_column(self:FeatureCallback):
     if self.column is None: return
@@ -359,6 +359,12 @@ def _take_column_back(self:FeatureCallback):
     self._fit.metric = None
 
 @patch
+def _take_back(self:FeatureCallback):
+    "What is prepared for an epoch that Ctrl-C kept from beginning"
+    self._take_column_back()
+    EpochGuard.remove(self.learn)
+
+@patch
 def _write_column(self:FeatureCallback):
     recorder = getattr(self.learn, 'recorder', None)
     names = [] if recorder is None else list(recorder.metric_names)
@@ -366,7 +372,7 @@ def _write_column(self:FeatureCallback):
         if self.column and name in names:
             recorder.log.insert(names.index(name), None if name.startswith('valid_') else self._fit.mean())
 
-# %% ../nbs/01_core.ipynb #f3ad9bef
+# %% ../nbs/01_core.ipynb #68939fe3
 class EpochGuard:
     "One-shot stand-in for `learn._do_epoch_train` that cleans up however the epoch ends"
     def __init__(self,
@@ -378,21 +384,24 @@ class EpochGuard:
 
     def __call__(self):
         self.remove(self.learn)
+        grad = torch.is_grad_enabled()
         try: self.epoch()
         except (CancelEpochException, CancelFitException): raise # fastai goes on to `after_fit`
         except BaseException:
             self.cb.clean_up()
             raise
-        finally: self.cb.end_epoch()
+        finally:
+            torch.set_grad_enabled(grad) # Ctrl-C inside `no_grad().__enter__` leaves gradients off, in the whole process
+            self.cb.end_epoch()
 
     @staticmethod
     def remove(learn): learn.__dict__.pop('_do_epoch_train', None)
 
-# %% ../nbs/01_core.ipynb #fc19acf4
+# %% ../nbs/01_core.ipynb #47496fcc
 @patch
 def before_fit(self:FeatureCallback):
     "Start afresh, announce the column"
-    if is_validating(self.learn): return self._take_column_back()
+    if is_validating(self.learn): return self._take_back()
     self.clean_up()
     self._fit = FitState()
     if hasattr(self.learn, 'lr_finder'): self._fit.snapshot = self.state_dict()
@@ -431,8 +440,7 @@ def clean_up(self:FeatureCallback):
     "End of a fit, in whatever way it came; may be called at any time and twice"
     if self.learn is None: return
     self.end_epoch()
-    self._take_column_back()
-    EpochGuard.remove(self.learn)
+    self._take_back()
     if self._fit is not None and self._fit.snapshot is not None: self.load_state_dict(self._fit.snapshot)
     self._fit = None
 
