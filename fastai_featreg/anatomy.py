@@ -172,10 +172,10 @@ class Trace:
         if got and out.ndim==4 and got[2]!=(1,1): self.grids.append(got[2])
         return got
 
-# %% ../nbs/00_anatomy.ipynb #1d65d2de
+# %% ../nbs/00_anatomy.ipynb #35f8e378
 @contextmanager
 def hooked(
-    modules, # modules to watch
+    modules:Iterable, # modules to watch
     hook:callable, # called with (module, input, output) after each of them
 ):
     "Context where every one of `modules` has the forward hook `hook`"
@@ -473,7 +473,7 @@ class Anatomy:
         head = f'{n} stages ({self.way}) for input {"x".join(map(str, self.input_size))}, pooling: {self.pooling}, classifier: {self.classifier}, classes: {self.n_out}'
         return '\n'.join([head] + ['  '.join(o.ljust(w) for o,w in zip(r, wide)).rstrip() for r in rows] + [f'CAM exact: {self.cam_exact} ({self.cam_why})'] + ([f'Doubt: {self.doubt}'] if self.doubt else []))
 
-# %% ../nbs/00_anatomy.ipynb #0ed057ed
+# %% ../nbs/00_anatomy.ipynb #6f31844a
 def _stages(trace, classifier, taps):
     "Stages, the way they were found and doubt about the last; maps after the classifier are none"
     end = trace.order.get(classifier, math.inf)
@@ -485,8 +485,8 @@ def _stages(trace, classifier, taps):
 
 def get_anatomy(
     model:nn.Module, # classifier of images, wrapped or not; it is not changed
-    x=None, # sample batch or images (N,C,H,W), of which the shape is a fallback for the probe
-    size=None, # image size of the probe, pixels, int or (H,W)
+    x:Tensor|tuple=None, # sample batch or images (N,C,H,W), of which the shape is a fallback for the probe
+    size:int|tuple=None, # image size of the probe, pixels, int or (H,W)
     check_cam:bool=True, # check whether CAM is exact, by a second forward pass?
 )->Anatomy:
     "Find the stages, the last map and the classifier of `model`, and whether CAM is exact there"
@@ -529,10 +529,10 @@ def _one(self:Anatomy, o):
     if name is None: raise ValueError(f'layers: this {type(o).__name__} is not a module of the model; take it from the model itself, or give its name.')
     return self._by_name(name)
 
-# %% ../nbs/00_anatomy.ipynb #1ea2eca8
+# %% ../nbs/00_anatomy.ipynb #ea2dcf17
 @patch
 def find(self:Anatomy,
-    layers, # last n stages (int > 0), a module or its name, or a list of modules, names and stage numbers
+    layers:int|str|nn.Module|list, # last n stages (int > 0), a module or its name, or a list of modules, names and stage numbers
 )->list: # `Stage`s, in network order for an int, else in the order given
     "The stages that `layers` means"
     if isinstance(layers, numbers.Integral) and not isinstance(layers, bool):

@@ -29,10 +29,12 @@ def known_methods()->dict: # name on the command line -> callback class
     import fastai_featreg.all # each module enters its own methods
     return dict(sorted(core.methods.items()))
 
-# %% ../nbs/80_compare.ipynb #6bacc343
-def name_key(name): return re.sub('[-_ ]', '', name).lower()
+# %% ../nbs/80_compare.ipynb #ed84b994
+def name_key(name:str):
+    "Name without case, `-`, `_` and spaces"
+    return re.sub('[-_ ]', '', name).lower()
 
-def unknown_name(kind, name, known, show=''):
+def unknown_name(kind:str, name:str, known:list, show:str=''):
     "Sentence about a name nobody knows, with the names that look like it"
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else '.'
@@ -65,8 +67,8 @@ def method_label(
     changed = [f'{k}={v!r}' for k,v in list(bound.items())[1:] if v!=sig.parameters[k].default]
     return f"{cls.__name__}({', '.join(changed)})"
 
-# %% ../nbs/80_compare.ipynb #52ca296f
-def parse_list(text):
+# %% ../nbs/80_compare.ipynb #f8c67ec4
+def parse_list(text:str):
     "Elements of a comma-separated list, as syntax trees"
     parts = re.split(r"""('[^']*'|"[^"]*")""", text) # a hyphen inside quotes is left alone
     parts = [p if i%2 else re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', p) for i,p in enumerate(parts)]
@@ -75,7 +77,7 @@ def parse_list(text):
     if not nodes: raise ValueError("methods: the list is empty; write e.g. feature_mining,mixup")
     return nodes
 
-def parse_callback(node):
+def parse_callback(node:ast.AST):
     "Class, positional and keyword arguments of one callback"
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name): raise ValueError(f"methods: '{ast.unparse(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
@@ -85,15 +87,17 @@ def parse_callback(node):
     try: return cls, [ast.literal_eval(a) for a in call.args], {k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except (ValueError, TypeError): raise ValueError(f"methods: the arguments in '{ast.unparse(node)}' must be literals, such as 2, 0.5 or 'box'") from None
 
-def summands(node):
+def summands(node:ast.AST):
     "Callbacks joined by `+`"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): return summands(node.left) + summands(node.right)
     return [parse_callback(node)]
 
-# %% ../nbs/80_compare.ipynb #3b4485a2
-def make_callbacks(calls): return [cls(*args, **kwargs) for cls,args,kwargs in calls]
+# %% ../nbs/80_compare.ipynb #afd22a8b
+def make_callbacks(calls:list):
+    "Fresh callbacks from (class, args, kwargs)"
+    return [cls(*args, **kwargs) for cls,args,kwargs in calls]
 
-def method_of(calls):
+def method_of(calls:list):
     "Label and factory of one or several callbacks, made once to see that their arguments are valid"
     names = [cls.__name__ for cls,_,_ in calls]
     if len(set(names))<len(names): raise ValueError(f"methods: {'+'.join(names)} has one class twice; give that one several layers instead")
@@ -115,8 +119,8 @@ def parse_methods(
         chosen.update(method_of(calls) for calls in each)
     return list(chosen.items())
 
-# %% ../nbs/80_compare.ipynb #7d3c77f9
-def callback_text(cb):
+# %% ../nbs/80_compare.ipynb #9af1a915
+def callback_text(cb:Callback):
     "Expression that makes `cb`; `ValueError` where its `repr` is none"
     cls = type(cb)
     args = ', '.join(str(p.replace(annotation=p.empty)) for p in list(inspect.signature(cls).parameters.values())[:1])
@@ -127,7 +131,7 @@ def callback_text(cb):
     if repr(make()[0])!=repr(cb): raise ValueError(f"methods: {repr(cb)[:200]} makes another callback than itself; {remedy}")
     return repr(cb)
 
-def method_text(m):
+def method_text(m:Callable|Callback|str):
     "A name, a callback class or a callback as text"
     if isinstance(m, str): return m
     cls = m if isinstance(m, type) else type(m)
@@ -135,7 +139,7 @@ def method_text(m):
     if find_method(cls.__name__) is not cls: raise ValueError(f"methods: another class is registered as {cls.__name__}; register this one with register_method, under a class name of its own")
     return cls.__name__ if m is cls else callback_text(m)
 
-def as_text(methods):
+def as_text(methods:str|list|Callable|Callback):
     "Methods as text: names, callback classes and callbacks"
     return ','.join(method_text(m) for m in ([methods] if isinstance(methods, (str, type, Callback)) else methods))
 
@@ -171,8 +175,8 @@ def make_learner(
         what = 'load the pretrained weights of' if pretrained else 'build a vision_learner from'
         raise ValueError(f"cannot {what} '{arch}' ({one_line(e)}); {remedy}") from e
 
-# %% ../nbs/80_compare.ipynb #886b8b17
-def one_line(e, n=400):
+# %% ../nbs/80_compare.ipynb #3c76b3cf
+def one_line(e:Exception, n:int=400):
     "An exception as one short line, without what fastai puts in front of it"
     text = ' '.join(f'{type(e).__name__}: {e}'.split())
     text = re.sub(r'Exception occured in `\w+` when calling event `\w+`: ', '', text)
@@ -244,12 +248,14 @@ def train(
     "fastai's standard recipe for either case"
     learn.fine_tune(epochs, lr) if pretrained else learn.fit_one_cycle(epochs, lr)
 
-# %% ../nbs/80_compare.ipynb #38d5659b
-def device_of(dls): return dls.device or default_device()
+# %% ../nbs/80_compare.ipynb #16188453
+def device_of(dls:DataLoaders):
+    "Device of the batches"
+    return dls.device or default_device()
 
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
 
-def measured(learn, seconds, peak):
+def measured(learn:Learner, seconds:float, peak:float):
     "What a run has shown; no accuracy where the loss was not finite"
     rows,times = learn.curve.rows,learn.step_timer.times
     res = dict(step_ms=float(np.median(times)) if times else np.nan, seconds=seconds, peak_mb=peak, curve=';'.join(f"{r.get('accuracy', np.nan):.6g}" for r in rows))
@@ -258,7 +264,9 @@ def measured(learn, seconds, peak):
     if not learn.stop_diverged.diverged and all(np.isfinite(v) for v in values.values()): return res | values | dict(error='')
     return res | dict.fromkeys(measures[:3], np.nan) | dict(error=f'diverged: the loss is not finite after {plural(len(rows), "whole epoch")}')
 
-def plural(n, word): return f"{n} {word}{'s'*(int(n)!=1)}"
+def plural(n:int, word:str):
+    "`n` and the word, with an s unless `n` is 1"
+    return f"{n} {word}{'s'*(int(n)!=1)}"
 
 # %% ../nbs/80_compare.ipynb #b8fb5067
 def run_once(
@@ -291,9 +299,9 @@ def run_once(
 config_names = 'data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes device n_threads featreg torch fastai timm'.split()
 result_columns = ['method', 'seed', *measures, 'curve', 'error', *config_names]
 
-# %% ../nbs/80_compare.ipynb #4b7f42a9
+# %% ../nbs/80_compare.ipynb #b8d4714e
 def results_file(
-    out, # folder of the results, made if need be
+    out:str|Path, # folder of the results, made if need be
 )->Path: # its CSV file
     "Path of the results; `ValueError` unless the folder can be written to"
     out = Path(out).expanduser()
@@ -327,21 +335,23 @@ def write_row(
         os.replace(part, path)
     except OSError as e: raise ValueError(f"cannot write '{path}' ({e.strerror}); free some space, then start the same command again") from e
 
-# %% ../nbs/80_compare.ipynb #0f3f7ec3
-def same_config(df, row, *more):
+# %% ../nbs/80_compare.ipynb #abfe1b4c
+def same_config(df:pd.DataFrame, row:dict, *more):
     "Which rows have the configuration of `row`, and agree in the columns `more`"
     return np.logical_and.reduce([np.ones(len(df), dtype=bool), *(df[c].astype(str)==str(row[c]) for c in [*config_names, *more])]).astype(bool)
 
-# %% ../nbs/80_compare.ipynb #0763aa48
-def interval(x, level=0.95):
+# %% ../nbs/80_compare.ipynb #20305438
+def interval(x:pd.Series, level:float=0.95):
     "Student's interval of the mean"
     if len(x)<2: return np.nan,np.nan
     half = student_t.ppf((1 + level)/2, len(x) - 1)*np.std(x, ddof=1)/np.sqrt(len(x))
     return np.mean(x) - half, np.mean(x) + half
 
-def std(x): return np.std(x, ddof=1) if len(x)>1 else np.nan
+def std(x:pd.Series):
+    "Sample standard deviation, NaN for a single value"
+    return np.std(x, ddof=1) if len(x)>1 else np.nan
 
-def summary_row(label, rows, plain):
+def summary_row(label:str, rows:pd.DataFrame, plain:pd.DataFrame):
     "One method against the runs of plain"
     good = rows[rows['error']==''].set_index('seed')
     pair = good.join(plain.add_suffix('_plain'), how='inner')
@@ -362,10 +372,12 @@ def summarise(
     rows = [summary_row(label, rows, plain) for label,rows in df.groupby('method', sort=False)]
     return pd.DataFrame(rows).set_index('method')
 
-# %% ../nbs/80_compare.ipynb #2bea1deb
-def number(x, form): return '-' if pd.isna(x) else format(x, form)
+# %% ../nbs/80_compare.ipynb #7250224b
+def number(x:float, form:str):
+    "Formatted number, - for NaN"
+    return '-' if pd.isna(x) else format(x, form)
 
-def table_row(label, r):
+def table_row(label:str, r:tuple):
     "Cells of one method, in percent and points"
     spread = '' if pd.isna(r.accuracy_std) else f' ± {100*r.accuracy_std:.2f}'
     gain = '-' if label=='plain' or pd.isna(r.gain) else f'{100*r.gain:+.2f}'
@@ -391,8 +403,8 @@ def verdicts(
     "What may be said about each method's accuracy, and no more"
     return [verdict(label, r) for label,r in zip(summary.index, summary.itertuples()) if label!='plain']
 
-# %% ../nbs/80_compare.ipynb #a2e4b4f0
-def verdict(label, r):
+# %% ../nbs/80_compare.ipynb #eba726cd
+def verdict(label:str, r:tuple):
     "One sentence: does the interval of the difference exclude 0?"
     if r.pairs==0: return f"{label}: no finished run has a partner in plain, so nothing can be said."
     start = f"{label}: {100*r.gain:+.2f} points against plain"
@@ -401,10 +413,12 @@ def verdict(label, r):
     if r.gain_low<=0<=r.gain_high: return f"{span}: it includes 0, so no difference is shown."
     return f"{span}: it excludes 0, so {'a gain' if r.gain>0 else 'a loss'} is shown, for these images and this budget."
 
-# %% ../nbs/80_compare.ipynb #c0922956
-def colours(labels): return {l: 'black' if l=='plain' else f'C{i}' for i,l in enumerate(labels)}
+# %% ../nbs/80_compare.ipynb #75fd43c5
+def colours(labels:list):
+    "Colour of each method; plain is black"
+    return {l: 'black' if l=='plain' else f'C{i}' for i,l in enumerate(labels)}
 
-def plot_cost(ax, df, summary, colour):
+def plot_cost(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
     "Accuracy against step time, both with their seeds"
     plain = df[df['method']=='plain'].set_index('seed')['step_ms']
     for label,rows in df.groupby('method', sort=False):
@@ -414,7 +428,7 @@ def plot_cost(ax, df, summary, colour):
     ax.set(xlabel='step time / plain', ylabel='validation accuracy, %', title='Accuracy against cost')
     ax.margins(0.15)
 
-def plot_curves(ax, df, colour):
+def plot_curves(ax:plt.Axes, df:pd.DataFrame, colour:dict):
     "Accuracy of each epoch: mean, band from the worst to the best seed"
     for label,rows in df.groupby('method', sort=False):
         curves = 100*pd.DataFrame([[float(v) for v in c.split(';') if v] for c in rows['curve']], dtype=float) # a shorter curve is filled up with NaN, which counts nowhere
@@ -449,12 +463,12 @@ def run_order(
     "All methods of a seed before the next seed, each seed beginning one method further"
     return [(s, labels[(i+s)%len(labels)]) for s in range(seeds) for i in range(len(labels))]
 
-# %% ../nbs/80_compare.ipynb #49c8cb89
+# %% ../nbs/80_compare.ipynb #a02d983e
 cifar = dict(arch='resnet18', head='gap', size=64, bs=128, epochs=10, n_train=None, n_valid=None, pretrained=False, lr=3e-3)
 budgets = {'digits': dict(arch='resnet10t', head='gap', size=64, bs=32, epochs=5, n_train=1200, n_valid=500, pretrained=False, lr=1e-2), 'cifar10': cifar, 'cifar100': cifar,
            'folder': dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, n_train=None, n_valid=None, pretrained=True, lr=2e-3)}
 
-def complete(data, **given):
+def complete(data:str|Path|None, **given):
     "Fill in what was not given, and check numbers and names"
     usual = budgets.get(str(data), budgets['folder'])
     budget = usual | {k: v for k,v in given.items() if v is not None}
@@ -465,17 +479,17 @@ def complete(data, **given):
         if budget[k] is not None and not budget[k]>0: raise ValueError(f"{k} must be greater than 0, not {budget[k]}")
     return budget
 
-# %% ../nbs/80_compare.ipynb #2f130ce0
-def on_gpu(fp16):
+# %% ../nbs/80_compare.ipynb #ab84138a
+def on_gpu(fp16:bool):
     "Whether mixed precision can be had; one sentence if it was asked for in vain"
     if fp16 and not torch.cuda.is_available(): print("fp16 needs a CUDA GPU and there is none: training in float32.", file=sys.stderr)
     return fp16 and torch.cuda.is_available()
 
-def version_of(package):
+def version_of(package:str):
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return ''
 
-def configuration(data, dls, fp16, budget):
+def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
     "Everything that makes two runs comparable"
     name = str(data) if str(data) in budgets else str(Path(data).expanduser().resolve())
     device = device_of(dls)
@@ -484,12 +498,12 @@ def configuration(data, dls, fp16, budget):
     versions = dict(featreg=version_of('fastai_featreg'), torch=torch.__version__, fastai=version_of('fastai'), timm=timm.__version__)
     return {k: str(v) for k,v in (budget | own | versions).items() if k in config_names}
 
-def open_data(data, budget):
+def open_data(data:str|Path|None, budget:dict):
     "Loaders of the data; a failed download is one sentence"
     try: return load_data(data, **{k: budget[k] for k in ('size', 'bs', 'n_train', 'n_valid') if budget[k] is not None})
     except OSError as e: raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); check the network and the folder's permissions") from e
 
-def check_start(dls, arch, pretrained, head):
+def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
     "Fail now rather than in the first run: full batches, weights, a network that takes this size"
     if len(dls.train)==0: raise ValueError(f"bs={dls.bs} is more than the {len(dls.train_ds)} training images; choose a smaller batch size")
     learn = make_learner(dls, arch, pretrained, head)
@@ -497,7 +511,7 @@ def check_start(dls, arch, pretrained, head):
         with torch.no_grad(): learn.model.eval()(dls.valid.one_batch()[0])
     except Exception as e: raise ValueError(f"'{arch}' cannot take these images ({one_line(e)}); choose another size or architecture") from e
 
-# %% ../nbs/80_compare.ipynb #8b1b1958
+# %% ../nbs/80_compare.ipynb #1fca94ea
 class RunProgress(ProgressCallback):
     "fastai's bar of batches, under a bar over runs"
     def __init__(self, mbar, nth, title): store_attr()
@@ -509,21 +523,21 @@ class RunProgress(ProgressCallback):
         self.pbar.prefix = self.mbar.main_bar.comment[:max(20, getattr(self.pbar, 'cols', 100) - 48)] # a longer line would wrap
         self.pbar.update(0)
 
-def iterate(todo, say, bars):
+def iterate(todo:list, say:Callable, bars:bool|None):
     "Each run with its bar, or without one where nobody watches"
     if not ifnone(bars, IN_NOTEBOOK or sys.stdout.isatty()): yield from ((run, None, say) for run in todo)
     else:
         mbar = master_bar(todo)
         yield from ((run, RunProgress(mbar, f'run {i+1}/{len(todo)}', f'{run[1]}, seed {run[0]}'), mbar.write) for i,run in enumerate(mbar))
 
-def finished(i, n, seed, label, row, spent):
+def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     "One line about a run"
     what = row['error'] or f"accuracy {100*row['accuracy']:.2f} %, {row['step_ms']:.1f} ms a step"
     left = f" (about {format_time(spent/i*(n-i))} left)" if i<n else ''
     return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{left}"
 
-# %% ../nbs/80_compare.ipynb #bd9eae67
-def train_all(todo, plan, dls, config, path, settings, say, bars):
+# %% ../nbs/80_compare.ipynb #62331570
+def train_all(todo:list, plan:list, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable, bars:bool|None):
     "Train the runs that are missing; each is a row of `path` as soon as it ends"
     start = time.perf_counter()
     for i,((seed,label),bar,write) in enumerate(iterate(todo, say, bars)):
@@ -531,15 +545,15 @@ def train_all(todo, plan, dls, config, path, settings, say, bars):
         write_row(path, dict(method=label, seed=seed) | row | config)
         write(finished(i+1, len(todo), seed, label, row, time.perf_counter() - start))
 
-def rows_of(path, config, order):
+def rows_of(path:Path, config:dict, order:list):
     "Rows of this comparison, in its order"
     df = read_results(path)
     df = df[same_config(df, config)].set_index(['seed', 'method'], drop=False).rename_axis([None, None])
     return df.loc[[o for o in order if o in df.index]].reset_index(drop=True)
 
-# %% ../nbs/80_compare.ipynb #d54939a7
+# %% ../nbs/80_compare.ipynb #404c9a92
 def compare(
-    data=None, # None or 'digits', 'cifar10', 'cifar100', or a folder with a folder of images per class
+    data:str|Path=None, # None or 'digits', 'cifar10', 'cifar100', or a folder with a folder of images per class
     arch:str=None, # name of torchvision, fastai (xresnet) or timm; None: what suits the data
     methods:str|list='FeatureMining(),FeatureMining(layers=2)', # see `parse_methods`; a list may hold callbacks too
     epochs:int=None, # passes over the training images; None: what suits the data
@@ -550,7 +564,7 @@ def compare(
     pretrained:bool=None, # fine-tune downloaded weights? None: for your own images, not for digits and CIFAR
     fp16:bool=False, # mixed precision; float32 and a warning where there is no CUDA GPU
     head:str=None, # 'default' for fastai's head, 'gap' for average pooling, batch norm and one linear layer; None: what suits the data
-    out='featreg_results', # folder of the CSV file and the picture
+    out:str|Path='featreg_results', # folder of the CSV file and the picture
     n_train:int=None, # number of training images, drawn at random; None: what suits the data
     n_valid:int=None, # number of validation images
     say:Callable=print, # takes the lines of the report; `noop` for silence
@@ -569,21 +583,23 @@ def compare(
     train_all(todo, plan, dls, config, path, dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}), say, bars)
     return report(rows_of(path, config, order), path, say)
 
-# %% ../nbs/80_compare.ipynb #37dc4566
-def failed_run(df): return (df['error']!='') & ~df['error'].str.startswith('diverged')
+# %% ../nbs/80_compare.ipynb #00942945
+def failed_run(df:pd.DataFrame):
+    "Which rows hold an exception (a divergence is a result)"
+    return (df['error']!='') & ~df['error'].str.startswith('diverged')
 
-def missing(order, df):
+def missing(order:list, df:pd.DataFrame):
     "Runs that have no row yet, or failed; a diverged run would diverge again"
     return [o for o in order if o not in set(df.loc[~failed_run(df), ['seed', 'method']].itertuples(index=False, name=None))]
 
-def opening(config, plan, seeds, n_todo, path):
+def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Two lines about what is going to happen"
     c,n = SimpleNamespace(**config),len(plan)*seeds
     start = 'fine-tuned' if c.pretrained=='True' else 'from scratch'
     return (f"{', '.join(plan)}: {plural(n, 'run')} ({plural(seeds, 'seed')} each) on {c.data}, {c.n_train} training and {c.n_valid} validation images, {c.n_classes} classes\n"
             f"{c.arch} {start}, {c.size} px, batches of {c.bs}, {plural(c.epochs, 'epoch')}, {c.device}; {n - n_todo} of {n} runs are in {path} already")
 
-def report(df, path, say):
+def report(df:pd.DataFrame, path:Path, say:Callable):
     "Table, sentences and picture"
     summary = summarise(df)
     picture = path.with_name('comparison.png')
@@ -594,8 +610,8 @@ def report(df, path, say):
     say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *failures, f'{path} has a row per run, {picture} the picture.']))
     return df
 
-# %% ../nbs/80_compare.ipynb #9f80244a
-def add_compare(commands):
+# %% ../nbs/80_compare.ipynb #c479c30b
+def add_compare(commands:argparse._SubParsersAction):
     "Arguments of `featreg compare`"
     p = commands.add_parser('compare', help='train plain and each method alike; tell what each gains and costs', formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Train plain and each method on the same data, network, budget and seeds; tell what each gains and costs.\n'
@@ -623,11 +639,13 @@ def parser():
     commands.add_parser('methods', help='list the methods and what they do')
     return p
 
-# %% ../nbs/80_compare.ipynb #56956480
+# %% ../nbs/80_compare.ipynb #cb48f1d5
 descriptions = {MixUp: "Train on weighted means of two images and of their labels (mixup, 2018)",
                 CutMix: "Paste a box of one image into another and weight the labels by area (CutMix, 2019)"}
 
-def describe(cls): return descriptions.get(cls) or (cls.__doc__ or 'No description').strip().splitlines()[0]
+def describe(cls:type):
+    "One line about a method"
+    return descriptions.get(cls) or (cls.__doc__ or 'No description').strip().splitlines()[0]
 
 def list_methods():
     "The registry, two lines per method"
@@ -637,7 +655,7 @@ def list_methods():
         print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {describe(cls)}")
     return 0
 
-def run_compare(args):
+def run_compare(args:argparse.Namespace):
     "`featreg compare`; 1 if a run has failed"
     given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
     if args.path and args.data: raise ValueError(f"the data are given twice, as '{args.path}' and as --data '{args.data}'; give one of them")

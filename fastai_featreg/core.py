@@ -41,7 +41,7 @@ def isolated_rng(
         torch.default_generator.manual_seed(seed)
         yield
 
-# %% ../nbs/01_core.ipynb #ff3e4890
+# %% ../nbs/01_core.ipynb #2770f57b
 class TapHook:
     "Forward hook that hands the map of `stage` to `owner`, which may return another one"
     def __init__(self,
@@ -56,7 +56,7 @@ class TapHook:
 
 def remove_taps(
     model:nn.Module, # model to sweep
-    owner=None, # only the taps of this owner; None removes all taps of this library
+    owner:object=None, # only the taps of this owner; None removes all taps of this library
 )->int: # number of taps removed
     "Remove the taps of `owner` from every module of `model`, other hooks stay"
     n = 0
@@ -67,11 +67,13 @@ def remove_taps(
                 n += 1
     return n
 
-# %% ../nbs/01_core.ipynb #dd2e0639
+# %% ../nbs/01_core.ipynb #36a93a18
 class _Store:
     "Owner of taps that keeps each map"
     def __init__(self): self.maps = {}
-    def on_map(self, stage, fmap): self.maps[stage.name] = fmap
+    def on_map(self, stage:Stage, fmap:Tensor):
+        "Keep the map"
+        self.maps[stage.name] = fmap
 
 
 @torch.no_grad()
@@ -130,7 +132,7 @@ def is_validating(
     "Whether the running events belong to an inference call rather than to `fit`"
     return learn.lock.locked()
 
-# %% ../nbs/01_core.ipynb #ab3a6eff
+# %% ../nbs/01_core.ipynb #2488bc70
 @dataclass
 class FitState:
     "What exists only while one fit runs"
@@ -147,14 +149,24 @@ class FitState:
     metric:object = None # the table column, while it is announced
     snapshot:dict|None = None # heads before `lr_find`, to be put back
 
-    def new_batch(self, weight): self.maps,self.drawn,self.no_grad,self.weight = {},{},[],weight
-    def new_epoch(self): self.total,self.count = 0.,0
-    def mean(self): return float(self.total)/self.count if self.count else None
+    def new_batch(self, weight:float):
+        "Forget the last batch"
+        self.maps,self.drawn,self.no_grad,self.weight = {},{},[],weight
+
+    def new_epoch(self):
+        "Begin the mean of the term anew"
+        self.total,self.count = 0.,0
+
+    def mean(self)->float|None:
+        "Mean of the term over the epoch; None if no batch had one"
+        return float(self.total)/self.count if self.count else None
+
     def unhook(self):
+        "Remove the installed hooks"
         for h in self.handles: h.remove()
         self.handles = []
 
-# %% ../nbs/01_core.ipynb #730e55a5
+# %% ../nbs/01_core.ipynb #52b585b7
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
     order,run_valid = 5,False
@@ -201,7 +213,7 @@ class FeatureCallback(Callback):
         return None
 
     def draw_once(self,
-        key, # anything hashable, usually the stage's name
+        key:object, # anything hashable, usually the stage's name
         draw:Callable, # function without arguments
     ):
         "Result of `draw()`, drawn once per batch and `key`: gradient checkpointing runs a layer twice"
@@ -372,7 +384,7 @@ def _write_column(self:FeatureCallback):
         if self.column and name in names:
             recorder.log.insert(names.index(name), None if name.startswith('valid_') else self._fit.mean())
 
-# %% ../nbs/01_core.ipynb #68939fe3
+# %% ../nbs/01_core.ipynb #d88e9d41
 class EpochGuard:
     "One-shot stand-in for `learn._do_epoch_train` that cleans up however the epoch ends"
     def __init__(self,
@@ -395,7 +407,9 @@ class EpochGuard:
             self.cb.end_epoch()
 
     @staticmethod
-    def remove(learn): learn.__dict__.pop('_do_epoch_train', None)
+    def remove(learn:Learner):
+        "Take any guard off `learn`"
+        learn.__dict__.pop('_do_epoch_train', None)
 
 # %% ../nbs/01_core.ipynb #47496fcc
 @patch

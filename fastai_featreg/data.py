@@ -104,7 +104,7 @@ class BoxedImage:
     ): store_attr()
     __repr__ = basic_repr('label,box')
 
-# %% ../nbs/70_data.ipynb #c400816c
+# %% ../nbs/70_data.ipynb #958b1559
 class ArrayDL(TfmdDL):
     "A `TfmdDL` that takes whole batches out of memory where its items are `BoxedImage`s that hold pixels"
     _stack = None
@@ -132,7 +132,7 @@ class ArrayDL(TfmdDL):
         return all(keeps(f) for f in self.after_item.fs) and not len(self.before_batch.fs)
 
     def create_batches(self,
-        samps, # Positions of the items to deliver
+        samps:Iterable, # Positions of the items to deliver
     ):
         "Index the stacked tensors, or go through the items one by one"
         if self._stack is None or not self._plain(): yield from super().create_batches(samps)
