@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
 from fastai_featreg.core import methods
+from fastai_featreg.nets import nets
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, ProgressCallback, set_seed)
 from fastprogress import progress_bar
 
@@ -39,7 +40,8 @@ def candidates() -> dict:
 
 
 def make_model(arch: str) -> torch.nn.Module:
-    "A torchvision network, or else a timm one, with 10 classes"
+    "One of the papers' CIFAR nets, a torchvision network, or else a timm one, with 10 classes"
+    if arch in nets: return nets[arch](10)
     if arch in torchvision.models.list_models(): return torchvision.models.get_model(arch, weights=None, num_classes=10)
     return timm.create_model(arch, num_classes=10)
 

@@ -500,11 +500,13 @@ def get_anatomy(
     return Anatomy(stages, classifier, _pooling(trace, stages[-1].name), n_out, tuple(img.shape[1:]), cam[0], cam[2], cam[1], way,
         taps, {n:trace.calls[n] for n in trace.modules}, trace.modules, doubt)
 
-# %% ../nbs/00_anatomy.ipynb #15b33a81
+# %% ../nbs/00_anatomy.ipynb #87b10cf8
 @patch
 def _by_name(self:Anatomy, name):
     "`Stage` of the module `name`, or a `ValueError` that says why it cannot be tapped"
     if name in self.taps: return self.taps[name]
+    ends = [n for n in self.taps if n.endswith(f'.{name}')]
+    if name not in self.calls and len(ends)==1: return self.taps[ends[0]] # 'layer4' for '0.model.layer4'
     if name not in self.calls:
         close = difflib.get_close_matches(name, self.taps, 3, .5) or [s.name for s in self.stages]
         raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}?')

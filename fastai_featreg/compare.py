@@ -8,7 +8,7 @@ __all__ = ['known_methods', 'find_method', 'method_label', 'parse_methods', 'kno
            'results_file', 'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'plot_comparison',
            'run_order', 'compare']
 
-# %% ../nbs/80_compare.ipynb #a0a9fe70
+# %% ../nbs/80_compare.ipynb #375db64a
 import argparse,ast,difflib,gc,importlib.metadata,inspect,re,sys,tempfile
 import timm,torchvision
 from scipy.stats import t as student_t
@@ -19,6 +19,7 @@ from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from . import core
 from .core import register_method
 from .data import load_data
+from .nets import nets
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
 for name,cls in (('mixup', MixUp), ('cutmix', CutMix)): register_method(name)(cls)
@@ -143,11 +144,11 @@ def as_text(methods:str|list|Callable|Callback):
     "Methods as text: names, callback classes and callbacks"
     return ','.join(method_text(m) for m in ([methods] if isinstance(methods, (str, type, Callback)) else methods))
 
-# %% ../nbs/80_compare.ipynb #cd10c4af
+# %% ../nbs/80_compare.ipynb #a32497c5
 def known_archs()->dict: # name -> function that makes the network
-    "torchvision's networks and fastai's xresnets; timm knows many more"
+    "The papers' CIFAR nets, torchvision's networks and fastai's xresnets; timm knows many more"
     tv = {n: getattr(models, n) for n in torchvision.models.list_models(module=torchvision.models)}
-    return tv | {n: f for n,f in vars(models.xresnet).items() if re.match(r'x.*net', n) and inspect.isfunction(f)}
+    return nets | tv | {n: f for n,f in vars(models.xresnet).items() if re.match(r'x.*net', n) and inspect.isfunction(f)}
 
 def find_arch(
     name:str, # e.g. `'resnet18'`, `'xresnet18'`, or a timm name such as `'resnet26d'`
@@ -156,7 +157,7 @@ def find_arch(
     known = known_archs()
     if name in known: return known[name]
     if timm.is_model(name): return name
-    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show="Any name of torchvision or timm will do, e.g. 'resnet18'."))
+    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show="Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."))
 
 # %% ../nbs/80_compare.ipynb #5747af17
 heads = {'default': {}, 'gap': dict(concat_pool=False, lin_ftrs=[], ps=0.)}
@@ -403,10 +404,11 @@ def verdicts(
     "What may be said about each method's accuracy, and no more"
     return [verdict(label, r) for label,r in zip(summary.index, summary.itertuples()) if label!='plain']
 
-# %% ../nbs/80_compare.ipynb #eba726cd
+# %% ../nbs/80_compare.ipynb #7b33f286
 def verdict(label:str, r:tuple):
     "One sentence: does the interval of the difference exclude 0?"
-    if r.pairs==0: return f"{label}: no finished run has a partner in plain, so nothing can be said."
+    if r.failed==r.runs: return f"{label}: no run ended well, so nothing can be said."
+    if r.pairs==0: return f"{label}: no run shares a seed with one of plain that ended well, so nothing can be said."
     start = f"{label}: {100*r.gain:+.2f} points against plain"
     if r.pairs<3: return f"{start} over {plural(r.pairs, 'seed')}: too few to tell a difference from chance, take three or more."
     span = f"{start} over {r.pairs} seeds, 95 % interval {100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}"
@@ -479,7 +481,7 @@ def complete(data:str|Path|None, **given):
         if budget[k] is not None and not budget[k]>0: raise ValueError(f"{k} must be greater than 0, not {budget[k]}")
     return budget
 
-# %% ../nbs/80_compare.ipynb #ab84138a
+# %% ../nbs/80_compare.ipynb #c49f21b1
 def on_gpu(fp16:bool):
     "Whether mixed precision can be had; one sentence if it was asked for in vain"
     if fp16 and not torch.cuda.is_available(): print("fp16 needs a CUDA GPU and there is none: training in float32.", file=sys.stderr)
@@ -510,6 +512,21 @@ def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
     try:
         with torch.no_grad(): learn.model.eval()(dls.valid.one_batch()[0])
     except Exception as e: raise ValueError(f"'{arch}' cannot take these images ({one_line(e)}); choose another size or architecture") from e
+
+class OneStep(Callback):
+    "End the fit after one training step"
+    order,run_valid = 1001,False
+    def after_batch(self):
+        "Cancel the fit"
+        raise CancelFitException
+
+def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:str):
+    "One training step with each method: one that cannot work is told before anything is trained"
+    for label,make_cbs in plan.items():
+        learn = make_learner(dls, arch, pretrained, head).add_cbs([*make_cbs(), OneStep]).remove_cb(ProgressCallback)
+        learn.logger = noop
+        try: learn.fit(1)
+        except Exception as e: raise ValueError(f"{label} cannot train '{arch}' on these images ({one_line(e)}); change its arguments or leave it out") from e
 
 # %% ../nbs/80_compare.ipynb #1fca94ea
 class RunProgress(ProgressCallback):
@@ -551,10 +568,10 @@ def rows_of(path:Path, config:dict, order:list):
     df = df[same_config(df, config)].set_index(['seed', 'method'], drop=False).rename_axis([None, None])
     return df.loc[[o for o in order if o in df.index]].reset_index(drop=True)
 
-# %% ../nbs/80_compare.ipynb #404c9a92
+# %% ../nbs/80_compare.ipynb #8999de1c
 def compare(
     data:str|Path=None, # None or 'digits', 'cifar10', 'cifar100', or a folder with a folder of images per class
-    arch:str=None, # name of torchvision, fastai (xresnet) or timm; None: what suits the data
+    arch:str=None, # name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); None: what suits the data
     methods:str|list='FeatureMining(),FeatureMining(layers=2)', # see `parse_methods`; a list may hold callbacks too
     epochs:int=None, # passes over the training images; None: what suits the data
     seeds:int=3, # runs of each method
@@ -576,6 +593,7 @@ def compare(
     read_results(path)
     dls,order = open_data(data, budget),run_order(list(plan), seeds)
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
+    check_methods(plan, dls, budget['arch'], budget['pretrained'], budget['head'])
     fp16 = on_gpu(fp16)
     config = configuration(data, dls, fp16, budget)
     todo = missing(order, rows_of(path, config, order))
@@ -610,7 +628,7 @@ def report(df:pd.DataFrame, path:Path, say:Callable):
     say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *failures, f'{path} has a row per run, {picture} the picture.']))
     return df
 
-# %% ../nbs/80_compare.ipynb #c479c30b
+# %% ../nbs/80_compare.ipynb #8c156619
 def add_compare(commands:argparse._SubParsersAction):
     "Arguments of `featreg compare`"
     p = commands.add_parser('compare', help='train plain and each method alike; tell what each gains and costs', formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -619,7 +637,7 @@ def add_compare(commands:argparse._SubParsersAction):
         epilog='example: featreg compare photos --arch resnet34 --methods feature_mining,mixup --epochs 5 --seeds 3 --size 224 --fp16')
     p.add_argument('path', nargs='?', help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
     p.add_argument('--data', help='the same as PATH')
-    p.add_argument('--arch', help='name of torchvision, fastai (xresnet) or timm (default: resnet18; resnet10t for the digits)')
+    p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56) (default: resnet18; resnet10t for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
                    help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
     for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),

@@ -166,7 +166,7 @@ class FitState:
         for h in self.handles: h.remove()
         self.handles = []
 
-# %% ../nbs/01_core.ipynb #52b585b7
+# %% ../nbs/01_core.ipynb #3598129a
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
     order,run_valid = 5,False
@@ -180,7 +180,7 @@ class FeatureCallback(Callback):
         seed:int|None=None, # seed of the callback's own generator; None derives it from torch's seed
     ):
         if isinstance(layers, (bool, float)) or layers is None or (isinstance(layers, int) and layers<1) or (is_listy(layers) and len(layers)==0):
-            raise ValueError(f"{type(self).__name__}: layers must be a number of last stages (1, 2, ...), a layer's name, a module, or a list of these, got {layers!r}")
+            raise ValueError(f"{type(self).__name__}: layers must be a number of last stages (1, 2, ...), a layer's name, a module, or a list of names, modules and stage numbers ([-1] is the last), got {layers!r}")
         if not callable(weight) and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
             raise ValueError(f"{type(self).__name__}: weight must be a finite number or a function of the share of training done, got {weight!r}")
         if seed is not None and not isinstance(seed, int): raise ValueError(f"{type(self).__name__}: seed must be a whole number or None, got {seed!r}")

@@ -15,6 +15,7 @@ from fastai.callback.mixup import MixUp
 from PIL import Image
 
 import fastai_featreg.all
+from fastai_featreg import core
 from fastai_featreg.compare import config_names, main, parse_methods, read_results, result_columns, run_order
 
 module = sys.modules['fastai_featreg.compare']
@@ -128,14 +129,27 @@ def test_other_configurations_stay(tmp_path):
     assert df.lr.tolist()==['0.01']*2 + ['0.0001']*2
 
 
-def test_failed_run_is_a_row_and_tried_again(tmp_path, capsys):
-    args = ['--size', 32, '--seeds', 1] # one position is left in the last map, and FeatureMining cannot divide it
+def test_method_that_cannot_work_is_told_before_training(tmp_path, capsys):
+    assert compare(tmp_path, '--size', 32, '--seeds', 1)==2 # one position is left in the last map, and FeatureMining cannot divide it
+    assert 'FeatureMining() cannot train' in (err := capsys.readouterr().err) and 'one position only' in err
+    assert compare(tmp_path, '--seeds', 1, '--methods', "FeatureMining(layers='layer9')")==2
+    assert not (tmp_path/'results.csv').exists()
+
+
+class FailsLate(Callback):
+    "Works for a step, fails before the validation"
+    def before_validate(self): raise RuntimeError('the disk is full')
+
+
+def test_failed_run_is_a_row_and_tried_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(core.methods, 'fails_late', FailsLate)
+    args = ['--seeds', 1, '--methods', 'fails_late,mixup']
     assert compare(tmp_path, *args)==1
     df = rows(tmp_path)
-    assert df.method.tolist()==['plain', 'FeatureMining()', 'MixUp()']
+    assert df.method.tolist()==['plain', 'FailsLate()', 'MixUp()']
     assert (df.error!='').tolist()==[False, True, False] and np.isnan(df.accuracy[1])
     out = capsys.readouterr().out
-    assert '1 (1 failed)' in out and 'one position only' in out
+    assert '1 (1 failed)' in out and 'the disk is full' in out
     assert compare(tmp_path, *args)==1
     assert '2 of 3 runs' in capsys.readouterr().out
     assert len(rows(tmp_path))==3
