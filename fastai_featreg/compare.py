@@ -481,13 +481,14 @@ def complete(data:str|Path|None, **given):
         if budget[k] is not None and not budget[k]>0: raise ValueError(f"{k} must be greater than 0, not {budget[k]}")
     return budget
 
-# %% ../nbs/80_compare.ipynb #c49f21b1
+# %% ../nbs/80_compare.ipynb #56118a3e
 def on_gpu(fp16:bool):
     "Whether mixed precision can be had; one sentence if it was asked for in vain"
     if fp16 and not torch.cuda.is_available(): print("fp16 needs a CUDA GPU and there is none: training in float32.", file=sys.stderr)
     return fp16 and torch.cuda.is_available()
 
 def version_of(package:str):
+    "Installed version, '' if there is none"
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return ''
 
@@ -521,7 +522,7 @@ class OneStep(Callback):
         raise CancelFitException
 
 def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:str):
-    "One training step with each method: one that cannot work is told before anything is trained"
+    "One training step with each method that is to run: one that cannot work is told before anything is trained"
     for label,make_cbs in plan.items():
         learn = make_learner(dls, arch, pretrained, head).add_cbs([*make_cbs(), OneStep]).remove_cb(ProgressCallback)
         learn.logger = noop
@@ -553,8 +554,8 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     left = f" (about {format_time(spent/i*(n-i))} left)" if i<n else ''
     return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{left}"
 
-# %% ../nbs/80_compare.ipynb #62331570
-def train_all(todo:list, plan:list, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable, bars:bool|None):
+# %% ../nbs/80_compare.ipynb #321411a0
+def train_all(todo:list, plan:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable, bars:bool|None):
     "Train the runs that are missing; each is a row of `path` as soon as it ends"
     start = time.perf_counter()
     for i,((seed,label),bar,write) in enumerate(iterate(todo, say, bars)):
@@ -568,7 +569,7 @@ def rows_of(path:Path, config:dict, order:list):
     df = df[same_config(df, config)].set_index(['seed', 'method'], drop=False).rename_axis([None, None])
     return df.loc[[o for o in order if o in df.index]].reset_index(drop=True)
 
-# %% ../nbs/80_compare.ipynb #8999de1c
+# %% ../nbs/80_compare.ipynb #8a82a126
 def compare(
     data:str|Path=None, # None or 'digits', 'cifar10', 'cifar100', or a folder with a folder of images per class
     arch:str=None, # name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); None: what suits the data
@@ -593,10 +594,10 @@ def compare(
     read_results(path)
     dls,order = open_data(data, budget),run_order(list(plan), seeds)
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
-    check_methods(plan, dls, budget['arch'], budget['pretrained'], budget['head'])
     fp16 = on_gpu(fp16)
     config = configuration(data, dls, fp16, budget)
     todo = missing(order, rows_of(path, config, order))
+    check_methods({label: plan[label] for _,label in todo}, dls, budget['arch'], budget['pretrained'], budget['head'])
     say(opening(config, list(plan), seeds, len(todo), path))
     train_all(todo, plan, dls, config, path, dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}), say, bars)
     return report(rows_of(path, config, order), path, say)

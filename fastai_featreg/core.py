@@ -323,7 +323,7 @@ def after_pred(self:FeatureCallback):
         raise ValueError(f"{type(self).__name__}: layer '{fit.no_grad[0]}' ran without gradients, so its term could not train the network (reentrant gradient checkpointing does that); "
                          "checkpoint with use_reentrant=False, or name a layer outside with `layers=`")
 
-# %% ../nbs/01_core.ipynb #d3f96790
+# %% ../nbs/01_core.ipynb #154a941d
 @patch
 def after_loss(self:FeatureCallback):
     "Add `weight * loss_term` to the loss that is differentiated"
@@ -352,7 +352,6 @@ def after_backward(self:FeatureCallback):
 @patch
 def after_batch(self:FeatureCallback):
     "The heads leave the optimiser, the taps the model"
-    if self._fit is None: return
     self._fit.unhook()
     self._fit.maps = {}
     if self.visitors is not None: self.visitors.leave()
