@@ -6,7 +6,7 @@
 __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps', 'feature_maps', 'VisitingParams',
            'is_validating', 'FitState', 'FeatureCallback', 'EpochGuard']
 
-# %% ../nbs/01_core.ipynb #8658bbe1
+# %% ../nbs/01_core.ipynb #fbd10068
 import inspect,math,weakref
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
@@ -14,7 +14,7 @@ from dataclasses import dataclass,field
 import torch.distributed as dist
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
-from .anatomy import get_anatomy,Stage,untouched
+from .anatomy import Anatomy,get_anatomy,Stage,untouched
 
 # %% ../nbs/01_core.ipynb #6e0df542
 methods = {}
@@ -31,14 +31,18 @@ def register_method(
         return cls
     return _register
 
-# %% ../nbs/01_core.ipynb #90734207
+# %% ../nbs/01_core.ipynb #63835137
 @contextmanager
 def isolated_rng(
-    seed:int # seed of torch's CPU generator inside the block
+    seed:int, # seed of torch's generators inside the block
+    device:torch.device|None=None, # a CUDA device whose generator is lent too; None or a CPU lends the CPU's only
 ):
-    "Run a block under its own seed; torch's global CPU generator is as before afterwards"
-    with torch.random.fork_rng(devices=[]):
+    "Run a block under its own seed; torch's global generators are as before afterwards"
+    cuda = device is not None and device.type=='cuda'
+    with torch.random.fork_rng(devices=[device] if cuda else []):
         torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device): torch.cuda.manual_seed(seed)
         yield
 
 # %% ../nbs/01_core.ipynb #2770f57b
@@ -166,7 +170,7 @@ class FitState:
         for h in self.handles: h.remove()
         self.handles = []
 
-# %% ../nbs/01_core.ipynb #3598129a
+# %% ../nbs/01_core.ipynb #e5f7eab6
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
     order,run_valid = 5,False
@@ -191,6 +195,12 @@ class FeatureCallback(Callback):
         within = ('after_pred', 'after_loss', 'before_backward', 'after_backward', 'after_batch')
         if self.learn is None or (self._fit is None and event_name in within): return
         return super().__call__(event_name)
+
+    def find_layers(self,
+        anatomy:Anatomy, # of the learner's model
+    )->list: # `Stage`s to tap
+        "Override to choose the layers by a rule of your own; called once per fit"
+        return anatomy.find(self.layers)
 
     def make_heads(self,
         stages:list, # tapped `Stage`s, with `channels`
@@ -246,7 +256,7 @@ def _set_learn(self, learn):
 
 FeatureCallback.learn = property(_get_learn, _set_learn)
 
-# %% ../nbs/01_core.ipynb #6f13d74e
+# %% ../nbs/01_core.ipynb #7f24bde6
 @patch
 def set_up(self:FeatureCallback):
     "Find the layers, make the heads; once per fit, in its first batch"
@@ -254,7 +264,7 @@ def set_up(self:FeatureCallback):
     if isinstance(model, nn.DataParallel):
         raise ValueError(f"{type(self).__name__} cannot tap a model inside nn.DataParallel; train on several GPUs with `learn.distrib_ctx()` (one process per GPU)")
     anatomy = get_anatomy(model, x=self.learn.x, check_cam=False)
-    stages = anatomy.find(self.layers)
+    stages = self.find_layers(anatomy)
     if any(isinstance(l, nn.Module) for l in ([self.layers] if isinstance(self.layers, nn.Module) else L(self.layers))):
         self.layers = [s.name for s in stages] # names can be printed, copied and exported
     if self.generator is None: self.generator = torch.Generator().manual_seed(self.start_seed + 1)
@@ -283,9 +293,12 @@ def _set_up_heads(self:FeatureCallback, stages, n_out):
     if isinstance(self.learn.model, DistributedDataParallel):
         for p in self.aux_heads.parameters(): dist.broadcast(p.data, 0)
 
-# %% ../nbs/01_core.ipynb #f1ae6837
+# %% ../nbs/01_core.ipynb #66acce32
 @patch(as_prop=True)
 def _changes(self:FeatureCallback): return type(self).change_map is not FeatureCallback.change_map
+
+@patch(as_prop=True)
+def _reads(self:FeatureCallback): return type(self).loss_term is not FeatureCallback.loss_term
 
 @patch
 def before_batch(self:FeatureCallback):
@@ -303,9 +316,9 @@ def on_map(self:FeatureCallback, stage:Stage, fmap:Tensor):
     fit = self._fit
     inference = not torch.is_grad_enabled() and not stage.module.training # another callback's probe, a look at the predictions
     if fit is None or inference: return
-    act = self._changes and fit.weight!=0 and stage.module.training
+    act = self._changes and fit.weight!=0 and self.learn.model.training # the module itself may be frozen in evaluation mode (BnFreeze)
     new = self.change_map(stage, fmap) if act else None
-    fit.maps[stage.name] = fmap if new is None else new
+    fit.maps[stage.name] = (fmap if new is None else new) if self._reads else None # who only changes maps must not keep them alive
     if not self._changes and not torch.is_grad_enabled(): fit.no_grad.append(stage.name)
     return new
 
@@ -323,13 +336,13 @@ def after_pred(self:FeatureCallback):
         raise ValueError(f"{type(self).__name__}: layer '{fit.no_grad[0]}' ran without gradients, so its term could not train the network (reentrant gradient checkpointing does that); "
                          "checkpoint with use_reentrant=False, or name a layer outside with `layers=`")
 
-# %% ../nbs/01_core.ipynb #154a941d
+# %% ../nbs/01_core.ipynb #a8d126ed
 @patch
 def after_loss(self:FeatureCallback):
     "Add `weight * loss_term` to the loss that is differentiated"
     fit = self._fit
     maps,fit.maps = fit.maps,{}
-    if not maps or fit.weight==0 or not len(self.learn.yb): return
+    if not maps or fit.weight==0 or not self._reads or not len(self.learn.yb): return
     term = self.loss_term(maps)
     if term is None: return
     fit.total,fit.count = fit.total + term.detach(),fit.count + 1

@@ -31,28 +31,31 @@ def next_fit_is_sound(learn):
     assert any(not torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items())
     assert_clean(learn)
     assert [m.name for m in learn.metrics] in ([], ['accuracy']) and list(learn.recorder.metric_names).count('fm_loss')<=1
-    if hasattr(learn, 'feature_mining'): assert learn.feature_mining._fit is None
+    assert all(cb._fit is None for cb in learn.cbs if isinstance(cb, FeatureCallback))
 
 
+made = dict(mining=lambda: FeatureMining(2), scale=lambda: SelectScale(layers='all'), both=lambda: [FeatureMining(2), DropBlock()])
 exits = [('none', None)] + [(e, x) for x in (CancelFitException, RuntimeError, KeyboardInterrupt) for e in
          ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_batch', 'after_train', 'after_epoch')]
 
 
 @pytest.mark.parametrize('given_to_fit', [True, False])
 @pytest.mark.parametrize('event,exc', exits)
-def test_exit_at_event(event, exc, given_to_fit):
-    cb = FeatureMining(2)
-    learn = tiny_learner(None if given_to_fit else cb)
-    try: learn.fit(2, cbs=[RaiseAt(event, exc)] + ([cb] if given_to_fit else []))
+@pytest.mark.parametrize('make', made)
+def test_exit_at_event(make, event, exc, given_to_fit):
+    cbs = L(made[make]())
+    learn = tiny_learner(None if given_to_fit else list(cbs))
+    try: learn.fit(2, cbs=[RaiseAt(event, exc)] + (list(cbs) if given_to_fit else []))
     except (RuntimeError, KeyboardInterrupt): pass
     assert_clean(learn)
-    if given_to_fit: assert cb.learn is None
+    if given_to_fit: assert all(cb.learn is None for cb in cbs)
     next_fit_is_sound(learn)
 
 
 @pytest.mark.parametrize('exc', [CancelFitException, RuntimeError, KeyboardInterrupt])
-def test_exit_in_the_forward_pass(exc):
-    learn = tiny_learner(FeatureMining(2))
+@pytest.mark.parametrize('make', made)
+def test_exit_in_the_forward_pass(make, exc):
+    learn = tiny_learner(made[make]())
     learn.model[0].insert(2, Saboteur(exc))
     try: learn.fit(2)
     except (RuntimeError, KeyboardInterrupt): pass
@@ -111,7 +114,7 @@ def test_ctrl_c_at_random_moments():
     old,rng,hits,where = signal.signal(signal.SIGALRM, interrupt),random.Random(0),0,set()
     try:
         for i in range(150):
-            cb = FeatureMining(2)
+            cb = FeatureMining(2) if i%4<2 else SelectScale(layers='all')
             learn = tiny_learner(None if i%2 else cb)
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.002, 0.08))

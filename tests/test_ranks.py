@@ -11,7 +11,7 @@ script = '''
     import fastai.distributed as fd
     from tiny import *
     fd.DistributedDL._broadcast = lambda self, t, rank: (dist.broadcast(t := tensor(t), rank), t.tolist())[1] # fastai's calls .cuda()
-    learn = tiny_learner(FeatureMining(2), n=64)
+    learn = tiny_learner([FeatureMining(2), SelectScale(retain=0.)], n=64)
     if {mixup}: learn.add_cb(MixUp())
     term = FeatureMining.loss_term
     if {gaps}: FeatureMining.loss_term = lambda self, maps: None if self.learn.iter==int(os.environ["RANK"]) else term(self, maps) # each rank has a batch without a term
@@ -22,6 +22,9 @@ script = '''
         learn.fit(2, 0.1)
     heads = torch.cat([p.detach().flatten() for p in learn.feature_mining.aux_heads.parameters()])
     model = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    state = torch.Generator()
+    state.set_state(learn.select_scale.state_dict()["generator"])
+    assert learn.select_scale.acts_on and not torch.equal(state.get_state(), torch.Generator().manual_seed(learn.select_scale.start_seed + 1).get_state()), "no drop has drawn"
     assert (heads - start).abs().max() > 1e-3, "the heads were not trained"
     torch.save((heads, model), {out!r} + "/" + os.environ["RANK"] + ".pt")
     assert_clean(learn)
