@@ -5,8 +5,8 @@
 
 Each round runs one plain step and one step of every candidate, in an order that rotates. The ratio of a round is candidate / plain of that same round;
 printed and written are its median and quartiles over the rounds, which a slow minute of the machine moves little. The candidates are the registered
-methods, two mined layers, and plain training once more: the last shows what the measurement itself can tell apart. On a GPU the peak memory of a step stands beside it.
-The function behind Feature Mining is timed against its literal form as well.
+methods, two mined layers, SelectScale in every layer, and plain training once more: the last shows what the measurement itself can tell apart. On a GPU the peak memory of a step stands beside it.
+The functions behind Feature Mining and SelectScale are timed against their literal forms as well.
 """
 import argparse,time
 from functools import partial
@@ -36,6 +36,7 @@ def candidates() -> dict:
     "label -> list of callbacks, for every registered method"
     made = {name: [cls] for name,cls in methods.items()}
     return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
+            'select_scale, all layers': [partial(featreg.SelectScale, layers='all')],
             'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)]}
 
 
@@ -100,19 +101,38 @@ def measure(args: argparse.Namespace) -> pd.DataFrame:
                               memory_ratio=mb[n]/mb['plain'], rounds=args.rounds) for n in names])
 
 
-def measure_function(args: argparse.Namespace, size: tuple = (32, 256, 14, 14)) -> pd.DataFrame:
-    "Forward and backward of `mined_pool` and of its literal form, interleaved"
-    f,mask = torch.randn(size, device=args.device, requires_grad=True),featreg.box_mask(*size[2:]).to(args.device)
-    def once(pool) -> float:
+def literal_select_scale(f: torch.Tensor, top_rate: float, retain: float) -> torch.Tensor:
+    "Section 2.3 and Eq. 6 to the letter: sorted scores with their gradients, a factor for every channel"
+    scores = f.abs().flatten(2).max(2).values
+    least = scores.sort(1, descending=True).values[:,max(1, round(top_rate*f.shape[1]))-1]
+    v = (scores<least[:,None]).to(f.dtype)
+    u = retain + 2*(1-retain)*torch.rand(f.shape[:2], device=f.device)
+    return f*((1-v)*(u-1) + 1)[:,:,None,None]
+
+
+def functions(device: str, size: tuple) -> dict:
+    "name -> the function of a map, its literal form"
+    mask = featreg.box_mask(*size[2:]).to(device)
+    scale = dict(top_rate=.1, retain=.2)
+    return {'mined_pool': (partial(featreg.mined_pool, mask=mask), partial(literal_mined_pool, mask=mask)),
+            'select_scale': (partial(featreg.select_scale, **scale), partial(literal_select_scale, **scale))}
+
+
+def measure_functions(args: argparse.Namespace, size: tuple = (32, 256, 14, 14)) -> pd.DataFrame:
+    "Forward and backward of each function and of its literal form, interleaved"
+    f = torch.randn(size, device=args.device, requires_grad=True)
+    def once(function) -> float:
         f.grad = None
         start = time.perf_counter()
-        pool(f, mask).sum().backward()
+        function(f).sum().backward()
         if f.is_cuda: torch.cuda.synchronize()
         return 1000*(time.perf_counter() - start)
-    for _ in range(5): once(featreg.mined_pool), once(literal_mined_pool)
-    df = pd.DataFrame([dict(ours=once(featreg.mined_pool), literal=once(literal_mined_pool)) for _ in range(100)])
-    return pd.DataFrame([dict(function=f'mined_pool {size}', ms=df.ours.median(), literal_ms=df.literal.median(),
-                              **{f'literal_over_ours_{k}': v for k,v in quartiles(df.literal/df.ours).items()})])
+    rows = []
+    for name,(ours,literal) in functions(args.device, size).items():
+        for _ in range(5): once(ours), once(literal)
+        df = pd.DataFrame([dict(ours=once(ours), literal=once(literal)) for _ in range(100)])
+        rows.append(dict(function=f'{name} {size}', ms=df.ours.median(), literal_ms=df.literal.median(), **{f'literal_over_ours_{k}': v for k,v in quartiles(df.literal/df.ours).items()}))
+    return pd.DataFrame(rows)
 
 
 def parse() -> argparse.Namespace:
@@ -136,7 +156,7 @@ def main():
     "Measure, print, write"
     args = parse()
     what = f'{args.device}_{args.arch}_{args.size}px_bs{args.bs}' + (f'_{args.amp}' if args.amp else '')
-    for name,df in (('overhead', measure(args)), ('functions', measure_function(args))):
+    for name,df in (('overhead', measure(args)), ('functions', measure_functions(args))):
         print(f'\n{name}: {what}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ __all__ = ['known_methods', 'find_method', 'method_label', 'parse_methods', 'kno
            'results_file', 'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'plot_comparison',
            'run_order', 'compare']
 
-# %% ../nbs/80_compare.ipynb #375db64a
+# %% ../nbs/80_compare.ipynb #063fa52f
 import argparse,ast,difflib,gc,importlib.metadata,inspect,re,sys,tempfile
 import timm,torchvision
 from scipy.stats import t as student_t
@@ -18,7 +18,8 @@ from fastai.callback.tracker import TerminateOnNaNCallback
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from . import core
 from .core import register_method
-from .data import load_data
+from .data import has_boxes,load_data
+from .maps import localisation
 from .nets import nets
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
@@ -120,17 +121,18 @@ def parse_methods(
         chosen.update(method_of(calls) for calls in each)
     return list(chosen.items())
 
-# %% ../nbs/80_compare.ipynb #9af1a915
+# %% ../nbs/80_compare.ipynb #baf6727e
 def callback_text(cb:Callback):
     "Expression that makes `cb`; `ValueError` where its `repr` is none"
     cls = type(cb)
     args = ', '.join(str(p.replace(annotation=p.empty)) for p in list(inspect.signature(cls).parameters.values())[:1])
     remedy = f'give it as text with literal arguments, such as "{cls.__name__}({args})"'
     if cls.__repr__ is Callback.__repr__: raise ValueError(f"methods: a {cls.__name__} does not show its arguments; {remedy}")
-    try: (_,make), = parse_methods(repr(cb))[1:]
-    except ValueError: raise ValueError(f"methods: {repr(cb)[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
-    if repr(make()[0])!=repr(cb): raise ValueError(f"methods: {repr(cb)[:200]} makes another callback than itself; {remedy}")
-    return repr(cb)
+    text = repr(cb).partition('  # ')[0] # behind it stands where a callback acts, once it has
+    try: (_,make), = parse_methods(text)[1:]
+    except ValueError: raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
+    if repr(make()[0])!=text: raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
+    return text
 
 def method_text(m:Callable|Callback|str):
     "A name, a callback class or a callback as text"
@@ -249,7 +251,7 @@ def train(
     "fastai's standard recipe for either case"
     learn.fine_tune(epochs, lr) if pretrained else learn.fit_one_cycle(epochs, lr)
 
-# %% ../nbs/80_compare.ipynb #16188453
+# %% ../nbs/80_compare.ipynb #0a18c806
 def device_of(dls:DataLoaders):
     "Device of the batches"
     return dls.device or default_device()
@@ -265,11 +267,20 @@ def measured(learn:Learner, seconds:float, peak:float):
     if not learn.stop_diverged.diverged and all(np.isfinite(v) for v in values.values()): return res | values | dict(error='')
     return res | dict.fromkeys(measures[:3], np.nan) | dict(error=f'diverged: the loss is not finite after {plural(len(rows), "whole epoch")}')
 
+looks = 'pointing_game energy_inside max_box_acc'.split()
+
+def where_it_looks(learn:Learner):
+    "How well the class activation maps find the objects; NaN where no boxes are known"
+    none = dict.fromkeys(looks, np.nan)
+    if learn.stop_diverged.diverged or not has_boxes(learn.dls.valid): return none
+    try: return localisation(learn).loc['cam', looks].to_dict()
+    except ValueError: return none # a network without a spatial map can be compared all the same
+
 def plural(n:int, word:str):
     "`n` and the word, with an s unless `n` is 1"
     return f"{n} {word}{'s'*(int(n)!=1)}"
 
-# %% ../nbs/80_compare.ipynb #b8fb5067
+# %% ../nbs/80_compare.ipynb #844d5a4f
 def run_once(
     dls:DataLoaders, # images; their order is reset
     make_cbs:Callable=list, # function that makes the callbacks of the method; `list` for plain
@@ -281,7 +292,7 @@ def run_once(
     head:str='default', # 'default' or 'gap'
     fp16:bool=False, # mixed precision, on a GPU
     progress:Callback=None, # progress bar; None for none
-)->dict: # accuracy, losses, `step_ms`, `seconds`, `peak_mb`, `curve`, `error`
+)->dict: # accuracy, losses, `step_ms`, `seconds`, `peak_mb`, `curve`, `error`, and where boxes are known `pointing_game`, `energy_inside`, `max_box_acc`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
     can_measure = reset_peak_memory(device)
@@ -292,15 +303,15 @@ def run_once(
         learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, StopDiverged, *L(progress)])
         learn.logger = noop
         train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
-        return measured(learn, time.perf_counter() - start, peak_memory(device) if can_measure else np.nan)
+        return measured(learn, time.perf_counter() - start, peak_memory(device) if can_measure else np.nan) | where_it_looks(learn)
     except Exception as e:
-        return dict.fromkeys(measures, np.nan) | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
+        return dict.fromkeys(measures + looks, np.nan) | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
 
-# %% ../nbs/80_compare.ipynb #796ba871
+# %% ../nbs/80_compare.ipynb #9625a6be
 config_names = 'data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes device n_threads featreg torch fastai timm'.split()
-result_columns = ['method', 'seed', *measures, 'curve', 'error', *config_names]
+result_columns = ['method', 'seed', *measures, *looks, 'curve', 'error', *config_names]
 
-# %% ../nbs/80_compare.ipynb #b8d4714e
+# %% ../nbs/80_compare.ipynb #cf637311
 def results_file(
     out:str|Path, # folder of the results, made if need be
 )->Path: # its CSV file
@@ -318,9 +329,11 @@ def read_results(
     "Rows written so far; a damaged file is a `ValueError` and is left alone"
     if not Path(path).exists(): return pd.DataFrame(columns=result_columns)
     text = dict.fromkeys(['method', 'curve', 'error', *config_names], str)
-    try: df = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={m: [''] for m in measures})[result_columns]
+    try:
+        df = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={m: [''] for m in measures + looks})
+        df = df.assign(**{l: np.nan for l in looks if l not in df})[result_columns] # files of the first version have no such columns
     except Exception as e: raise ValueError(f"'{path}' is not a table of results ({one_line(e, 80)}); move it away or choose another folder with --out") from e
-    try: return df.astype({m: float for m in measures} | {'seed': int})
+    try: return df.astype({m: float for m in measures + looks} | {'seed': int})
     except ValueError as e: raise ValueError(f"'{path}' is damaged ({e}); move it away or choose another folder with --out") from e
 
 def write_row(
@@ -341,7 +354,7 @@ def same_config(df:pd.DataFrame, row:dict, *more):
     "Which rows have the configuration of `row`, and agree in the columns `more`"
     return np.logical_and.reduce([np.ones(len(df), dtype=bool), *(df[c].astype(str)==str(row[c]) for c in [*config_names, *more])]).astype(bool)
 
-# %% ../nbs/80_compare.ipynb #20305438
+# %% ../nbs/80_compare.ipynb #72894b5d
 def interval(x:pd.Series, level:float=0.95):
     "Student's interval of the mean"
     if len(x)<2: return np.nan,np.nan
@@ -360,7 +373,7 @@ def summary_row(label:str, rows:pd.DataFrame, plain:pd.DataFrame):
     low,high = interval(gain)
     ratio = lambda c: (pair[c]/pair[f'{c}_plain']).median()
     return dict(method=label, runs=len(rows), failed=len(rows) - len(good), accuracy=good['accuracy'].mean(), accuracy_std=std(good['accuracy']), pairs=len(pair), gain=gain.mean(),
-                gain_std=std(gain), gain_low=low, gain_high=high, step_ms=good['step_ms'].median(), step_ratio=ratio('step_ms'), memory_ratio=ratio('peak_mb'))
+                gain_std=std(gain), gain_low=low, gain_high=high, **{l: good[l].mean() if l in good else np.nan for l in looks}, step_ms=good['step_ms'].median(), step_ratio=ratio('step_ms'), memory_ratio=ratio('peak_mb'))
 
 # %% ../nbs/80_compare.ipynb #dadfc033
 def summarise(
@@ -386,7 +399,7 @@ def table_row(label:str, r:tuple):
     runs = f'{r.runs}' if not r.failed else f'{r.runs} ({r.failed} failed)'
     return [label, runs, number(100*r.accuracy, '.2f') + spread, gain, span, number(r.step_ms, '.1f'), number(r.step_ratio, '.3f'), number(r.memory_ratio, '.3f')]
 
-# %% ../nbs/80_compare.ipynb #9df55539
+# %% ../nbs/80_compare.ipynb #cf90c3c0
 def summary_table(
     summary:pd.DataFrame, # from `summarise`
 )->str: # aligned lines of text
@@ -394,6 +407,8 @@ def summary_table(
     head = [['', '', 'accuracy', 'minus plain', '95 % interval', 'step', 'step time', 'peak memory'],
             ['method', 'runs', '%, mean ± sd', 'points', 'points', 'ms', '/ plain', '/ plain']]
     rows = head + [table_row(label, r) for label,r in zip(summary.index, summary.itertuples())]
+    seen = {'pointing_game': ['pointing', 'game, %'], 'max_box_acc': ['box found', '%']}
+    for look in [o for o in seen if summary[o].notna().any()]: rows = [r + [c] for r,c in zip(rows, seen[look] + [number(100*o, '.1f') for o in summary[look]])]
     widths = [max(len(r[i]) for r in rows) for i in range(len(head[0]))]
     lines = ['  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, widths))) for r in rows]
     return '\n'.join([*lines[:2], '-'*len(lines[0]), *lines[2:]])

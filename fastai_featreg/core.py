@@ -45,16 +45,18 @@ def isolated_rng(
             with torch.cuda.device(device): torch.cuda.manual_seed(seed)
         yield
 
-# %% ../nbs/01_core.ipynb #2770f57b
+# %% ../nbs/01_core.ipynb #ea4704d5
 class TapHook:
     "Forward hook that hands the map of `stage` to `owner`, which may return another one"
     def __init__(self,
-        owner, # object with a method `on_map(stage, fmap)`; a result other than None replaces the map
+        owner, # object with a method `on_map(stage, fmap)`, of which a result other than None replaces the map; and a flag `in_graph`: shall the network go on with the very tensor that `on_map` got?
         stage:Stage, # place that is tapped
     ): self.owner,self.stage = owner,stage
 
     def __call__(self, module, inputs, output):
-        new = self.owner.on_map(self.stage, self.stage.to_nchw(output))
+        fmap = self.stage.to_nchw(output)
+        new = self.owner.on_map(self.stage, fmap)
+        if new is None and self.owner.in_graph and fmap is not output: new = fmap
         if new is not None: return self.stage.from_nchw(new, output)
 
 
@@ -71,9 +73,10 @@ def remove_taps(
                 n += 1
     return n
 
-# %% ../nbs/01_core.ipynb #36a93a18
+# %% ../nbs/01_core.ipynb #b8b922e5
 class _Store:
     "Owner of taps that keeps each map"
+    in_graph = False
     def __init__(self): self.maps = {}
     def on_map(self, stage:Stage, fmap:Tensor):
         "Keep the map"
@@ -170,11 +173,14 @@ class FitState:
         for h in self.handles: h.remove()
         self.handles = []
 
-# %% ../nbs/01_core.ipynb #e5f7eab6
+# %% ../nbs/01_core.ipynb #69d9967f
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
     order,run_valid = 5,False
-    column = None
+    column = None # override: name of the term's column in the table
+    check_cam = False # override: shall `find_layers` get an anatomy that says whether CAM is exact?
+    in_graph = False # override: shall the logits depend on the very maps that `loss_term` gets, in other layouts than NCHW too?
+    learned = ('aux_heads', 'generator', 'visitors') # what is forgotten when another learner is given
     _learn = _last = _fit = aux_heads = generator = visitors = _pending = None
     _stateattrs = ('_last', '_fit', 'aux_heads', 'generator', 'visitors', '_pending')
 
@@ -241,7 +247,7 @@ def __repr__(self:FeatureCallback):
     defaults = {p.name: p.default for p in params}
     return f"{type(self).__name__}({', '.join(f'{k}={_repr_arg(v)}' for k,v in args if v is not defaults[k] and v!=defaults[k])})"
 
-# %% ../nbs/01_core.ipynb #b858b7fa
+# %% ../nbs/01_core.ipynb #c5109449
 def _get_learn(self): return self._learn
 
 def _set_learn(self, learn):
@@ -250,20 +256,20 @@ def _set_learn(self, learn):
         raise ValueError(f"the learner already has a {type(self).__name__}; give that one several layers, e.g. `layers=2`, "
                          f"or remove it first with `learn.remove_cb({type(self).__name__})`")
     elif self._last is None or self._last() is not learn:
-        for k in ('aux_heads', 'generator', 'visitors'): self.__dict__.pop(k, None)
+        for k in self.learned: self.__dict__.pop(k, None)
         self.__dict__['_last'] = weakref.ref(learn)
     self.__dict__['_learn'] = learn
 
 FeatureCallback.learn = property(_get_learn, _set_learn)
 
-# %% ../nbs/01_core.ipynb #7f24bde6
+# %% ../nbs/01_core.ipynb #f6f29ad1
 @patch
 def set_up(self:FeatureCallback):
     "Find the layers, make the heads; once per fit, in its first batch"
     model = self.learn.model
     if isinstance(model, nn.DataParallel):
         raise ValueError(f"{type(self).__name__} cannot tap a model inside nn.DataParallel; train on several GPUs with `learn.distrib_ctx()` (one process per GPU)")
-    anatomy = get_anatomy(model, x=self.learn.x, check_cam=False)
+    anatomy = get_anatomy(model, x=self.learn.x, check_cam=self.check_cam)
     stages = self.find_layers(anatomy)
     if any(isinstance(l, nn.Module) for l in ([self.layers] if isinstance(self.layers, nn.Module) else L(self.layers))):
         self.layers = [s.name for s in stages] # names can be printed, copied and exported

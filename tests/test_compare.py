@@ -212,6 +212,9 @@ def test_callbacks_and_classes_in_a_list(tmp_path):
     df = module.compare(methods=[MixUp, fastai_featreg.all.FeatureMining(2), 'MixUp(1.0)'], out=tmp_path, **small)
     assert df.method.tolist()==['plain', 'MixUp()', 'FeatureMining(layers=2)', 'MixUp(alpha=1.0)']
     assert (df.error=='').all()
+    used = fastai_featreg.all.SelectScale(top_rate=0.2)
+    used.acts_on = {'0.1': 1.} # its repr says where it has acted
+    assert module.as_text([used])=='SelectScale(top_rate=0.2)'
 
 
 def test_part_of_a_folder(tmp_path, capsys):

@@ -34,7 +34,8 @@ def next_fit_is_sound(learn):
     assert all(cb._fit is None for cb in learn.cbs if isinstance(cb, FeatureCallback))
 
 
-made = dict(mining=lambda: FeatureMining(2), scale=lambda: SelectScale(layers='all'), both=lambda: [FeatureMining(2), DropBlock()])
+made = dict(mining=lambda: FeatureMining(2), scale=lambda: SelectScale(layers='all'), both=lambda: [FeatureMining(2), DropBlock()],
+            cam=lambda: [CAMLoss(start=0, cam='grad_cam'), NegativeCAM()])
 exits = [('none', None)] + [(e, x) for x in (CancelFitException, RuntimeError, KeyboardInterrupt) for e in
          ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_batch', 'after_train', 'after_epoch')]
 

@@ -8,7 +8,7 @@ from fastai_featreg.core import isolated_rng
 
 neutral = {'inert': lambda: Inert(2), 'weight 0': lambda: FeatureMining(2, weight=0.), 'feature_dropout': lambda: FeatureDropout(1.), 'spatial_dropout': lambda: SpatialDropout(1.),
            'drop_block': lambda: DropBlock(1.), 'spatial_scale': lambda: SpatialScale(1.), 'selectout': lambda: Selectout(p=1.), 'select_scale': lambda: SelectScale(retain=1.),
-           'strength 0': lambda: SelectScale(strength=0.)}
+           'strength 0': lambda: SelectScale(strength=0.), 'cam_loss': lambda: CAMLoss(start=1000), 'negative_cam': lambda: NegativeCAM(weight=0.)}
 
 
 def one_cycle(learn, cbs): learn.fit_one_cycle(2, 1e-2, cbs=cbs)

@@ -11,7 +11,7 @@ script = '''
     import fastai.distributed as fd
     from tiny import *
     fd.DistributedDL._broadcast = lambda self, t, rank: (dist.broadcast(t := tensor(t), rank), t.tolist())[1] # fastai's calls .cuda()
-    learn = tiny_learner([FeatureMining(2), SelectScale(retain=0.)], n=64)
+    learn = tiny_learner([FeatureMining(2), SelectScale(retain=0.), CAMLoss(), NegativeCAM()], n=64)
     if {mixup}: learn.add_cb(MixUp())
     term = FeatureMining.loss_term
     if {gaps}: FeatureMining.loss_term = lambda self, maps: None if self.learn.iter==int(os.environ["RANK"]) else term(self, maps) # each rank has a batch without a term

@@ -1,6 +1,6 @@
 """Figure 3 of the SelectScale paper: does the selection find the channels that matter?
 
-    python benchmarks/test_time_drop.py --out nbs/results/figure3
+    python benchmarks/selectscale_figure3.py --out nbs/results/figure3
 
 Trains ResNet-20 on CIFAR-10 without any drop, and once more with SelectScale in every layer; then drops channels of each at *test* time, at random
 or those with the highest scores, and writes the error at each retaining rate, a row for each repetition.
@@ -33,7 +33,7 @@ def main():
     "Train, measure, write"
     args = parse()
     trained = {'plain': train([], args), 'SelectScale': train([featreg.SelectScale(layers='all')], args)}
-    df = pd.concat([featreg.test_time_errors(learn, seeds=args.seeds).assign(trained=name, accuracy=learn.validate()[1]) for name,learn in trained.items()])
+    df = pd.concat([featreg.dropped_errors(learn, seeds=args.seeds).assign(trained=name, accuracy=learn.validate()[1]) for name,learn in trained.items()])
     args.out.mkdir(parents=True, exist_ok=True)
     df.assign(arch='resnet20', data='cifar10', n_train=args.n_train, n_valid=args.n_valid, epochs=args.epochs, train_seed=args.seed, torch=torch.__version__).to_csv(args.out/'results.csv', index=False)
     print(df.pivot_table(index=['trained', 'retain'], columns='drop', values='error'))
