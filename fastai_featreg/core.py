@@ -299,7 +299,7 @@ def _set_up_heads(self:FeatureCallback, stages, n_out):
     if isinstance(self.learn.model, DistributedDataParallel):
         for p in self.aux_heads.parameters(): dist.broadcast(p.data, 0)
 
-# %% ../nbs/01_core.ipynb #66acce32
+# %% ../nbs/01_core.ipynb #944b6e65
 @patch(as_prop=True)
 def _changes(self:FeatureCallback): return type(self).change_map is not FeatureCallback.change_map
 
@@ -320,7 +320,7 @@ def before_batch(self:FeatureCallback):
 def on_map(self:FeatureCallback, stage:Stage, fmap:Tensor):
     "Called by the taps: keep the map, or answer with another one"
     fit = self._fit
-    inference = not torch.is_grad_enabled() and not stage.module.training # another callback's probe, a look at the predictions
+    inference = not torch.is_grad_enabled() and not self.learn.model.training # another callback's probe, a look at the predictions
     if fit is None or inference: return
     act = self._changes and fit.weight!=0 and self.learn.model.training # the module itself may be frozen in evaluation mode (BnFreeze)
     new = self.change_map(stage, fmap) if act else None
