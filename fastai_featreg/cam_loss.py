@@ -6,7 +6,7 @@
 __all__ = ['log', 'cam_loss', 'soft_classes', 'mixed_classes', 'CamCallback', 'RunningAccuracy', 'n_right', 'over_ranks',
            'CAMLoss', 'wrong_classes', 'negative_cam_loss', 'NegativeCAM', 'show_cam_loss']
 
-# %% ../nbs/30_cam_loss.ipynb #70f7edb3
+# %% ../nbs/30_cam_loss.ipynb #f07e2026
 import logging,math,numbers
 from collections import deque
 from copy import deepcopy
@@ -15,7 +15,7 @@ from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 from .anatomy import Anatomy
 from .core import FeatureCallback,register_method
-from .maps import ClassWeights,caam,caam_cam_distance,cam_and_caam,get_cams,grad_cam,grad_cam_pp,minmax,pooled_map,resize_maps
+from .maps import ClassWeights,caam,caam_cam_distance,cam_and_caam,decoded_images,get_cams,grad_cam,grad_cam_pp,minmax,pooled_map
 
 # %% ../nbs/30_cam_loss.ipynb #8f9b4253
 def _check_distance(name, distance):
@@ -246,7 +246,7 @@ class NegativeCAM(CamCallback):
         wrong = wrong_classes(self.learn.pred, *mixed_classes(self.learn), self.k)
         return negative_cam_loss(self.class_maps(first(maps.values()), wrong)[0])
 
-# %% ../nbs/30_cam_loss.ipynb #c0350529
+# %% ../nbs/30_cam_loss.ipynb #0c28facd
 @delegates(plt.subplots, keep=True)
 def show_cam_loss(
     learn:Learner, # learner whose network and data are shown
@@ -258,12 +258,11 @@ def show_cam_loss(
     "Image, CAM of the label, CAAM, and their absolute difference with its mean, the CAM-loss of the image"
     got = get_cams(learn, x)
     x,own,everything = got.x[:max_n],minmax(got.maps[:max_n]),minmax(got.caam[:max_n])
-    images = learn.dls.valid.after_batch.decode((TensorImage(x),))[0].cpu()
     fig,axes = plt.subplots(len(x), 4, figsize=figsize or (7, 1.8*len(x)), squeeze=False, **kwargs)
-    for row,image,a,b in zip(axes, images, own, everything):
-        TensorImage(image).clamp(0, 1).show(ctx=row[0])
+    for row,image,a,b in zip(axes, decoded_images(learn, x), own, everything):
+        image.show(ctx=row[0])
         for ax,m in zip(row[1:], (a, b, (a-b).abs())): ax.imshow(m, cmap='magma', vmin=0, vmax=1)
         row[3].set_title(f'{(a-b).abs().mean():.2f}', fontsize=9)
-    for ax,title in zip(axes[0], ('image', "CAM of the label, stretched", 'CAAM, stretched')): ax.set_title(title, fontsize=9)
+    for ax,title in zip(axes[0], ('image', "label's CAM", 'CAAM')): ax.set_title(title, fontsize=9)
     axes[0,3].set_title(f'difference, mean {(own[0]-everything[0]).abs().mean():.2f}', fontsize=9)
     for ax in axes.flat: ax.axis('off')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', 'grad_cam_pp', 'fold_weights', 'ClassWeights',
-           'class_weights', 'pooled_map', 'CamMaker', 'Cams', 'get_cams', 'show_cams', 'box_masks', 'pointing_game',
-           'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc', 'caam_cam_distance', 'centre_map',
-           'localisation', 'CamMetric']
+           'class_weights', 'pooled_map', 'CamMaker', 'Cams', 'get_cams', 'decoded_images', 'show_cams', 'box_masks',
+           'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
+           'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric']
 
 # %% ../nbs/02_maps.ipynb #7ff1f14f
 import math
@@ -391,8 +391,11 @@ def cams(self:Learner,
     "Class activation maps of images, see `get_cams`"
     return get_cams(self, x, **kwargs)
 
-# %% ../nbs/02_maps.ipynb #6671a060
-def _decoded(learn, x):
+# %% ../nbs/02_maps.ipynb #0b06dd2b
+def decoded_images(
+    learn:Learner, # its data's pipeline is undone
+    x:Tensor, # (N,C,H,W) as the network takes them
+)->list: # a `TensorImage` for each image
     "Images for the eye, by the pipeline of the learner's data; stretched to [0,1] where it does not lead back to colours"
     after = getattr(learn.dls.valid, 'after_batch', None)
     if isinstance(after, Pipeline): x = after.decode((TensorImage(x.to(learn.dls.device)),))[0]
@@ -441,7 +444,7 @@ def show_cams(
     rows,cols = len(images),1 + 2*len(got)
     axes = np.array(list(get_grid(rows*cols, nrows=rows, ncols=cols, figsize=figsize or (1.9*cols, 2.1*rows)) if ctxs is None else ctxs)[:rows*cols], dtype=object).reshape(rows, cols)
     heads = ['image'] + [h for k,o in got.items() for h in _heads(k, o, target)]
-    for i,(row,image) in enumerate(zip(axes, _decoded(one, images))):
+    for i,(row,image) in enumerate(zip(axes, decoded_images(one, images))):
         box,above = None if boxes is None else boxes[i],heads if i==0 else ['']*cols
         _overlay(image, None, row[0], above[0], '' if labels is None else _class_name(one, int(labels[i])), box)
         for j,o in enumerate(got.values()):
