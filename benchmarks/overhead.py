@@ -5,7 +5,7 @@
 
 Each round runs one plain step and one step of every candidate, in an order that rotates. The ratio of a round is candidate / plain of that same round;
 printed and written are its median and quartiles over the rounds, which a slow minute of the machine moves little. The candidates are the registered
-methods, two mined layers, SelectScale in every layer, and plain training once more: the last shows what the measurement itself can tell apart. On a GPU the peak memory of a step stands beside it.
+methods, some of their variants, and plain training once more: the last shows what the measurement itself can tell apart. On a GPU the peak memory of a step stands beside it.
 The functions behind Feature Mining and SelectScale are timed against their literal forms as well.
 """
 import argparse,time
@@ -35,9 +35,11 @@ class LiteralFeatureMining(featreg.FeatureMining):
 def candidates() -> dict:
     "label -> list of callbacks, for every registered method"
     made = {name: [cls] for name,cls in methods.items()}
+    made['cam_loss'] = [partial(featreg.CAMLoss, start=0)] # on noise the automatic start would never come
     return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
+            'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)],
             'select_scale, all layers': [partial(featreg.SelectScale, layers='all')],
-            'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)]}
+            'cam_loss, grad_cam': [partial(featreg.CAMLoss, start=0, cam='grad_cam')]}
 
 
 def make_model(arch: str) -> torch.nn.Module:

@@ -399,7 +399,7 @@ def table_row(label:str, r:tuple):
     runs = f'{r.runs}' if not r.failed else f'{r.runs} ({r.failed} failed)'
     return [label, runs, number(100*r.accuracy, '.2f') + spread, gain, span, number(r.step_ms, '.1f'), number(r.step_ratio, '.3f'), number(r.memory_ratio, '.3f')]
 
-# %% ../nbs/80_compare.ipynb #cf90c3c0
+# %% ../nbs/80_compare.ipynb #e9100ca0
 def summary_table(
     summary:pd.DataFrame, # from `summarise`
 )->str: # aligned lines of text
@@ -409,7 +409,7 @@ def summary_table(
     rows = head + [table_row(label, r) for label,r in zip(summary.index, summary.itertuples())]
     seen = {'pointing_game': ['pointing', 'game, %'], 'max_box_acc': ['box found', '%']}
     for look in [o for o in seen if summary[o].notna().any()]: rows = [r + [c] for r,c in zip(rows, seen[look] + [number(100*o, '.1f') for o in summary[look]])]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(head[0]))]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ['  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, widths))) for r in rows]
     return '\n'.join([*lines[:2], '-'*len(lines[0]), *lines[2:]])
 

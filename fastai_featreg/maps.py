@@ -6,14 +6,17 @@
 __all__ = ['cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', 'grad_cam_pp', 'fold_weights', 'ClassWeights',
            'class_weights', 'pooled_map', 'CamMaker', 'Cams', 'get_cams', 'decoded_images', 'show_cams', 'box_masks',
            'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
-           'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric']
+           'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric', 'soft_classes', 'mixed_classes',
+           'CamCallback']
 
-# %% ../nbs/02_maps.ipynb #7ff1f14f
+# %% ../nbs/02_maps.ipynb #e6b79549
 import math
 from dataclasses import dataclass
 from scipy import ndimage
 from fastai.vision.all import *
+from fastai.callback.mixup import MixHandler
 from .anatomy import Anatomy,Trace,get_anatomy,hooked,untouched,unwrap
+from .core import FeatureCallback
 from .data import get_boxes,has_boxes
 
 # %% ../nbs/02_maps.ipynb #065d3a8c
@@ -666,3 +669,74 @@ class CamMetric(Metric):
         return ('caam_' if self.of=='caam' else '') + self.measure.__name__
 
     def __getstate__(self): return {**self.__dict__, '_make': None} # an exported learner holds its model once
+
+# %% ../nbs/02_maps.ipynb #300f2bf9
+def soft_classes(
+    y:Tensor, # targets: classes (N,), or weights (N,C) for several labels or soft ones
+    n_out:int, # C, number of classes
+)->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K), that sum to one; all zero for an image without a class
+    "Targets as classes with weights"
+    if y.ndim==1 and not y.is_floating_point():
+        known = (y>=0) & (y<n_out) # loss functions ignore some negative label
+        return torch.where(known, y, 0).long()[:,None],known.float()[:,None]
+    if y.ndim!=2 or y.shape[1]!=n_out: raise ValueError(f"the targets must be classes (N,), or weights (N,{n_out}) for {n_out} classes, got {y.dtype} {tuple(y.shape)}")
+    y = y.float().clamp(min=0)
+    weights,classes = y.topk(max(1, int((y>0).sum(1).max())), 1)
+    return classes,weights/weights.sum(1, keepdim=True).clamp(min=1e-8)
+
+def mixed_classes(
+    learn:Learner, # in a training batch
+)->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K)
+    "Targets of the batch as classes with weights, MixUp and CutMix included"
+    n_out,y = learn.pred.shape[1],learn.yb[0].as_subclass(Tensor)
+    mix = next((cb for cb in learn.cbs if isinstance(cb, MixHandler) and getattr(cb, 'stack_y', False) and hasattr(cb, 'yb1')), None)
+    if mix is None: return soft_classes(y, n_out)
+    (a,wa),(b,wb) = soft_classes(y, n_out),soft_classes(mix.yb1[0].as_subclass(Tensor), n_out)
+    lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)
+    return torch.cat([a, b], 1),torch.cat([wa*lam, wb*(1-lam)], 1)
+
+# %% ../nbs/02_maps.ipynb #c0dba1e0
+class CamCallback(FeatureCallback):
+    "Base of the callbacks whose term is made of class activation maps"
+    check_cam = in_graph = True
+    maker = anatomy = None
+    _stateattrs = FeatureCallback._stateattrs + ('maker', 'anatomy')
+
+    def __init__(self,
+        cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
+        weight:float|Callable=1., # factor of the term, or a function of the share of training done
+    ):
+        if cam not in ('auto', 'cam', 'grad_cam', 'grad_cam_pp'): raise ValueError(f"{type(self).__name__}: cam must be 'auto', 'cam', 'grad_cam' or 'grad_cam_pp', got {cam!r}")
+        super().__init__([-1], weight)
+        self.cam = cam
+
+    def find_layers(self, anatomy):
+        "The map that is pooled, and a way to make class maps of it"
+        exact,name = bool(anatomy.cam_exact),type(self).__name__
+        if self.cam=='cam' and not exact:
+            raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; use cam='auto', or average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
+        self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if exact and self.cam in ('auto', 'cam') else None
+        return [anatomy.last]
+
+    def set_up(self):
+        "As in the base; a compiled model has no gradients at a map inside it"
+        super().set_up()
+        if self._fit.compiled and not self.maker:
+            raise ValueError(f"{type(self).__name__}: Grad-CAM cannot look inside a compiled model; train without torch.compile, or with a head for which CAM is exact (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
+
+    @property
+    def method(self)->str: # 'cam', 'grad_cam' or 'grad_cam_pp'
+        "How the maps are made, once a batch has run"
+        return 'cam' if self.maker else 'grad_cam' if self.cam=='auto' else self.cam
+
+    def class_maps(self,
+        f:Tensor, # output of the last stage, (N,D,H,W)
+        classes:Tensor, # (N,K)
+    )->tuple[Tensor,Tensor]: # maps (K,N,H,W) of those classes and the class-agnostic map (N,H,W)
+        "Maps of K classes of each image; gradients flow through `f` only"
+        if self.maker:
+            *own,everything = cam_and_caam(pooled_map(f, self.anatomy), self.maker()[classes])
+            return torch.stack(own),everything
+        make = grad_cam if self.method=='grad_cam' else grad_cam_pp
+        scores = self.learn.pred.float().gather(1, classes).unbind(1)
+        return torch.stack([make(f, s, relu=False) for s in scores]),caam(f)

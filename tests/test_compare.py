@@ -312,3 +312,17 @@ def test_bad_arguments_and_help(capsys):
     assert main(['methods'])==0
     out = capsys.readouterr().out
     assert 'feature_mining' in out and 'FeatureMining(layers=1' in out and 'mixup' in out and 'http' not in out
+
+
+def test_where_the_maps_look_is_a_column_where_boxes_are_known(tmp_path):
+    small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False, say=lambda s: None)
+    digits = module.compare(methods='mixup', out=tmp_path/'a', **small)
+    assert digits[module.looks].notna().all(axis=None) and digits.energy_inside.between(0, 1).all()
+    photos = module.compare(make_folder(tmp_path/'photos', cat=15, dog=15), methods='mixup', out=tmp_path/'b', **(small | dict(n_valid=4)))
+    assert photos[module.looks].isna().all(axis=None)
+    assert 'pointing' in module.summary_table(module.summarise(digits)) and 'pointing' not in module.summary_table(module.summarise(photos))
+    path = tmp_path/'a'/'results.csv'
+    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=module.looks).to_csv(path, index=False) # as files were before
+    assert module.read_results(path)[module.looks].isna().all(axis=None)
+    again = module.compare(methods='mixup', out=tmp_path/'a', **small)
+    assert len(again)==2 and again[module.looks].isna().all(axis=None), 'runs that are there are not repeated'
