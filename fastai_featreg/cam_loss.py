@@ -6,10 +6,9 @@
 __all__ = ['log', 'cam_loss', 'RunningAccuracy', 'n_right', 'over_ranks', 'CAMLoss', 'wrong_classes', 'negative_cam_loss',
            'NegativeCAM', 'show_cam_loss']
 
-# %% ../nbs/30_cam_loss.ipynb #d391b5da
+# %% ../nbs/30_cam_loss.ipynb #d21d4aa5
 import logging,math,numbers
 from collections import deque
-from copy import deepcopy
 import torch.distributed as dist
 from fastai.vision.all import *
 from .core import FeatureCallback,register_method
@@ -28,12 +27,13 @@ def cam_loss(
     own,everything = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
     return caam_cam_distance(own, everything, distance).mean()
 
-# %% ../nbs/30_cam_loss.ipynb #307d67b5
+# %% ../nbs/30_cam_loss.ipynb #0953e089
 class RunningAccuracy:
     "Share of right predictions among the last `size` images"
     def __init__(self,
         size:int, # images
-    ): self.size,self.batches = size,deque()
+        batches:list=(), # (right predictions, images) of batches that are known already
+    ): self.size,self.batches = size,deque(batches)
 
     def add(self,
         right:int, # right predictions of a batch
@@ -56,19 +56,20 @@ def n_right(
 
 def over_ranks(
     *counts:int, # of this rank
+    device:torch.device, # of the model
 )->list: # sums over all ranks, so that all of them start in the same batch
     "Counts, summed over the processes of a distributed run"
     if num_distrib()<2: return list(counts)
-    total = torch.tensor(counts, device=default_device())
+    total = torch.tensor(counts, device=device)
     dist.all_reduce(total)
     return total.tolist()
 
-# %% ../nbs/30_cam_loss.ipynb #9eb776ef
+# %% ../nbs/30_cam_loss.ipynb #863b40d2
 log = logging.getLogger(__name__)
 
 def _check_start(start):
-    bad = isinstance(start, bool) or not (start=='auto' or isinstance(start, numbers.Integral) and start>=0 or isinstance(start, float) and 0<=start<=1)
-    if bad: raise ValueError(f"CAMLoss: start must be 'auto', an epoch (0, 1, ...) or a share of training (0. to 1.), got {start!r}")
+    bad = isinstance(start, bool) or not (start=='auto' or isinstance(start, numbers.Integral) and start>=0 or isinstance(start, float) and 0<=start<1)
+    if bad: raise ValueError(f"CAMLoss: start must be 'auto', an epoch (0, 1, ...) or a share of training (from 0. to below 1.), got {start!r}")
 
 @register_method('cam_loss')
 class CAMLoss(CamCallback):
@@ -79,7 +80,7 @@ class CAMLoss(CamCallback):
 
     def __init__(self,
         c:float=3., # weight of the term once it has started (Eq. 7)
-        start:str|int|float='auto', # 'auto': when training accuracy exceeds 50 %; a whole number: that epoch; a float: that share of training
+        start:str|int|float='auto', # 'auto': when training accuracy exceeds 50 %; a whole number: that epoch of a fit (0, 1, ...); a float: that share of a fit, [0,1)
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         distance:str='l1', # 'l1' or 'l2' (squared)
     ):
@@ -109,46 +110,56 @@ class CAMLoss(CamCallback):
         "Until the start: count right predictions"
         super().after_pred()
         if self.started is not None or self.start!='auto' or not len(self.learn.yb): return
-        if self.accuracy is None: self.accuracy = RunningAccuracy(min(1000, self.learn.dl.bs*len(self.learn.dl)*max(1, num_distrib())))
-        share = self.accuracy.add(*over_ranks(n_right(self.learn.pred.detach(), *mixed_classes(self.learn)), len(self.learn.pred)))
+        if self.accuracy is None: self.accuracy = RunningAccuracy(min(1000, len(self.learn.pred)*len(self.learn.dl)*max(1, num_distrib())))
+        share = self.accuracy.add(*over_ranks(n_right(self.learn.pred.detach(), *mixed_classes(self.learn)), len(self.learn.pred), device=self.learn.pred.device))
         if share is not None and share>0.5: self.begin(f"{share:.1%} of the last images right")
 
-    def loss_term(self, maps):
+    def loss_term(self, maps:dict)->Tensor|None:
         "Expected distance over the target's classes; images without a class are left out (Eq. 4)"
+        f = first(maps.values())
+        if not f.requires_grad: return None # a frozen body has nothing to learn
         classes,weights = mixed_classes(self.learn)
         labelled = weights.sum(1)>0
         if not labelled.any(): return None
-        own,everything = self.class_maps(first(maps.values()), classes)
+        own,everything = self.class_maps(f, classes)
         return (caam_cam_distance(own, everything.expand_as(own), self.distance).T * weights).sum()/labelled.sum()
 
     def __repr__(self): return super().__repr__() + (f"  # acts {self.started}; maps by {self.method}" if self.started else '')
 
-    def state_dict(self):
+    def state_dict(self)->dict:
         "State of the base, and whether the term has started"
-        return dict(super().state_dict(), start=(deepcopy(self.accuracy), self.started))
+        counts = None if self.accuracy is None else (self.accuracy.size, list(self.accuracy.batches))
+        return dict(super().state_dict(), start=(counts, self.started))
 
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state:dict, # from `state_dict()`
+    ):
         "Resume from `state`"
         state = dict(state)
-        self.accuracy,self.started = deepcopy(state.pop('start', (None, None)))
+        counts,self.started = state.pop('start', (None, None))
+        self.accuracy = counts and RunningAccuracy(*counts)
         super().load_state_dict(state)
 
-# %% ../nbs/30_cam_loss.ipynb #41e859bf
+# %% ../nbs/30_cam_loss.ipynb #884bb172
 def wrong_classes(
     logits:Tensor, # (N,C)
     classes:Tensor, # (N,K), the target's
-    weights:Tensor, # (N,K), zero where a class does not count
+    weights:Tensor, # (N,K), of those
     k:int, # wrong classes to find
-)->Tensor: # (N,k)
-    "The `k` classes with the highest scores that are not the target's"
-    right = torch.zeros_like(logits).scatter_add_(1, classes, weights.to(logits.dtype))>0
-    return logits.detach().masked_fill(right, -math.inf).topk(k, 1).indices
+)->tuple[Tensor,Tensor]: # classes (N,k), and (N,k): which of them are wrong ones
+    "The `k` classes with the highest scores that are not the target's; fewer where there are not so many, none of an image without a label"
+    n_out = logits.shape[1]
+    right = torch.zeros_like(logits, dtype=torch.float32).scatter_add_(1, classes, weights.float()) > 1/(2*n_out) # soft targets give a little to all
+    scores,found = logits.detach().float().masked_fill(right | (weights.sum(1, keepdim=True)==0), -math.inf).topk(k, 1)
+    return found,scores>-math.inf
 
 def negative_cam_loss(
     maps:Tensor, # maps of wrong classes, (k,N,H,W)
+    counts:Tensor|None=None, # (N,k), which of them count; None takes all
 )->Tensor: # scalar
     "Mean positive evidence for the wrong classes"
-    return maps.relu().mean()
+    evidence = maps.relu().mean((2, 3)).T
+    return evidence.mean() if counts is None else (evidence*counts).sum()/counts.sum().clamp(min=1)
 
 @register_method('negative_cam')
 class NegativeCAM(CamCallback):
@@ -168,12 +179,14 @@ class NegativeCAM(CamCallback):
         if self.k>=anatomy.n_out: raise ValueError(f"NegativeCAM: k={self.k} wrong classes, but the network knows {anatomy.n_out} classes in all; take k<{anatomy.n_out}")
         return super().find_layers(anatomy)
 
-    def loss_term(self, maps):
+    def loss_term(self, maps:dict)->Tensor|None:
         "Mean positive evidence for the `k` strongest wrong classes"
-        wrong = wrong_classes(self.learn.pred, *mixed_classes(self.learn), self.k)
-        return negative_cam_loss(self.class_maps(first(maps.values()), wrong)[0])
+        f = first(maps.values())
+        if not f.requires_grad: return None # a frozen body has nothing to learn
+        wrong,counts = wrong_classes(self.learn.pred, *mixed_classes(self.learn), self.k)
+        return negative_cam_loss(self.class_maps(f, wrong)[0], counts)
 
-# %% ../nbs/30_cam_loss.ipynb #0c28facd
+# %% ../nbs/30_cam_loss.ipynb #127e8a3f
 @delegates(plt.subplots, keep=True)
 def show_cam_loss(
     learn:Learner, # learner whose network and data are shown
@@ -183,7 +196,7 @@ def show_cam_loss(
     **kwargs
 ):
     "Image, CAM of the label, CAAM, and their absolute difference with its mean, the CAM-loss of the image"
-    got = get_cams(learn, x)
+    got = get_cams(learn, x, relu=False) # as the loss has it
     x,own,everything = got.x[:max_n],minmax(got.maps[:max_n]),minmax(got.caam[:max_n])
     fig,axes = plt.subplots(len(x), 4, figsize=figsize or (7, 1.8*len(x)), squeeze=False, **kwargs)
     for row,image,a,b in zip(axes, decoded_images(learn, x), own, everything):

@@ -45,18 +45,16 @@ def isolated_rng(
             with torch.cuda.device(device): torch.cuda.manual_seed(seed)
         yield
 
-# %% ../nbs/01_core.ipynb #ea4704d5
+# %% ../nbs/01_core.ipynb #2770f57b
 class TapHook:
     "Forward hook that hands the map of `stage` to `owner`, which may return another one"
     def __init__(self,
-        owner, # object with a method `on_map(stage, fmap)`, of which a result other than None replaces the map; and a flag `in_graph`: shall the network go on with the very tensor that `on_map` got?
+        owner, # object with a method `on_map(stage, fmap)`; a result other than None replaces the map
         stage:Stage, # place that is tapped
     ): self.owner,self.stage = owner,stage
 
     def __call__(self, module, inputs, output):
-        fmap = self.stage.to_nchw(output)
-        new = self.owner.on_map(self.stage, fmap)
-        if new is None and self.owner.in_graph and fmap is not output: new = fmap
+        new = self.owner.on_map(self.stage, self.stage.to_nchw(output))
         if new is not None: return self.stage.from_nchw(new, output)
 
 
@@ -73,10 +71,9 @@ def remove_taps(
                 n += 1
     return n
 
-# %% ../nbs/01_core.ipynb #b8b922e5
+# %% ../nbs/01_core.ipynb #36a93a18
 class _Store:
     "Owner of taps that keeps each map"
-    in_graph = False
     def __init__(self): self.maps = {}
     def on_map(self, stage:Stage, fmap:Tensor):
         "Keep the map"
@@ -173,13 +170,12 @@ class FitState:
         for h in self.handles: h.remove()
         self.handles = []
 
-# %% ../nbs/01_core.ipynb #69d9967f
+# %% ../nbs/01_core.ipynb #2640552d
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
     order,run_valid = 5,False
     column = None # override: name of the term's column in the table
     check_cam = False # override: shall `find_layers` get an anatomy that says whether CAM is exact?
-    in_graph = False # override: shall the logits depend on the very maps that `loss_term` gets, in other layouts than NCHW too?
     learned = ('aux_heads', 'generator', 'visitors') # what is forgotten when another learner is given
     _learn = _last = _fit = aux_heads = generator = visitors = _pending = None
     _stateattrs = ('_last', '_fit', 'aux_heads', 'generator', 'visitors', '_pending')

@@ -297,13 +297,13 @@ def find_drop_layers(
             raise ValueError(f"layers: the output of '{s.name}' runs into the BatchNorm '{bn}', whose running statistics would be wrong at inference; act behind that one: '{bn}'")
     return found
 
-# %% ../nbs/20_drop.ipynb #c12d63f3
+# %% ../nbs/20_drop.ipynb #d23ef413
 @delegates(plt.subplots, keep=True)
 def show_drop_layers(
     model:nn.Module|Anatomy, # network, or its anatomy
     layers:int|str|nn.Module|Callable|list=2, # as in `find_drop_layers`
     strength:float|list|None=None, # as in `find_drop_layers`
-    ax=None, # matplotlib axes; None makes them
+    ax:plt.Axes|None=None, # axes to draw on; None makes them
     figsize:tuple=(9,2.4), # inches
     **kwargs
 ):
@@ -529,10 +529,9 @@ def show_drops(
         row[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
 
-# %% ../nbs/20_drop.ipynb #b2f283f6
+# %% ../nbs/20_drop.ipynb #e747666c
 class _Dropper:
     "Owner of taps that put `drop(map)` in the place of a map"
-    in_graph = False
     def __init__(self, drop): self.drop = drop
     def on_map(self, stage, fmap): return self.drop(fmap)
 
@@ -574,7 +573,7 @@ def dropped_errors(
 
 def plot_dropped_errors(
     df:pd.DataFrame, # from `dropped_errors`
-    ax=None, # matplotlib axes; None makes them
+    ax:plt.Axes|None=None, # axes to draw on; None makes them
 ):
     "Error against retaining rate, mean and range over the seeds, a line for each drop (SelectScale, Figure 3)"
     ax = ax or plt.subplots(figsize=(5.5,3.4))[1]

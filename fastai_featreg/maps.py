@@ -7,15 +7,17 @@ __all__ = ['cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', '
            'class_weights', 'pooled_map', 'CamMaker', 'Cams', 'get_cams', 'decoded_images', 'show_cams', 'box_masks',
            'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
            'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric', 'soft_classes', 'mixed_classes',
-           'CamCallback']
+           'head_weights', 'CamCallback']
 
-# %% ../nbs/02_maps.ipynb #e6b79549
+# %% ../nbs/02_maps.ipynb #77519d2e
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
+from torch.nn.utils.parametrize import is_parametrized
 from scipy import ndimage
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
-from .anatomy import Anatomy,Trace,get_anatomy,hooked,untouched,unwrap
+from .anatomy import Anatomy,Stage,Trace,get_anatomy,hooked,untouched,unwrap
 from .core import FeatureCallback
 from .data import get_boxes,has_boxes
 
@@ -98,7 +100,7 @@ def resize_maps(
     if len(size)!=2 or not all(isinstance(o, int) and o>0 for o in size): raise ValueError(f"resize_maps: size must be whole numbers of at least 1, (H,W) or one for both, got {size}")
     return F.interpolate(_wide(a).flatten(0, -3)[:,None], size, mode='bilinear', align_corners=False)[:,0].unflatten(0, a.shape[:-2])
 
-# %% ../nbs/02_maps.ipynb #35f361be
+# %% ../nbs/02_maps.ipynb #c52f5c7b
 def _score_grads(f, score, create_graph, name):
     "Gradients of the scores with respect to `f`, in float32 at least"
     _check_f(f, name)
@@ -109,6 +111,12 @@ def _score_grads(f, score, create_graph, name):
     if g is None: raise ValueError(f"{name}: score does not depend on f; compute it from this very tensor, with gradients enabled and f.requires_grad_() where f has no graph")
     return _wide(g)/up[0].to(torch.promote_types(g.dtype, torch.float32))
 
+
+def _mean_weights(f, g): return g.mean((2, 3))
+
+def _pp_weights(f, g):
+    below = 2 + g*_wide(f).sum((2, 3), keepdim=True)
+    return (g.relu()/below.masked_fill(below==0, 1)).sum((2, 3))
 
 def _grad_map(f, w, relu, create_graph):
     res = _weighted_sums(f, (w if create_graph else w.detach())[:,None])[:,0]
@@ -123,7 +131,7 @@ def grad_cam(
 )->Tensor: # (N,H,W), float32 at least
     "Grad-CAM: channels weighed by the mean gradient of the score"
     g = _score_grads(f, score, create_graph, 'grad_cam')
-    return _grad_map(f, g.mean((2, 3)), relu, create_graph)
+    return _grad_map(f, _mean_weights(f, g), relu, create_graph)
 
 
 def grad_cam_pp(
@@ -134,8 +142,7 @@ def grad_cam_pp(
 )->Tensor: # (N,H,W), float32 at least
     "Grad-CAM++: positive gradients weighed position by position"
     g = _score_grads(f, score, create_graph, 'grad_cam_pp')
-    below = 2 + g*_wide(f).sum((2, 3), keepdim=True)
-    return _grad_map(f, (g.relu()/below.masked_fill(below==0, 1)).sum((2, 3)), relu, create_graph)
+    return _grad_map(f, _pp_weights(f, g), relu, create_graph)
 
 # %% ../nbs/02_maps.ipynb #24ed7fd9
 class _Start:
@@ -157,15 +164,15 @@ def _like_model(model, x):
     p = next((p for p in model.parameters() if p.is_floating_point()), None)
     return x if p is None else _plain(x).to(p.device, p.dtype)
 
-# %% ../nbs/02_maps.ipynb #5f31abb2
-def _is_batchnorm(m): return isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_var is not None
+# %% ../nbs/02_maps.ipynb #0a9d97e9
+def _is_batchnorm(m): return isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None
 
 def _is_matrix(m): return isinstance(m, nn.Linear) or isinstance(m, nn.Conv2d) and m.kernel_size==(1,1) and m.groups==1
 
 def _layers_after(trace, last):
     "Modules with parameters that ran after the module `last`, in that order; None if one of them is no matrix or BatchNorm, or ran twice"
     names = sorted((n for n,i in trace.order.items() if i>trace.order[last]), key=trace.order.get)
-    own = [n for n in names if trace.modules[n]._parameters or trace.modules[n]._buffers]
+    own = [n for n in names if (trace.modules[n]._parameters or trace.modules[n]._buffers or is_parametrized(trace.modules[n])) and '.parametrizations.' not in n]
     known = all(trace.calls[n]==1 and (_is_batchnorm(trace.modules[n]) or _is_matrix(trace.modules[n])) for n in own)
     return [trace.modules[n] for n in own] if known else None
 
@@ -183,7 +190,23 @@ def fold_weights(
         else: w = w*step if step.ndim==1 else w@step
     return w if w is not None and w.ndim==2 else None
 
-# %% ../nbs/02_maps.ipynb #3185ecb0
+# %% ../nbs/02_maps.ipynb #428e08c8
+@contextmanager
+def _stirred(layers):
+    "Other parameters and running statistics in `layers` for a while"
+    own = [t for m in layers for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
+    saved = [t.detach().clone() for t in own]
+    try:
+        with torch.no_grad():
+            for m in layers:
+                for k,t in (*m.named_parameters(), *m.named_buffers()):
+                    if t.is_floating_point(): t.copy_(torch.rand_like(t) + .5 if k.endswith('running_var') else torch.randn_like(t))
+        yield
+    finally:
+        with torch.no_grad():
+            for t,v in zip(own, saved): t.copy_(v)
+
+# %% ../nbs/02_maps.ipynb #2b2f5f12
 class ClassWeights:
     "Callable: the weights (C,D) for which `logits = GAP(map) @ w.T + b` in evaluation mode, as they are at the moment of the call"
     def __init__(self,
@@ -195,26 +218,42 @@ class ClassWeights:
             raise ValueError(f"class_weights: this model has no class weights, CAM is not exact: {self.anatomy.cam_why}; use grad_cam or grad_cam_pp")
         probe = torch.zeros(1, *self.anatomy.input_size)
         self.layers = _layers_after(Trace(self.model, _like_model(self.model, probe)), self.anatomy.last.name)
-        if self.layers is not None and not self._agree(self._fold(), self.probed()): self.layers = None
+        if self.layers is not None:
+            with untouched(self.model), _stirred(self.layers): # as it is, a layer may be the identity, or zero, and hide another
+                if not self._agree(): self.layers = None
 
     def _fold(self):
         with torch.no_grad(), torch.autocast(next(self.model.parameters()).device.type, enabled=False): return fold_weights(self.layers)
 
-    def _agree(self, folded, probed):
-        if folded is None or folded.shape!=probed.shape: return False
-        eps = torch.finfo(next(self.model.parameters()).dtype).eps
-        return bool((folded - probed).abs().max() <= max(1e-3, 16*eps)*probed.abs().max())
+    def _agree(self):
+        "Is the folded matrix that of the model, in two random combinations of the classes?"
+        folded,n_out = self._fold(),self.anatomy.n_out
+        if folded is None or folded.shape!=(n_out, self.anatomy.last.channels): return False
+        v = torch.randn(2, n_out).to(folded)
+        expected,eps = self.probed(v),torch.finfo(next(self.model.parameters()).dtype).eps
+        return bool((v@folded - expected).abs().max() <= max(1e-3, 16*eps)*expected.abs().max())
 
-    def probed(self)->Tensor: # (C,D)
-        "The weights by differentiating the logits of one image, class by class"
+    def probed(self,
+        v:Tensor|None=None, # (K,C) combinations of classes; None takes each class
+    )->Tensor: # (K,D), or (C,D)
+        "The weights by differentiating the logits of one image, one combination after the other"
         start = _Start(self.anatomy.last, like=torch.ones_like) # positive everywhere, so that a ReLU passes it on
         with untouched(self.model), torch.no_grad():
-            logits = _run_from(self.model, _like_model(self.model, torch.zeros(1, *self.anatomy.input_size)), start)
-            return torch.stack([_wide(torch.autograd.grad(o, start.f, retain_graph=True)[0]).sum((0, 2, 3)) for o in logits[0]])
+            logits = _wide(_run_from(self.model, _like_model(self.model, torch.zeros(1, *self.anatomy.input_size)), start))
+            v = torch.eye(logits.shape[1], device=logits.device) if v is None else v
+            return torch.stack([_wide(torch.autograd.grad(logits[0]@o, start.f, retain_graph=True)[0]).sum((0, 2, 3)) for o in v.to(logits)])
 
     def __call__(self)->Tensor: # (C,D), float32 at least, without a graph
         "The weights now"
         return self._fold() if self.layers is not None else self.probed()
+
+    def of(self,
+        classes:Tensor, # any shape, e.g. (N,K)
+    )->Tensor: # (...,D): the weights of these classes
+        "The weights of some classes now; where they must be probed, of no others"
+        if self.layers is not None: return self._fold()[classes]
+        some,where = classes.unique(return_inverse=True)
+        return self.probed(F.one_hot(some, self.anatomy.n_out))[where]
 
 
 def class_weights(
@@ -232,7 +271,7 @@ def pooled_map(
     "The map that is pooled: some networks apply a ReLU between their last stage and the pooling"
     return f.relu() if anatomy.cam_of=='relu' else f
 
-# %% ../nbs/02_maps.ipynb #99819e0e
+# %% ../nbs/02_maps.ipynb #6404fb73
 _names = dict(cam='CAM', grad_cam='Grad-CAM', grad_cam_pp='Grad-CAM++')
 
 def _choose(anatomy, method, layer):
@@ -267,7 +306,9 @@ class CamMaker:
         method:str='auto', # 'auto', 'cam', 'grad_cam' or 'grad_cam_pp'
         layer:str|nn.Module|int|None=None, # name, module or stage number; None is the map that is pooled
         x:Tensor|None=None, # sample images, of which the shape is a fallback for the probe
+        relu:bool=True, # keep positive evidence only in Grad-CAM, as its paper does?
     ):
+        self.relu = relu
         self.model = unwrap(model)
         self.anatomy = get_anatomy(self.model, x=x)
         self.stage,self.method,self.why = _choose(self.anatomy, method, layer)
@@ -285,7 +326,7 @@ class CamMaker:
             classes = _classes(target, logits, y)
             f = pooled_map(start.f, self.anatomy) if self.stage.module is self.anatomy.stages[-1].module else start.f
             if self.method=='cam': maps,sums = cam_and_caam(f, self.weights()[classes])
-            else: maps,sums = (grad_cam if self.method=='grad_cam' else grad_cam_pp)(start.f, logits.gather(1, classes[:,None])[:,0]),caam(f)
+            else: maps,sums = (grad_cam if self.method=='grad_cam' else grad_cam_pp)(start.f, logits.gather(1, classes[:,None])[:,0], self.relu),caam(f)
         return dict(maps=maps.detach(), caam=sums.detach(), logits=logits.detach(), classes=classes)
 
 # %% ../nbs/02_maps.ipynb #d7c3ce64
@@ -333,7 +374,7 @@ def _load(learn, x, labelled):
     y = b[1] if len(b)>1 and isinstance(b[1], Tensor) and b[1].ndim==1 and not b[1].is_floating_point() else None
     return b[0],y,boxes
 
-# %% ../nbs/02_maps.ipynb #015b2a28
+# %% ../nbs/02_maps.ipynb #d8384d9e
 @dataclass(repr=False, eq=False)
 class Cams:
     "Maps of some images, and what they were made from; tensors are on the CPU"
@@ -362,10 +403,10 @@ def _named(learn, target):
     vocab = getattr(learn.dls, 'vocab', [])
     return list(vocab).index(target) if isinstance(target, str) and target not in ('target', 'predicted') and target in list(vocab) else target
 
-def _cams(learn, loaded, target, method, layer):
+def _cams(learn, loaded, target, method, layer, relu=True):
     "`Cams` of what `_load` returned, in pieces of one batch's size"
     x,y,boxes = loaded
-    make,bs = CamMaker(learn.model, method, layer, x=_plain(x)),getattr(learn.dls, 'bs', None) or 64
+    make,bs = CamMaker(learn.model, method, layer, x=_plain(x), relu=relu),getattr(learn.dls, 'bs', None) or 64
     target,res = _named(learn, target),[]
     for i in range(0, len(x), bs):
         own = target[i:i+bs] if not isinstance(target, str) and np.ndim(target)>0 else target
@@ -380,9 +421,10 @@ def get_cams(
     target:str|int|Tensor='target', # 'target' (the label), 'predicted', a class by number or name, or a class for each image
     method:str='auto', # 'auto' (CAM where exact, else Grad-CAM), 'cam', 'grad_cam' or 'grad_cam_pp'
     layer:str|nn.Module|int|None=None, # name, module or stage number (-1 is the last); None is the map that is pooled
+    relu:bool=True, # keep positive evidence only in Grad-CAM, as its paper does?
 )->Cams:
     "Class activation maps of images, and what they were made from"
-    return _cams(learn, _load(learn, x, isinstance(target, str) and target=='target'), target, method, layer)
+    return _cams(learn, _load(learn, x, isinstance(target, str) and target=='target'), target, method, layer, relu)
 
 
 @patch
@@ -597,13 +639,15 @@ def centre_map(
     ys,xs = [((torch.arange(n) + .5)/n - .5)/spread for n in (h, w)]
     return torch.exp(-(ys[:,None]**2 + xs**2)/2)
 
-# %% ../nbs/02_maps.ipynb #903c80b4
+# %% ../nbs/02_maps.ipynb #4401825c
 def _cam_batches(make, dl, target, boxes):
     "For each batch of `dl`: result of `make`, boxes, image size"
     i = 0
     with untouched(make.model): # also keeps the random states from what the loader draws
         for x,*y in dl:
-            yield make(x, target, y[0] if y else None),boxes[i:i+len(x)],tuple(x.shape[-2:])
+            here,(h,w) = boxes[i:i+len(x)],x.shape[-2:]
+            if (here[:,2:]>tensor([w, h])+1).any(): raise ValueError(f"dl: boxes reach beyond the images, which are {h}x{w} pixels for the network; resize in item_tfms, which takes the boxes along, not on the batch")
+            yield make(x, target, y[0] if y else None),here,(h, w)
             i += len(x)
 
 def localisation(
@@ -613,22 +657,24 @@ def localisation(
     method:str='auto', # 'auto' (CAM where exact, else Grad-CAM), 'cam', 'grad_cam' or 'grad_cam_pp'
     layer:str|nn.Module|int|None=None, # name, module or stage number; None is the map that is pooled
     threshold:float=0.2, # for `box_iou_at`, share of the maximum
+    baselines:bool=True, # with the rows 'centre' and 'uniform'?
 )->pd.DataFrame: # a row for CAM, CAAM and each baseline, a column for each measure
     "How well the maps of a learner find the objects, over the whole validation set, with baselines"
     dl = learn.dls.valid if dl is None else dl
     make,parts = CamMaker(learn.model, method, layer),defaultdict(list)
     for o,boxes,size in _cam_batches(make, dl, _named(learn, target), get_boxes(dl)):
         maps,sums = o['maps'].cpu(),o['caam'].cpu()
-        for name,a in dict(cam=maps, caam=sums, centre=centre_map(size).expand(len(maps), -1, -1), uniform=torch.ones_like(maps)).items():
-            ious = torch.stack([box_iou_at(a, boxes, size, t) for t in (threshold, *_thresholds)])
-            distance = caam_cam_distance(maps, resize_maps(a, tuple(maps.shape[1:])))
-            parts[name].append(torch.cat([torch.stack([pointing_game(a, boxes, size), energy_inside(a, boxes, size), distance]), ious]))
+        base = dict(centre=centre_map(size).expand(len(maps), -1, -1), uniform=torch.ones_like(maps)) if baselines else {}
+        for name,a in dict(cam=maps, caam=sums, **base).items():
+            big,distance = resize_maps(a, size),caam_cam_distance(maps, resize_maps(a, tuple(maps.shape[1:])))
+            ious = torch.stack([box_iou_at(big, boxes, size, t) for t in (threshold, *_thresholds)])
+            parts[name].append(torch.cat([torch.stack([pointing_game(big, boxes, size), energy_inside(big, boxes, size), distance]), ious]))
     means = lambda o: [*o[:4].mean(1).tolist(), (o[4:]>=.5).float().mean(1).max().item()]
     res = pd.DataFrame({k: means(torch.cat(v, 1)) for k,v in parts.items()}, index=['pointing_game', 'energy_inside', 'distance_to_cam', 'box_iou', 'max_box_acc']).T
     res.attrs['why'] = make.why
     return res
 
-# %% ../nbs/02_maps.ipynb #6def825a
+# %% ../nbs/02_maps.ipynb #0238570e
 class CamMetric(Metric):
     "A measure of the maps as a metric of the validation set, e.g. `CamMetric(pointing_game)` or `CamMetric(caam_cam_distance)`"
     def __init__(self,
@@ -651,7 +697,8 @@ class CamMetric(Metric):
     ):
         "Maps of the batch that was just validated"
         if num_distrib()>1: raise ValueError('CamMetric runs in one process, the boxes of a loader that is split over several ranks are unknown; call localisation after training')
-        if self._make is None: self._make = CamMaker(learn.model, self.method, self.layer, x=_plain(learn.xb[0]))
+        if learn.training: return # fastai's `train_metrics`: shuffled batches, maps of a network that changes
+        if self._make is None: self._make = CamMaker(learn.model, self.method, self.layer, x=_plain(learn.xb[0]), relu=self.measure is not caam_cam_distance)
         o,i = self._make(learn.xb[0], _named(learn, self.target), learn.yb[0] if learn.yb else None),self._n
         self._n += len(learn.xb[0])
         if self.measure is caam_cam_distance: values = caam_cam_distance(o['maps'], o['caam'])
@@ -661,6 +708,7 @@ class CamMetric(Metric):
     @property
     def value(self)->float|None:
         "Mean over the validation set"
+        self._make = None # holds the model
         return torch.cat(self._values).mean().item() if self._values else None
 
     @property
@@ -670,18 +718,19 @@ class CamMetric(Metric):
 
     def __getstate__(self): return {**self.__dict__, '_make': None} # an exported learner holds its model once
 
-# %% ../nbs/02_maps.ipynb #300f2bf9
+# %% ../nbs/02_maps.ipynb #b4d00c7b
 def soft_classes(
     y:Tensor, # targets: classes (N,), or weights (N,C) for several labels or soft ones
     n_out:int, # C, number of classes
 )->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K), that sum to one; all zero for an image without a class
-    "Targets as classes with weights"
+    "Targets as classes with weights; of more than 20 classes an image the 20 heaviest"
+    if y.ndim==1 and n_out==1: raise ValueError("the targets are class numbers, but the network has one output, for which there is no map of the other class; use two outputs")
     if y.ndim==1 and not y.is_floating_point():
         known = (y>=0) & (y<n_out) # loss functions ignore some negative label
         return torch.where(known, y, 0).long()[:,None],known.float()[:,None]
     if y.ndim!=2 or y.shape[1]!=n_out: raise ValueError(f"the targets must be classes (N,), or weights (N,{n_out}) for {n_out} classes, got {y.dtype} {tuple(y.shape)}")
     y = y.float().clamp(min=0)
-    weights,classes = y.topk(max(1, int((y>0).sum(1).max())), 1)
+    weights,classes = y.topk(min(20, max(1, int((y>0).sum(1).max()))), 1)
     return classes,weights/weights.sum(1, keepdim=True).clamp(min=1e-8)
 
 def mixed_classes(
@@ -695,11 +744,27 @@ def mixed_classes(
     lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)
     return torch.cat([a, b], 1),torch.cat([wa*lam, wb*(1-lam)], 1)
 
-# %% ../nbs/02_maps.ipynb #c0dba1e0
+# %% ../nbs/02_maps.ipynb #50e9bd7b
+def head_weights(
+    model:nn.Module, # classifier of images
+    stage:Stage, # its last stage
+    x:Tensor, # images (N,C,H,W); of one of them unless the network has class tokens
+    f:Tensor, # map of the last stage, (N,D,H,W)
+    classes:Tensor, # (N,K)
+    method:str='grad_cam', # or 'grad_cam_pp'
+)->Tensor: # (N,K,D), without a graph
+    "Channel weights of K classes of each image by Grad-CAM, from an evaluation-mode pass of what lies behind the map"
+    start = _Start(stage, like=lambda out: _like_model(model, f.detach()))
+    with untouched(model), torch.no_grad():
+        logits = _run_from(model, _like_model(model, x if stage.n_prefix else x[:1]), start)
+        scores = logits.gather(1, classes).unbind(1)
+        if method=='grad_cam': return torch.stack([_score_grads(start.f, s, False, method).sum((2, 3)) for s in scores], 1)
+        return torch.stack([_pp_weights(start.f, _score_grads(start.f, s, False, method)) for s in scores], 1)
+
 class CamCallback(FeatureCallback):
     "Base of the callbacks whose term is made of class activation maps"
-    check_cam = in_graph = True
-    maker = anatomy = None
+    check_cam = True
+    maker = anatomy = method = None
     _stateattrs = FeatureCallback._stateattrs + ('maker', 'anatomy')
 
     def __init__(self,
@@ -715,28 +780,21 @@ class CamCallback(FeatureCallback):
         exact,name = bool(anatomy.cam_exact),type(self).__name__
         if self.cam=='cam' and not exact:
             raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; use cam='auto', or average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
-        self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if exact and self.cam in ('auto', 'cam') else None
+        self.method = ('cam' if exact else 'grad_cam') if self.cam=='auto' else self.cam
+        self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None
         return [anatomy.last]
-
-    def set_up(self):
-        "As in the base; a compiled model has no gradients at a map inside it"
-        super().set_up()
-        if self._fit.compiled and not self.maker:
-            raise ValueError(f"{type(self).__name__}: Grad-CAM cannot look inside a compiled model; train without torch.compile, or with a head for which CAM is exact (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
-
-    @property
-    def method(self)->str: # 'cam', 'grad_cam' or 'grad_cam_pp'
-        "How the maps are made, once a batch has run"
-        return 'cam' if self.maker else 'grad_cam' if self.cam=='auto' else self.cam
 
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)
         classes:Tensor, # (N,K)
     )->tuple[Tensor,Tensor]: # maps (K,N,H,W) of those classes and the class-agnostic map (N,H,W)
         "Maps of K classes of each image; gradients flow through `f` only"
-        if self.maker:
-            *own,everything = cam_and_caam(pooled_map(f, self.anatomy), self.maker()[classes])
-            return torch.stack(own),everything
-        make = grad_cam if self.method=='grad_cam' else grad_cam_pp
-        scores = self.learn.pred.float().gather(1, classes).unbind(1)
-        return torch.stack([make(f, s, relu=False) for s in scores]),caam(f)
+        if self.maker: w = self.maker.of(classes)
+        else: w = head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method)
+        *own,everything = cam_and_caam(pooled_map(f, self.anatomy), w)
+        return torch.stack(own),everything
+
+    def clean_up(self):
+        "As in the base; the model is not held any longer"
+        super().clean_up()
+        self.maker = self.anatomy = None

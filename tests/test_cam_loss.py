@@ -1,5 +1,6 @@
 "CAM-loss and NegativeCAM in a learner: what they reach, what they leave alone, and every way to run"
 from functools import partial
+import torch.utils.checkpoint
 import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
 from tiny import *
@@ -88,7 +89,7 @@ def test_export_holds_no_network_twice(tmp_path):
     assert again.cam_loss.maker is None and again.cam_loss.started is not None
 
 
-@pytest.mark.parametrize('name', ['cam', 'negative'])
+@pytest.mark.parametrize('name', makers)
 def test_compiled(name):
     a,b = run(makers[name]()),tiny_learner(makers[name]())
     b.model.compile(backend='eager')
@@ -133,3 +134,119 @@ def test_fastai_heads():
     (lambda: CAMLoss(start=True), 'start must be'), (lambda: CAMLoss(cam='gradcam'), 'cam must be'), (lambda: CAMLoss(distance='l3'), 'distance must be'), (lambda: NegativeCAM(k=0), 'k must be'), (lambda: NegativeCAM(weight='1'), 'weight must be')])
 def test_bad_arguments(make, why):
     with pytest.raises(ValueError, match=why): make()
+
+
+class TwoPart(nn.Module):
+    "A body, and a head with what mixes images in training"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Dropout(.5), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 10))
+    def forward(self, x): return self.head(self.body(x))
+
+
+@pytest.mark.parametrize('make', [lambda: CAMLoss(start=0), lambda: NegativeCAM()])
+@pytest.mark.parametrize('head', ['hidden', 'linear'])
+def test_frozen_body(make, head):
+    "Nothing to learn before the map: no term, no error, also when it thaws in the middle of fine_tune"
+    learn = tiny_learner(make())
+    learn.model = TwoPart() if head=='hidden' else nn.Sequential(TwoPart().body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)))
+    learn.splitter = lambda m: [params(m.body), params(m.head)] if head=='hidden' else [params(m[0]), params(m[1])]
+    learn.create_opt()
+    learn.freeze()
+    learn.fit(1)
+    assert learn.recorder.values[0][2] is None
+    learn.unfreeze()
+    learn.fit(1)
+    assert learn.recorder.values[0][2]>0
+
+
+def test_training_maps_are_those_of_evaluation():
+    "Dropout and BatchNorm behind the map do not touch Grad-CAM's weights; nor does the pass move what it passes"
+    from fastai_featreg.maps import head_weights
+    torch.manual_seed(0)
+    model = TwoPart()
+    anatomy,x,classes = get_anatomy(model),torch.randn(6, 3, 16, 16),torch.randint(0, 10, (6, 2))
+    model(x), model(x)
+    before = {k: v.clone() for k,v in model.state_dict().items()},torch.get_rng_state()
+    f = model.train().body(x)
+    w = head_weights(model, anatomy.last, x, f, classes)
+    assert model.training and torch.equal(before[1], torch.get_rng_state()) and not w.requires_grad
+    assert_same(before[0], model.state_dict())
+    leaf = f.detach().requires_grad_()
+    logits = model.eval().head(leaf)
+    for k in range(2):
+        g = torch.autograd.grad(logits.gather(1, classes)[:,k].sum(), leaf, retain_graph=True)[0].sum((2, 3))
+        torch.testing.assert_close(w[:,k], g, rtol=1e-4, atol=1e-6)
+
+
+def test_folded_weights_of_odd_heads():
+    "SyncBatchNorm and parametrised layers are folded; a factor outside all modules is found though the classifier begins at zero"
+    from torch.nn.utils.parametrizations import weight_norm
+    body = lambda: nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+    head = lambda *l: nn.Sequential(body(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *l))
+    folded = {'sync': head(nn.SyncBatchNorm(8), nn.Linear(8, 5)), 'weight norm': head(weight_norm(nn.Linear(8, 5)))}
+    for name,net in folded.items():
+        weights = ClassWeights(net)
+        assert weights.layers is not None, name
+        torch.testing.assert_close(weights(), weights.probed(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(weights.of(torch.tensor([[1, 3]])), weights()[torch.tensor([[1, 3]])])
+    class Factor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body,self.fc,self.factor = body(),nn.Linear(8, 5),nn.Parameter(torch.ones(8))
+            nn.init.zeros_(self.fc.weight)
+        def forward(self, x): return self.fc(self.body(x).mean((2, 3))*self.factor)
+    net = Factor()
+    weights = ClassWeights(net)
+    with torch.no_grad(): net.factor.uniform_(1, 2), net.fc.weight.normal_()
+    torch.testing.assert_close(weights(), net.fc.weight.detach()*net.factor.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights.of(torch.tensor([4, 0, 4])), weights()[[4, 0, 4]])
+
+
+def test_plain_torch_loaders_and_dense_soft_targets():
+    x,y = torch.randn(32, 3, 16, 16),torch.randint(0, 10, (32,))
+    for targets,loss in ((y, CrossEntropyLossFlat()), (torch.randn(32, 10).softmax(1), nn.CrossEntropyLoss())):
+        dl = torch.utils.data.DataLoader(list(zip(x, targets)), batch_size=8)
+        learn = Learner(DataLoaders(dl, dl), TwoPart(), loss_func=loss, cbs=[CAMLoss(), NegativeCAM()])
+        learn.remove_cb(ProgressCallback)
+        learn.logger = noop
+        learn.fit(1)
+        assert learn.recorder.values[0][-1]>0 if y.ndim==1 and targets is y else learn.recorder.values[0][-1]>=0
+
+
+def test_nothing_holds_the_model_after_a_fit():
+    import gc, weakref
+    cb = CAMLoss(start=0)
+    learn = tiny_learner(cb)
+    learn.fit(1)
+    learn.remove_cb(cb)
+    ref = weakref.ref(learn.model)
+    del learn
+    gc.collect()
+    assert ref() is None
+
+
+def test_state_is_plain_data(tmp_path):
+    "torch.load reads it by its safe default"
+    learn = tiny_learner(CAMLoss())
+    learn.fit(1)
+    torch.save(learn.cam_loss.state_dict(), tmp_path/'state.pt')
+    other = CAMLoss()
+    other.load_state_dict(torch.load(tmp_path/'state.pt'))
+    assert list(other.accuracy.batches)==list(learn.cam_loss.accuracy.batches) and other.accuracy.size==learn.cam_loss.accuracy.size
+
+
+def test_gradient_checkpointing():
+    "Same training with the body run twice"
+    class Checkpointed(nn.Module):
+        def __init__(self, m): super().__init__(); self.m = m
+        def forward(self, x): return torch.utils.checkpoint.checkpoint(self.m, x.requires_grad_(), use_reentrant=False)
+    def run(wrap):
+        learn = tiny_learner([CAMLoss(start=0), NegativeCAM()])
+        for m in learn.model.modules():
+            if isinstance(m, nn.BatchNorm2d): m.momentum = 0.
+        if wrap: learn.model[0] = Checkpointed(learn.model[0])
+        learn.fit(1)
+        return {k.replace('0.m.', '0.'): v for k,v in weights(learn).items() if 'num_batches' not in k}
+    assert_same(run(False), run(True))
