@@ -6,7 +6,7 @@
 __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps', 'feature_maps', 'VisitingParams',
            'is_validating', 'FitState', 'FeatureCallback', 'EpochGuard']
 
-# %% ../nbs/01_core.ipynb #fbd10068
+# %% ../nbs/01_core.ipynb #822d6b0c
 import inspect,math,weakref
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
@@ -14,7 +14,7 @@ from dataclasses import dataclass,field
 import torch.distributed as dist
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
-from .anatomy import Anatomy,get_anatomy,Stage,untouched
+from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 
 # %% ../nbs/01_core.ipynb #6e0df542
 methods = {}
@@ -295,7 +295,7 @@ def _set_up_heads(self:FeatureCallback, stages, n_out):
     if isinstance(self.learn.model, DistributedDataParallel):
         for p in self.aux_heads.parameters(): dist.broadcast(p.data, 0)
 
-# %% ../nbs/01_core.ipynb #944b6e65
+# %% ../nbs/01_core.ipynb #dff38d74
 @patch(as_prop=True)
 def _changes(self:FeatureCallback): return type(self).change_map is not FeatureCallback.change_map
 
@@ -316,9 +316,10 @@ def before_batch(self:FeatureCallback):
 def on_map(self:FeatureCallback, stage:Stage, fmap:Tensor):
     "Called by the taps: keep the map, or answer with another one"
     fit = self._fit
-    inference = not torch.is_grad_enabled() and not self.learn.model.training # another callback's probe, a look at the predictions
+    training = fit is not None and unwrap(self.learn.model).training # a probe sets the flags of the bare model
+    inference = not torch.is_grad_enabled() and not training # another callback's probe, a look at the predictions
     if fit is None or inference: return
-    act = self._changes and fit.weight!=0 and self.learn.model.training # the module itself may be frozen in evaluation mode (BnFreeze)
+    act = self._changes and fit.weight!=0 and training # the module itself may be frozen in evaluation mode (BnFreeze)
     new = self.change_map(stage, fmap) if act else None
     fit.maps[stage.name] = (fmap if new is None else new) if self._reads else None # who only changes maps must not keep them alive
     if not self._changes and not torch.is_grad_enabled(): fit.no_grad.append(stage.name)
