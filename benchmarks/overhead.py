@@ -32,9 +32,9 @@ class LiteralFeatureMining(featreg.FeatureMining):
         return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
 
 
-def candidates() -> dict:
-    "label -> list of callbacks, for every registered method"
-    made = {name: [cls] for name,cls in methods.items()}
+def candidates(arch: str) -> dict:
+    "label -> list of callbacks, for every registered method; a teacher is as large as the student"
+    made = {name: [partial(cls, make_model(arch)) if getattr(cls, 'needs_teacher', False) else cls] for name,cls in methods.items()}
     made['cam_loss'] = [partial(featreg.CAMLoss, start=0)] # on noise the automatic start would never come
     return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
             'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)],
@@ -90,7 +90,7 @@ def quartiles(values: pd.Series) -> dict:
 
 def measure(args: argparse.Namespace) -> pd.DataFrame:
     "One row per candidate: step time, ratio to plain with quartiles, memory ratio"
-    steppers = {k: Stepper(v, args) for k,v in candidates().items()}
+    steppers = {k: Stepper(v, args) for k,v in candidates(args.arch).items()}
     names,rows = list(steppers),[]
     for i in progress_bar(range(-args.warmup, args.rounds)):
         k = i % len(names)

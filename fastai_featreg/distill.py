@@ -7,12 +7,12 @@ __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 
            'cat_loss', 'frozen_view', 'open_teacher', 'normalisation', 'renormaliser', 'Guide', 'TeacherCallback',
            'AnswerCache', 'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
 
-# %% ../nbs/40_distill.ipynb #7fe48c3a
+# %% ../nbs/40_distill.ipynb #fcb7c5f5
 import logging,math,numbers
 from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
-from .core import remove_taps
+from .core import remove_taps,register_method
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp,mixed_classes,pooled_map,resize_maps
 from .maps import _Start,_like_model,_plain,_run_from,_wide
 
@@ -482,7 +482,8 @@ class AnswerCache(GetAttr):
             self.kept = None
         return logits,maps
 
-# %% ../nbs/40_distill.ipynb #c3aa152b
+# %% ../nbs/40_distill.ipynb #63f6dc58
+@register_method('knowledge_distillation')
 class KnowledgeDistillation(TeacherCallback):
     "Learn the teacher's softened answers (Knowledge distillation, 2015)"
     column = 'kd_loss'
@@ -494,6 +495,7 @@ class KnowledgeDistillation(TeacherCallback):
         **kwargs
     ): super().__init__(teacher, beta, **kwargs)
 
+@register_method('attention_transfer')
 class AttentionTransfer(TeacherCallback):
     "Learn the teacher's answers and its activation map of the target class (AT, 2017; CAM-loss, 2021, Eq. 9)"
     column = 'at_loss'
@@ -512,6 +514,7 @@ class AttentionTransfer(TeacherCallback):
         "The student's maps of the target's classes"
         return self.class_maps(f, classes)[0].transpose(0, 1)
 
+@register_method('ccm')
 class CCM(TeacherCallback):
     "Learn the teacher's answers, and express what its activation map of the target class shows (CAAM-CAM matching, 2021)"
     column = 'ccm_loss'
@@ -531,6 +534,7 @@ class CCM(TeacherCallback):
         "The student's class-agnostic map, for every class"
         return caam(pooled_map(f, self.anatomy))[:,None].expand(-1, classes.shape[1], -1, -1)
 
+@register_method('cat_kd')
 class CATKD(TeacherCallback):
     "Learn the teacher's activation maps of all classes, pooled and normalised (CAT-KD, 2023)"
     column = 'cat_loss'
@@ -538,7 +542,7 @@ class CATKD(TeacherCallback):
     def __init__(self,
         teacher:nn.Module|Learner|str|Path, # trained network, learner, or path of an exported learner or a saved network; unpickling runs code, trust the file
         beta:float|Callable=1., # weight of the task loss, [0,1]; the loss on logits has 1-beta. Or a function of the share of training done
-        gamma:float|Callable=10., # weight of the difference of the maps, or a function of the share of training done
+        gamma:float|Callable=10., # weight of the difference of the maps (10 is this library's choice), or a function of the share of training done
         size:int=2, # side of the pooled maps, positions
         **kwargs
     ):

@@ -326,3 +326,16 @@ def test_where_the_maps_look_is_a_column_where_boxes_are_known(tmp_path):
     assert module.read_results(path)[module.looks].isna().all(axis=None)
     again = module.compare(methods='mixup', out=tmp_path/'a', **small)
     assert len(again)==2 and again[module.looks].isna().all(axis=None), 'runs that are there are not repeated'
+
+
+def test_a_teacher_from_a_file(tmp_path, capsys):
+    "Methods that distil are told their teacher once; without one `all` leaves them out"
+    small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False, say=lambda s: None)
+    learn = module.make_learner(fastai_featreg.all.digits_dls(n_train=16, n_valid=10, bs=8), 'test_resnet', head='gap')
+    learn.export(tmp_path/'teacher.pkl')
+    df = module.compare(methods='ccm, KnowledgeDistillation(beta=0.9)', teacher=tmp_path/'teacher.pkl', out=tmp_path/'a', **small)
+    assert (df.error=='').all() and df.method.tolist()[1:]==[f"CCM(teacher={str(tmp_path/'teacher.pkl')!r})", f"KnowledgeDistillation(teacher={str(tmp_path/'teacher.pkl')!r}, beta=0.9)"]
+    labels = lambda **kwargs: {label.partition('(')[0] for label,_ in parse_methods('all', **kwargs)}
+    assert labels(teacher=tmp_path/'teacher.pkl') - labels()=={'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD'}
+    one_sentence(capsys, main(['compare', '--methods', 'ccm', '--out', str(tmp_path/'b')]), 'needs a teacher')
+    one_sentence(capsys, main(['compare', '--methods', 'ccm', '--teacher', str(tmp_path/'none.pkl'), '--out', str(tmp_path/'b')]), 'there is no file')
