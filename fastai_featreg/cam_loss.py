@@ -27,7 +27,7 @@ def cam_loss(
     own,everything = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
     return caam_cam_distance(own, everything, distance).mean()
 
-# %% ../nbs/30_cam_loss.ipynb #0953e089
+# %% ../nbs/30_cam_loss.ipynb #452ba6aa
 class RunningAccuracy:
     "Share of right predictions among the last `size` images"
     def __init__(self,
@@ -41,9 +41,16 @@ class RunningAccuracy:
     )->float|None: # accuracy, once `size` images have been seen
         "Count a batch"
         self.batches.append((right, n))
-        while sum(o[1] for o in self.batches) - self.batches[0][1] >= self.size: self.batches.popleft()
-        seen = sum(o[1] for o in self.batches)
-        return sum(o[0] for o in self.batches)/seen if seen>=self.size else None
+        while self.seen() - self.batches[0][1] >= self.size: self.batches.popleft()
+        return self.share() if self.seen()>=self.size else None
+
+    def seen(self)->int:
+        "Images that are counted now"
+        return sum(n for _,n in self.batches)
+
+    def share(self)->float:
+        "Share of them that were right"
+        return sum(right for right,_ in self.batches)/max(1, self.seen())
 
 def n_right(
     pred:Tensor, # logits (N,C)
@@ -64,7 +71,7 @@ def over_ranks(
     dist.all_reduce(total)
     return total.tolist()
 
-# %% ../nbs/30_cam_loss.ipynb #863b40d2
+# %% ../nbs/30_cam_loss.ipynb #66a845a8
 log = logging.getLogger(__name__)
 
 def _check_start(start):
@@ -112,19 +119,27 @@ class CAMLoss(CamCallback):
         if self.started is not None or self.start!='auto' or not len(self.learn.yb): return
         if self.accuracy is None: self.accuracy = RunningAccuracy(min(1000, len(self.learn.pred)*len(self.learn.dl)*max(1, num_distrib())))
         share = self.accuracy.add(*over_ranks(n_right(self.learn.pred.detach(), *mixed_classes(self.learn)), len(self.learn.pred), device=self.learn.pred.device))
-        if share is not None and share>0.5: self.begin(f"{share:.1%} of the last images right")
+        if share is not None and share>max(0.5, 1.5/self.learn.pred.shape[1]): self.begin(f"{share:.1%} of the last images right")
 
     def loss_term(self, maps:dict)->Tensor|None:
         "Expected distance over the target's classes; images without a class are left out (Eq. 4)"
         f = first(maps.values())
-        if not f.requires_grad: return None # a frozen body has nothing to learn
+        if not f.requires_grad: return None # nothing before the map can learn
         classes,weights = mixed_classes(self.learn)
         labelled = weights.sum(1)>0
         if not labelled.any(): return None
         own,everything = self.class_maps(f, classes)
         return (caam_cam_distance(own, everything.expand_as(own), self.distance).T * weights).sum()/labelled.sum()
 
-    def __repr__(self): return super().__repr__() + (f"  # acts {self.started}; maps by {self.method}" if self.started else '')
+    @property
+    def idle(self)->str: # '' once the term has started
+        "Why the term has not acted so far"
+        if self.started or self.accuracy is None: return ''
+        return f"CAMLoss has not acted, {self.accuracy.share():.1%} of the last {self.accuracy.seen()} training images were right"
+
+    def __repr__(self):
+        text = f"acts {self.started}; maps by {self.method}" if self.started else self.idle.removeprefix('CAMLoss ')
+        return super().__repr__() + (f"  # {text}" if text else '')
 
     def state_dict(self)->dict:
         "State of the base, and whether the term has started"
@@ -140,7 +155,7 @@ class CAMLoss(CamCallback):
         self.accuracy = counts and RunningAccuracy(*counts)
         super().load_state_dict(state)
 
-# %% ../nbs/30_cam_loss.ipynb #884bb172
+# %% ../nbs/30_cam_loss.ipynb #14c9855f
 def wrong_classes(
     logits:Tensor, # (N,C)
     classes:Tensor, # (N,K), the target's
@@ -166,7 +181,7 @@ class NegativeCAM(CamCallback):
     "Suppress the activation maps of the wrong classes with the highest scores (Negative CAM, 2020)"
     column = 'negative_cam'
     def __init__(self,
-        k:int=3, # wrong classes an image, fewer than there are
+        k:int=3, # wrong classes an image; all of them where there are fewer
         weight:float|Callable=1., # factor of the term, or a function of the share of training done
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
     ):
@@ -174,16 +189,11 @@ class NegativeCAM(CamCallback):
         super().__init__(cam, weight)
         self.k = k
 
-    def find_layers(self, anatomy):
-        "The map that is pooled; there must be `k` wrong classes"
-        if self.k>=anatomy.n_out: raise ValueError(f"NegativeCAM: k={self.k} wrong classes, but the network knows {anatomy.n_out} classes in all; take k<{anatomy.n_out}")
-        return super().find_layers(anatomy)
-
     def loss_term(self, maps:dict)->Tensor|None:
         "Mean positive evidence for the `k` strongest wrong classes"
         f = first(maps.values())
-        if not f.requires_grad: return None # a frozen body has nothing to learn
-        wrong,counts = wrong_classes(self.learn.pred, *mixed_classes(self.learn), self.k)
+        if not f.requires_grad: return None # nothing before the map can learn
+        wrong,counts = wrong_classes(self.learn.pred, *mixed_classes(self.learn), min(self.k, self.learn.pred.shape[1]))
         return negative_cam_loss(self.class_maps(f, wrong)[0], counts)
 
 # %% ../nbs/30_cam_loss.ipynb #127e8a3f

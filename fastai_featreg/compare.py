@@ -263,7 +263,7 @@ def train(
     "fastai's standard recipe for either case"
     learn.fine_tune(epochs, lr) if pretrained else learn.fit_one_cycle(epochs, lr)
 
-# %% ../nbs/80_compare.ipynb #0a18c806
+# %% ../nbs/80_compare.ipynb #a9b56c8e
 def device_of(dls:DataLoaders):
     "Device of the batches"
     return dls.device or default_device()
@@ -285,14 +285,16 @@ def where_it_looks(learn:Learner):
     "How well the class activation maps find the objects; NaN where no boxes are known"
     none = dict.fromkeys(looks, np.nan)
     if learn.stop_diverged.diverged or not has_boxes(learn.dls.valid): return none
-    try: return localisation(learn).loc['cam', looks].to_dict()
-    except ValueError: return none # a network without a spatial map can be compared all the same
+    try: return localisation(learn, baselines=False).loc['cam', looks].to_dict()
+    except Exception as e: # a finished run counts all the same
+        warnings.warn(f"the maps could not be marked: {one_line(e)}")
+        return none
 
 def plural(n:int, word:str):
     "`n` and the word, with an s unless `n` is 1"
     return f"{n} {word}{'s'*(int(n)!=1)}"
 
-# %% ../nbs/80_compare.ipynb #844d5a4f
+# %% ../nbs/80_compare.ipynb #825c4109
 def run_once(
     dls:DataLoaders, # images; their order is reset
     make_cbs:Callable=list, # function that makes the callbacks of the method; `list` for plain
@@ -315,7 +317,7 @@ def run_once(
         learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, StopDiverged, *L(progress)])
         learn.logger = noop
         train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
-        return measured(learn, time.perf_counter() - start, peak_memory(device) if can_measure else np.nan) | where_it_looks(learn)
+        return measured(learn, time.perf_counter() - start, peak_memory(device) if can_measure else np.nan) | where_it_looks(learn) | dict(note='; '.join(cb.idle for cb in learn.cbs if getattr(type(cb), 'idle', None) and cb.idle))
     except Exception as e:
         return dict.fromkeys(measures + looks, np.nan) | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
 
@@ -556,7 +558,7 @@ def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:st
         try: learn.fit(1)
         except Exception as e: raise ValueError(f"{label} cannot train '{arch}' on these images ({one_line(e)}); change its arguments or leave it out") from e
 
-# %% ../nbs/80_compare.ipynb #1fca94ea
+# %% ../nbs/80_compare.ipynb #546f8dde
 class RunProgress(ProgressCallback):
     "fastai's bar of batches, under a bar over runs"
     def __init__(self, mbar, nth, title): store_attr()
@@ -579,7 +581,8 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     "One line about a run"
     what = row['error'] or f"accuracy {100*row['accuracy']:.2f} %, {row['step_ms']:.1f} ms a step"
     left = f" (about {format_time(spent/i*(n-i))} left)" if i<n else ''
-    return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{left}"
+    note = f"; {row['note']}" if row.get('note') else ''
+    return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{note}{left}"
 
 # %% ../nbs/80_compare.ipynb #321411a0
 def train_all(todo:list, plan:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable, bars:bool|None):

@@ -259,7 +259,7 @@ def _by_stage(anatomy, flow):
         return [anatomy.taps[n] for n in _around_groups(found, modules, flow)]
     return [found for k in range(len(anatomy.stages)) if (found := layers_in(k))]
 
-# %% ../nbs/20_drop.ipynb #67e903e1
+# %% ../nbs/20_drop.ipynb #0d3c6885
 def _strengths(strength, default, n, what):
     "One strength for each of `n` things"
     each = default if strength is None else list(strength) if is_listy(strength) else [strength]*n
@@ -294,7 +294,8 @@ def find_drop_layers(
     if not found: raise ValueError(f"layers={layers!r}: no layer of the network answers to this; name layers, such as {anatomy.stages[-1].name!r}")
     for s,_ in found:
         if bn := _hurts(anatomy, flow, s.name):
-            raise ValueError(f"layers: the output of '{s.name}' runs into the BatchNorm '{bn}', whose running statistics would be wrong at inference; act behind that one: '{bn}'")
+            remedy = f"act behind that one: '{bn}'" if bn in anatomy.taps else f"that one has no map; name a layer before the sum, such as '{_by_stage(anatomy, flow)[-1][-1].name}', or give layers=1"
+            raise ValueError(f"layers: the output of '{s.name}' runs into the BatchNorm '{bn}', whose running statistics would be wrong at inference; {remedy}")
     return found
 
 # %% ../nbs/20_drop.ipynb #d23ef413

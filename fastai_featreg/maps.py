@@ -374,7 +374,14 @@ def _load(learn, x, labelled):
     y = b[1] if len(b)>1 and isinstance(b[1], Tensor) and b[1].ndim==1 and not b[1].is_floating_point() else None
     return b[0],y,boxes
 
-# %% ../nbs/02_maps.ipynb #d8384d9e
+# %% ../nbs/02_maps.ipynb #f7d54302
+def _load_for(learn, x, target):
+    "What `_load` gives, and the target: the label where it is known if nothing is asked for"
+    if target is not None: return _load(learn, x, isinstance(target, str) and target=='target'),target
+    try: loaded = _load(learn, x, True)
+    except ValueError: loaded = _load(learn, x, False) # items without labels; what else is wrong is raised here
+    return loaded,'predicted' if loaded[1] is None else 'target'
+
 @dataclass(repr=False, eq=False)
 class Cams:
     "Maps of some images, and what they were made from; tensors are on the CPU"
@@ -418,13 +425,14 @@ def _cams(learn, loaded, target, method, layer, relu=True):
 def get_cams(
     learn:Learner, # learner, trained, frozen or exported
     x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation batch
-    target:str|int|Tensor='target', # 'target' (the label), 'predicted', a class by number or name, or a class for each image
+    target:str|int|Tensor|None=None, # 'target' (the label), 'predicted', a class by number or name, or a class for each image; None: the label where it is known, else the prediction
     method:str='auto', # 'auto' (CAM where exact, else Grad-CAM), 'cam', 'grad_cam' or 'grad_cam_pp'
     layer:str|nn.Module|int|None=None, # name, module or stage number (-1 is the last); None is the map that is pooled
     relu:bool=True, # keep positive evidence only in Grad-CAM, as its paper does?
 )->Cams:
     "Class activation maps of images, and what they were made from"
-    return _cams(learn, _load(learn, x, isinstance(target, str) and target=='target'), target, method, layer, relu)
+    loaded,target = _load_for(learn, x, target)
+    return _cams(learn, loaded, target, method, layer, relu)
 
 
 @patch
@@ -436,7 +444,7 @@ def cams(self:Learner,
     "Class activation maps of images, see `get_cams`"
     return get_cams(self, x, **kwargs)
 
-# %% ../nbs/02_maps.ipynb #0b06dd2b
+# %% ../nbs/02_maps.ipynb #8612e24c
 def decoded_images(
     learn:Learner, # its data's pipeline is undone
     x:Tensor, # (N,C,H,W) as the network takes them
@@ -472,7 +480,7 @@ def _heads(name, got, target):
 def show_cams(
     learn:Learner|dict, # learner, or several by name, e.g. `{'plain': a, 'mined': b}`; all see the images as the first one's data gives them
     x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation images
-    target:str|int|Tensor='target', # 'target' (the label), 'predicted', a class by number or name, or a class for each image
+    target:str|int|Tensor|None=None, # 'target' (the label), 'predicted', a class by number or name, or a class for each image; None: the label where it is known, else the prediction
     method:str='auto', # 'auto' (CAM where exact, else Grad-CAM), 'cam', 'grad_cam' or 'grad_cam_pp'
     layer:str|nn.Module|int|None=None, # name, module or stage number (-1 is the last); None is the map that is pooled
     max_n:int=6, # images at most
@@ -483,7 +491,8 @@ def show_cams(
     "Grid of images with their label, CAM with the prediction (green if right), and CAAM, for one learner or for several"
     learners = learn if isinstance(learn, dict) else {'': learn}
     one = first(learners.values())
-    images,labels,boxes = [None if o is None else o[:max_n] for o in _load(one, x, isinstance(target, str) and target=='target')]
+    loaded,target = _load_for(one, x, target)
+    images,labels,boxes = [None if o is None else o[:max_n] for o in loaded]
     if not isinstance(target, str) and np.ndim(target)>0: target = target[:max_n]
     got = {k: _cams(l, (images, labels, boxes), target, method, layer) for k,l in learners.items()}
     rows,cols = len(images),1 + 2*len(got)
@@ -674,7 +683,7 @@ def localisation(
     res.attrs['why'] = make.why
     return res
 
-# %% ../nbs/02_maps.ipynb #0238570e
+# %% ../nbs/02_maps.ipynb #edb607f7
 class CamMetric(Metric):
     "A measure of the maps as a metric of the validation set, e.g. `CamMetric(pointing_game)` or `CamMetric(caam_cam_distance)`"
     def __init__(self,
@@ -684,6 +693,7 @@ class CamMetric(Metric):
         method:str='auto', # 'auto' (CAM where exact, else Grad-CAM), 'cam', 'grad_cam' or 'grad_cam_pp'
         layer:str|nn.Module|int|None=None, # name, module or stage number; None is the map that is pooled
     ):
+        if not callable(measure): raise ValueError(f"CamMetric: measure must be a function, such as pointing_game, got {measure!r}")
         if of not in ('cam', 'caam'): raise ValueError(f"CamMetric: of must be 'cam' or 'caam', got {of!r}")
         store_attr()
         self.reset()

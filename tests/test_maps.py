@@ -297,7 +297,8 @@ def test_same_maps_in_every_dress(method):
 def test_several_labels_have_no_target():
     learn = tiny_learner()
     x,y = torch.randn(4, 3, 16, 16),(torch.rand(4, 10)>.5).float()
-    with pytest.raises(ValueError, match='one class an image'): learn.cams((x, y))
+    with pytest.raises(ValueError, match='one class an image'): learn.cams((x, y), target='target')
+    assert torch.equal(learn.cams((x, y)).classes, learn.cams((x, y)).predicted)
     assert len(learn.cams((x, y), target='predicted'))==4 and learn.cams((x, y), target=2).labels is None
     assert len(learn.cams())==8 and len(learn.cams([1, 2])) == 2
 
