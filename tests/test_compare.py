@@ -81,11 +81,16 @@ def test_every_seed_begins_with_another_method():
     assert len(set(run_order(labels, 6)))==18
 
 
+def at_start():
+    "In the new process: not done before we look; and it hears Ctrl-C, which a shell's background jobs ignore"
+    os.nice(15)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 def start(out):
     "The command in a process of its own"
     code = 'import sys; from fastai_featreg.compare import main; sys.exit(main())'
     return subprocess.Popen([sys.executable, '-c', code, 'compare', *tiny, '--out', str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: os.nice(15)) # it must not be done before we look
+                            preexec_fn=at_start)
 
 def wait_for_rows(process, out, n):
     "Wait until `n` runs have ended"
