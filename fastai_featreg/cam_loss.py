@@ -6,18 +6,16 @@
 __all__ = ['log', 'cam_loss', 'RunningAccuracy', 'n_right', 'over_ranks', 'CAMLoss', 'wrong_classes', 'negative_cam_loss',
            'NegativeCAM', 'show_cam_loss']
 
-# %% ../nbs/30_cam_loss.ipynb #d21d4aa5
+# %% ../nbs/30_cam_loss.ipynb #dcb41b27
 import logging,math,numbers
 from collections import deque
 import torch.distributed as dist
 from fastai.vision.all import *
-from .core import FeatureCallback,register_method
+from .core import register_method
 from .maps import CamCallback,caam_cam_distance,cam_and_caam,decoded_images,get_cams,minmax,mixed_classes
+from .maps import _check_distance
 
-# %% ../nbs/30_cam_loss.ipynb #8f9b4253
-def _check_distance(name, distance):
-    if distance not in ('l1', 'l2'): raise ValueError(f"{name}: distance must be 'l1' or 'l2', got {distance!r}")
-
+# %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
     f:Tensor, # feature map that is pooled, (N,D,H,W)
     w:Tensor, # weights of each image's target class, (N,D); constants: no gradient flows into them

@@ -7,14 +7,14 @@ __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 
            'cat_loss', 'frozen_view', 'open_teacher', 'normalisation', 'renormaliser', 'Guide', 'TeacherCallback',
            'AnswerCache', 'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
 
-# %% ../nbs/40_distill.ipynb #fcb7c5f5
+# %% ../nbs/40_distill.ipynb #95cc40e7
 import logging,math,numbers
 from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
 from .core import remove_taps,register_method
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp,mixed_classes,pooled_map,resize_maps
-from .maps import _Start,_like_model,_plain,_run_from,_wide
+from .maps import _check_distance,_Start,_like_model,_plain,_run_from,_wide
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
@@ -300,7 +300,7 @@ def _is_binary(loss_func):
 
 _logit_losses = dict(kd=kd_loss, dkd=dkd_loss, dist=dist_loss, standardised=standardised_kd_loss, binary=binary_kd_loss)
 
-# %% ../nbs/40_distill.ipynb #af119dee
+# %% ../nbs/40_distill.ipynb #7cf08c79
 class TeacherCallback(CamCallback):
     "Base of the callbacks that train by a teacher: `beta` times the task loss, `1-beta` times a loss on logits, `gamma` times one on maps"
     needs_teacher = True # cannot be made without arguments
@@ -322,7 +322,7 @@ class TeacherCallback(CamCallback):
         name = type(self).__name__
         _check_teacher(name, teacher)
         if not callable(loss) and loss not in _logit_losses: raise ValueError(f"{name}: loss must be one of {', '.join(map(repr, _logit_losses))}, or a function (student, teacher, tau), got {loss!r}")
-        if distance not in ('l1', 'l2'): raise ValueError(f"{name}: distance must be 'l1' or 'l2', got {distance!r}")
+        _check_distance(name, distance)
         if teacher_stats is not None and (not is_listy(teacher_stats) or len(teacher_stats)!=2): raise ValueError(f"{name}: teacher_stats must be (mean, std), each with a value a channel, got {teacher_stats!r}")
         super().__init__(cam, self.strength)
         store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache')

@@ -9,7 +9,7 @@ __all__ = ['top_channels', 'spatial_dropout', 'spatial_scale', 'select_scale', '
            'SpatialDropout', 'drop_block', 'DropBlock', 'SpatialScale', 'Selectout', 'SelectScale', 'show_drops',
            'dropped_errors', 'plot_dropped_errors']
 
-# %% ../nbs/20_drop.ipynb #a27f2874
+# %% ../nbs/20_drop.ipynb #b3cb711d
 import math,numbers,re
 from collections import defaultdict
 from contextlib import ExitStack,contextmanager
@@ -19,18 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import drop_block2d
 from .anatomy import Anatomy,Stage,get_anatomy,hooked,untouched
 from .core import FeatureCallback,TapHook,feature_maps,isolated_rng,register_method
+from .maps import _check_f
 
-# %% ../nbs/20_drop.ipynb #5e5d23af
-def _check_map(name, f):
-    if not isinstance(f, Tensor) or f.ndim!=4 or not f.is_floating_point() or f.numel()==0:
-        got = f"{f.dtype} {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
-        raise ValueError(f"{name}: f must be a floating point map (N,D,H,W) that is not empty, got {got}")
-
+# %% ../nbs/20_drop.ipynb #986c9b4a
 def _check_rates(name, **rates):
     for k,v in rates.items():
         if isinstance(v, bool) or not isinstance(v, numbers.Real) or not 0<=v<=1: raise ValueError(f"{name}: {k} must be a number between 0 and 1, got {v!r}")
 
-# %% ../nbs/20_drop.ipynb #63d36696
+# %% ../nbs/20_drop.ipynb #7b8bc415
 @torch.no_grad()
 def _top(f, top_rate):
     "Numbers of the candidates, (N,k), highest score first"
@@ -41,11 +37,11 @@ def top_channels(
     top_rate:float, # t, share of channels to select, [0,1]
 )->Tensor: # bool (N,D): True for `round(top_rate*D)` channels of each image, at least 1
     "Channels whose largest absolute activation is highest, image by image (SelectScale, 2.3)"
-    _check_map('top_channels', f)
+    _check_f(f, 'top_channels')
     _check_rates('top_channels', top_rate=top_rate)
     return torch.zeros(f.shape[:2], dtype=torch.bool, device=f.device).scatter_(1, _top(f, top_rate), True)
 
-# %% ../nbs/20_drop.ipynb #17b085c5
+# %% ../nbs/20_drop.ipynb #8479d628
 def _times(f, m):
     "Each channel of each image times its factor, (N,D,H,W), (N,D) -> (N,D,H,W)"
     return f * m.to(f.dtype)[:,:,None,None]
@@ -59,7 +55,7 @@ def spatial_dropout(
     p:float, # retaining rate, share of channels that is *kept*, [0,1]
 )->Tensor: # shape of `f`
     "Drop whole channels at random, survivors divided by `p` (SelectScale, Eq. 3; Tompson et al. 2015)"
-    _check_map('spatial_dropout', f)
+    _check_f(f, 'spatial_dropout')
     _check_rates('spatial_dropout', p=p)
     return f if p==1 else F.dropout2d(f, 1-p)
 
@@ -68,7 +64,7 @@ def spatial_scale(
     retain:float, # retaining rate q, [0,1]; 1 leaves `f` as it is
 )->Tensor: # shape of `f`
     "Every channel times its own u ~ U(retain, 2-retain) (SelectScale, Eq. 5)"
-    _check_map('spatial_scale', f)
+    _check_f(f, 'spatial_scale')
     _check_rates('spatial_scale', retain=retain)
     return f if retain==1 else _times(f, _factors(retain, f.shape[:2], f.device))
 
@@ -78,13 +74,13 @@ def select_scale(
     retain:float, # retaining rate q, [0,1]; 1 leaves `f` as it is
 )->Tensor: # shape of `f`
     "The top channels times their own u ~ U(retain, 2-retain), the rest untouched (SelectScale, Eq. 6)"
-    _check_map('select_scale', f)
+    _check_f(f, 'select_scale')
     _check_rates('select_scale', top_rate=top_rate, retain=retain)
     if retain==1: return f
     top = _top(f, top_rate)
     return _times(f, torch.ones(f.shape[:2], device=f.device).scatter_(1, top, _factors(retain, top.shape, f.device)))
 
-# %% ../nbs/20_drop.ipynb #96753c07
+# %% ../nbs/20_drop.ipynb #4004af7f
 def _check_selectout(name, top_rate, p):
     _check_rates(name, top_rate=top_rate, p=p)
     if 1-p > top_rate+1e-9:
@@ -96,7 +92,7 @@ def selectout(
     p:float, # retaining rate, share of channels that is *kept*, from 1-top_rate to 1; 1 leaves `f` as it is
 )->Tensor: # shape of `f`
     "Drop `round((1-p)*D)` of the top channels (at least 1), survivors divided by `p` (SelectScale, Eq. 4)"
-    _check_map('selectout', f)
+    _check_f(f, 'selectout')
     _check_selectout('selectout', top_rate, p)
     if p==1: return f
     top = _top(f, top_rate)
@@ -397,7 +393,7 @@ class DropCallback(FeatureCallback):
         groups = groupby(self.acts_on.items(), itemgetter(1))
         return text + '  # acts on ' + ', '.join(f"{len(g)} layer{'s'*(len(g)>1)} at strength {w:g} ({' ... '.join(dict.fromkeys((g[0][0], g[-1][0])))})" for w,g in groups.items())
 
-# %% ../nbs/20_drop.ipynb #fd857440
+# %% ../nbs/20_drop.ipynb #b95833b8
 @register_method('feature_dropout')
 class FeatureDropout(DropCallback):
     "Drop single activations of the maps at random (Dropout, 2014; SelectScale, Eq. 2)"
@@ -436,7 +432,7 @@ def drop_block(
     block_size:int=7, # side of the blocks, positions; a smaller map takes the largest odd side that fits
 )->Tensor: # shape of `f`
     "Drop square blocks, the same in all channels, by torchvision's `drop_block2d` (DropBlock, 2018)"
-    _check_map('drop_block', f)
+    _check_f(f, 'drop_block')
     _check_rates('drop_block', p=p)
     if p==1: return f
     side = min(block_size, *f.shape[2:])
@@ -511,7 +507,7 @@ class SelectScale(DropCallback):
         "`select_scale`"
         return select_scale(f, self.top_rate, eased(self.retain, strength))
 
-# %% ../nbs/20_drop.ipynb #ba2072a0
+# %% ../nbs/20_drop.ipynb #66dafa68
 @torch.no_grad()
 def show_drops(
     f:Tensor, # feature map of one image, (1,D,H,W)
@@ -521,7 +517,7 @@ def show_drops(
     figsize:tuple|None=None, # inches
 ):
     "The top channels of a map, as they are and after each drop"
-    _check_map('show_drops', f)
+    _check_f(f, 'show_drops')
     order = f.abs().amax((2,3))[0].argsort(descending=True)[:n]
     fig,axes = plt.subplots(len(drops)+1, len(order), figsize=figsize or (.62*len(order)+1.6, .68*(len(drops)+1)), squeeze=False)
     for row,(name,drop) in zip(axes, [('map', noop)] + list(drops.items())):

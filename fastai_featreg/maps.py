@@ -100,7 +100,7 @@ def resize_maps(
     if len(size)!=2 or not all(isinstance(o, int) and o>0 for o in size): raise ValueError(f"resize_maps: size must be whole numbers of at least 1, (H,W) or one for both, got {size}")
     return F.interpolate(_wide(a).flatten(0, -3)[:,None], size, mode='bilinear', align_corners=False)[:,0].unflatten(0, a.shape[:-2])
 
-# %% ../nbs/02_maps.ipynb #c52f5c7b
+# %% ../nbs/02_maps.ipynb #893ef496
 def _score_grads(f, score, create_graph, name):
     "Gradients of the scores with respect to `f`, in float32 at least"
     _check_f(f, name)
@@ -111,8 +111,6 @@ def _score_grads(f, score, create_graph, name):
     if g is None: raise ValueError(f"{name}: score does not depend on f; compute it from this very tensor, with gradients enabled and f.requires_grad_() where f has no graph")
     return _wide(g)/up[0].to(torch.promote_types(g.dtype, torch.float32))
 
-
-def _mean_weights(f, g): return g.mean((2, 3))
 
 def _pp_weights(f, g):
     below = 2 + g*_wide(f).sum((2, 3), keepdim=True)
@@ -131,7 +129,7 @@ def grad_cam(
 )->Tensor: # (N,H,W), float32 at least
     "Grad-CAM: channels weighed by the mean gradient of the score"
     g = _score_grads(f, score, create_graph, 'grad_cam')
-    return _grad_map(f, _mean_weights(f, g), relu, create_graph)
+    return _grad_map(f, g.mean((2, 3)), relu, create_graph)
 
 
 def grad_cam_pp(
@@ -625,7 +623,11 @@ def max_box_acc(
     found = [(float((box_iou_at(a, truth, size, t)>=iou).float().mean()), t) for t in (thresholds or _thresholds)]
     return max(found, key=itemgetter(0))
 
-# %% ../nbs/02_maps.ipynb #730f6bbf
+# %% ../nbs/02_maps.ipynb #5b9b4f21
+def _check_distance(name, distance):
+    if distance not in ('l1', 'l2'): raise ValueError(f"{name}: distance must be 'l1' or 'l2', got {distance!r}")
+
+
 def caam_cam_distance(
     a:Tensor, # CAMs (N,h,w)
     b:Tensor, # CAAMs (N,h,w)
@@ -634,7 +636,7 @@ def caam_cam_distance(
     "Distance of two maps of each image, normalised one by one (CAM-loss, Eq. 4)"
     for o in (a, b): _check_maps(o, 'caam_cam_distance')
     if a.shape!=b.shape: raise ValueError(f"caam_cam_distance: maps must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}; use resize_maps")
-    if distance not in ('l1', 'l2'): raise ValueError(f"caam_cam_distance: distance must be 'l1' or 'l2', got {distance!r}")
+    _check_distance('caam_cam_distance', distance)
     one,two = minmax(torch.stack([_wide(a), _wide(b).to(a.device)]))
     return ((one - two).abs() if distance=='l1' else (one - two)**2).mean((-2, -1))
 
@@ -754,7 +756,7 @@ def mixed_classes(
     lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)
     return torch.cat([a, b], 1),torch.cat([wa*lam, wb*(1-lam)], 1)
 
-# %% ../nbs/02_maps.ipynb #50e9bd7b
+# %% ../nbs/02_maps.ipynb #5583c1ab
 def head_weights(
     model:nn.Module, # classifier of images
     stage:Stage, # its last stage
@@ -767,9 +769,8 @@ def head_weights(
     start = _Start(stage, like=lambda out: _like_model(model, f.detach()))
     with untouched(model), torch.no_grad():
         logits = _run_from(model, _like_model(model, x if stage.n_prefix else x[:1]), start)
-        scores = logits.gather(1, classes).unbind(1)
-        if method=='grad_cam': return torch.stack([_score_grads(start.f, s, False, method).sum((2, 3)) for s in scores], 1)
-        return torch.stack([_pp_weights(start.f, _score_grads(start.f, s, False, method)) for s in scores], 1)
+        grads = [_score_grads(start.f, s, False, method) for s in logits.gather(1, classes).unbind(1)]
+    return torch.stack([g.sum((2, 3)) if method=='grad_cam' else _pp_weights(start.f.detach(), g) for g in grads], 1)
 
 class CamCallback(FeatureCallback):
     "Base of the callbacks whose term is made of class activation maps"
