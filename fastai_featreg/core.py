@@ -148,9 +148,9 @@ class FitState:
     drawn:dict = field(default_factory=dict) # random choices of the batch that runs
     weight:float = 0. # weight of the term for the batch that runs
     compiled:bool = False # the model is compiled, so the hooks must be there from the first trace on
-    total:Tensor|float = 0. # sum of the term over the batches of the epoch
+    totals:dict = field(default_factory=dict) # column -> sum of its term over the batches of the epoch
     count:int = 0 # batches that had a term
-    metric:object = None # the table column, while it is announced
+    metrics:list = field(default_factory=list) # the table's columns, while they are announced
     snapshot:dict|None = None # heads before `lr_find`, to be put back
 
     def new_batch(self, weight:float):
@@ -158,12 +158,17 @@ class FitState:
         self.maps,self.drawn,self.no_grad,self.weight = {},{},[],weight
 
     def new_epoch(self):
-        "Begin the mean of the term anew"
-        self.total,self.count = 0.,0
+        "Begin the means of the terms anew"
+        self.totals,self.count = {},0
 
-    def mean(self)->float|None:
-        "Mean of the term over the epoch; None if no batch had one"
-        return float(self.total)/self.count if self.count else None
+    def note(self, terms:dict):
+        "Add the terms of a batch to the sums of their columns"
+        self.count += 1
+        for k,term in terms.items(): self.totals[k] = self.totals.get(k, 0.) + term.detach()
+
+    def mean(self, column:str)->float|None:
+        "Mean of a column's term over the epoch; None if no batch had one"
+        return float(self.totals[column])/self.count if self.count else None
 
     def unhook(self):
         "Remove the installed hooks"
@@ -174,7 +179,8 @@ class FitState:
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
     order,run_valid = 5,False
-    column = None # override: name of the term's column in the table
+    column = None # override: name of the term's column in the table, or a tuple of names for a term of several parts
+    tap = TapHook # override to read something else than a layer's output
     check_cam = False # override: shall `find_layers` get an anatomy that says whether CAM is exact?
     learned = ('aux_heads', 'generator', 'visitors') # what is forgotten when another learner is given
     _learn = _last = _fit = aux_heads = generator = visitors = _pending = None
@@ -213,9 +219,12 @@ class FeatureCallback(Callback):
 
     def loss_term(self,
         maps:dict, # layer name -> map (N,D,H,W), with its graph
-    )->Tensor|None: # scalar; None for no term in this batch
+    )->Tensor|dict|None: # scalar, or one for each column; None for no term in this batch
         "Override to add `weight * loss_term` to the loss"
         return None
+
+    def attach(self):
+        "Override to prepare `learn` as soon as it has this callback, before any fit; called again for each fit that is given it"
 
     def change_map(self,
         stage:Stage, # where
@@ -255,6 +264,11 @@ def _set_learn(self, learn):
         for k in self.learned: self.__dict__.pop(k, None)
         self.__dict__['_last'] = weakref.ref(learn)
     self.__dict__['_learn'] = learn
+    if learn is None: return
+    try: self.attach()
+    except BaseException:
+        self.__dict__['_learn'] = None
+        raise
 
 FeatureCallback.learn = property(_get_learn, _set_learn)
 
@@ -273,7 +287,7 @@ def set_up(self:FeatureCallback):
     self._set_up_heads(stages, anatomy.n_out)
     self._fit.compiled = any(m._compiled_call_impl is not None or '_orig_mod' in m._modules for m in model.modules())
     if self._fit.compiled: torch.compiler.reset() # what is traced already has no hooks of ours
-    self._fit.stages,self._fit.hooks = stages,[TapHook(self, s) for s in stages]
+    self._fit.stages,self._fit.hooks = stages,[self.tap(self, s) for s in stages]
 
 @patch(as_prop=True)
 def start_seed(self:FeatureCallback):
@@ -348,8 +362,16 @@ def after_loss(self:FeatureCallback):
     if not maps or fit.weight==0 or not self._reads or not len(self.learn.yb): return
     term = self.loss_term(maps)
     if term is None: return
-    fit.total,fit.count = fit.total + term.detach(),fit.count + 1
-    self.learn.loss_grad = self.learn.loss_grad + fit.weight*term
+    terms = term if isinstance(term, dict) else {self.column: term}
+    fit.note(terms)
+    self.add_to_loss(fit.weight*sum(terms.values()))
+
+@patch
+def add_to_loss(self:FeatureCallback,
+    term:Tensor, # scalar, with its weight
+):
+    "Override for a method that does more to the loss"
+    self.learn.loss_grad = self.learn.loss_grad + term
 
 @patch
 def before_backward(self:FeatureCallback):
@@ -373,31 +395,34 @@ def after_batch(self:FeatureCallback):
     if self.visitors is not None: self.visitors.leave()
 
 # %% ../nbs/01_core.ipynb #56e71a81
-@patch
-def _announce_column(self:FeatureCallback):
-    if self.column is None: return
-    self._fit.metric = ValueMetric(noop, self.column)
-    self.learn.metrics = self.learn.metrics + self._fit.metric
+@patch(as_prop=True)
+def columns(self:FeatureCallback)->L: # of text
+    "Names of the columns in the table"
+    return L(self.column)
 
 @patch
-def _take_column_back(self:FeatureCallback):
-    if self._fit is None or self._fit.metric is None: return
-    self.learn.metrics = [m for m in self.learn.metrics if m is not self._fit.metric]
-    self._fit.metric = None
+def _announce_columns(self:FeatureCallback):
+    self._fit.metrics = [ValueMetric(noop, c) for c in self.columns]
+    self.learn.metrics = self.learn.metrics + self._fit.metrics
+
+@patch
+def _take_columns_back(self:FeatureCallback):
+    if self._fit is None or not self._fit.metrics: return
+    self.learn.metrics = [m for m in self.learn.metrics if not any(m is o for o in self._fit.metrics)]
+    self._fit.metrics = []
 
 @patch
 def _take_back(self:FeatureCallback):
     "What is prepared for an epoch that Ctrl-C kept from beginning"
-    self._take_column_back()
+    self._take_columns_back()
     EpochGuard.remove(self.learn)
 
 @patch
-def _write_column(self:FeatureCallback):
+def _write_columns(self:FeatureCallback):
     recorder = getattr(self.learn, 'recorder', None)
-    names = [] if recorder is None else list(recorder.metric_names)
-    for name in (self.column, f'train_{self.column}', f'valid_{self.column}'):
-        if self.column and name in names:
-            recorder.log.insert(names.index(name), None if name.startswith('valid_') else self._fit.mean())
+    ours = {f'{part}{c}': None if part=='valid_' else self._fit.mean(c) for c in self.columns for part in ('', 'train_', 'valid_')}
+    for i,name in enumerate([] if recorder is None else recorder.metric_names):
+        if name in ours: recorder.log.insert(i, ours[name])
 
 # %% ../nbs/01_core.ipynb #d88e9d41
 class EpochGuard:
@@ -434,13 +459,13 @@ def before_fit(self:FeatureCallback):
     self.clean_up()
     self._fit = FitState()
     if hasattr(self.learn, 'lr_finder'): self._fit.snapshot = self.state_dict()
-    self._announce_column()
+    self._announce_columns()
 
 @patch
 def before_epoch(self:FeatureCallback):
     "Take the column back, guard the epoch"
     if is_validating(self.learn) or self._fit is None: return
-    self._take_column_back()
+    self._take_columns_back()
     self._fit.new_epoch()
     EpochGuard(self.learn, self)
 
@@ -449,7 +474,7 @@ def after_epoch(self:FeatureCallback):
     "Write the epoch's mean of the term into the table"
     if is_validating(self.learn) or self._fit is None: return
     EpochGuard.remove(self.learn)
-    self._write_column()
+    self._write_columns()
 
 @patch
 def after_fit(self:FeatureCallback):

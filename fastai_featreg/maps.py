@@ -6,7 +6,7 @@
 __all__ = ['cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', 'grad_cam_pp', 'fold_weights', 'ClassWeights',
            'class_weights', 'pooled_map', 'CamMaker', 'Cams', 'get_cams', 'decoded_images', 'show_cams', 'box_masks',
            'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
-           'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric', 'soft_classes', 'mixed_classes',
+           'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric', 'soft_classes', 'mixing', 'mixed_classes',
            'head_weights', 'CamCallback']
 
 # %% ../nbs/02_maps.ipynb #77519d2e
@@ -34,7 +34,7 @@ def _check_w(f, w, name):
     if not isinstance(w, Tensor) or not w.is_floating_point() or w.ndim not in (2,3) or (w.shape[0],w.shape[-1])!=(n,d) or w.shape[1]==0:
         raise ValueError(f"{name}: w must hold floating point weights (N,D) = {(n,d)}, or (N,K,D) for K classes an image, for a map {tuple(f.shape)}, got {_got(w)}; choose rows of a (C,D) matrix by w[y]")
 
-def _plain(o): return o.as_subclass(Tensor) # fastai's tensor types do not mix
+def _plain(o): return o.as_subclass(Tensor) if isinstance(o, TensorBase) else o # fastai's tensor types do not mix; torch.export cannot trace the change
 
 def _wide(o): return _plain(o).to(torch.promote_types(o.dtype, torch.float32))
 
@@ -745,12 +745,18 @@ def soft_classes(
     weights,classes = y.topk(min(20, max(1, int((y>0).sum(1).max()))), 1)
     return classes,weights/weights.sum(1, keepdim=True).clamp(min=1e-8)
 
+def mixing(
+    learn:Learner, # in a training batch
+)->MixHandler|None: # the callback whose `yb1` and `lam` are the second targets and the shares
+    "MixUp or CutMix, if it mixes the loss of two targets in this batch"
+    return next((cb for cb in learn.cbs if isinstance(cb, MixHandler) and getattr(cb, 'stack_y', False) and hasattr(cb, 'yb1')), None)
+
 def mixed_classes(
     learn:Learner, # in a training batch
 )->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K)
     "Targets of the batch as classes with weights, MixUp and CutMix included"
     n_out,y = learn.pred.shape[1],learn.yb[0].as_subclass(Tensor)
-    mix = next((cb for cb in learn.cbs if isinstance(cb, MixHandler) and getattr(cb, 'stack_y', False) and hasattr(cb, 'yb1')), None)
+    mix = mixing(learn)
     if mix is None: return soft_classes(y, n_out)
     (a,wa),(b,wb) = soft_classes(y, n_out),soft_classes(mix.yb1[0].as_subclass(Tensor), n_out)
     lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)

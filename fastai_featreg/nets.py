@@ -6,12 +6,16 @@
 __all__ = ['nets', 'resnet20', 'resnet56', 'resnet110', 'resnet164', 'wrn20_4', 'wrn20_8', 'wrn16_4', 'wrn28_2', 'wrn28_4',
            'wrn28_10', 'resnext29_8x64d', 'densenet100_12', 'pyramidnet110_270', 'ResidualBlock', 'basic_block',
            'pyramid_block', 'preact_block', 'preact_bottleneck', 'resnext_block', 'DenseLayer', 'cifar_resnet',
-           'cifar_preact_resnet', 'wide_resnet', 'cifar_resnext', 'cifar_densenet', 'pyramidnet']
+           'cifar_preact_resnet', 'wide_resnet', 'cifar_resnext', 'cifar_densenet', 'pyramidnet', 'Truncated']
 
 # %% ../nbs/71_nets.ipynb #ee268b5d
 import numbers
+from dataclasses import dataclass
 from functools import partial
+import timm
 from fastai.vision.all import *
+from fastai.vision.learner import _default_meta
+from .anatomy import cut_after
 
 # %% ../nbs/71_nets.ipynb #e9a50c81
 def _conv(ni, nf, ks=3, stride=1, groups=1): return nn.Conv2d(ni, nf, ks, stride, ks//2, groups=groups, bias=False)
@@ -244,3 +248,32 @@ wrn28_10 = _named('wrn28_10', "Wide ResNet 28-10, see `wide_resnet`", partial(wi
 resnext29_8x64d = _named('resnext29_8x64d', "ResNeXt-29, 8x64d, see `cifar_resnext`", partial(cifar_resnext, 29, 8, 64))
 densenet100_12 = _named('densenet100_12', "DenseNet of 100 layers and growth 12, see `cifar_densenet`", partial(cifar_densenet, 100, 12))
 pyramidnet110_270 = _named('pyramidnet110_270', "Additive PyramidNet-110, alpha 270, see `pyramidnet`", partial(pyramidnet, 110, 270))
+
+# %% ../nbs/71_nets.ipynb #0b553ce5
+@dataclass(frozen=True)
+class Truncated:
+    "An architecture without its last stages, for `vision_learner`"
+    arch:Callable|str # torchvision's, fastai's or one of `nets`, or the name of a timm network
+    drop:int=1 # number of stages that are left out
+
+    def __post_init__(self):
+        if not callable(self.arch) and not (isinstance(self.arch, str) and timm.is_model(self.arch)): raise ValueError(f"Truncated: arch must be a function that makes a network, or the name of a timm network, got {self.arch!r}")
+        if isinstance(self.drop, bool) or not isinstance(self.drop, int) or self.drop<0: raise ValueError(f"Truncated: drop must be a whole number of at least 0, got {self.drop!r}")
+        model_meta[self] = self._meta() | {'cut': None}
+
+    def _meta(self):
+        if not isinstance(self.arch, str): return model_meta.get(self.arch, _default_meta)
+        cfg = timm.get_pretrained_cfg(self.arch)
+        return _default_meta | ({} if cfg is None else {'stats': (cfg.mean, cfg.std)})
+
+    @property
+    def __name__(self): return f"{self.arch if isinstance(self.arch, str) else self.arch.__name__} without {self.drop} stage{'s'*(self.drop!=1)}"
+
+    def __call__(self,
+        pretrained:bool=False, # with pretrained weights?
+        weights:object=None, # which, for torchvision's networks
+    )->nn.Sequential: # the stages that are kept, then a pooling, where `vision_learner` cuts
+        "Make the network"
+        if isinstance(self.arch, str): net = timm.create_model(self.arch, pretrained=pretrained)
+        else: net = self.arch(weights=weights) if weights is not None else self.arch(pretrained=pretrained)
+        return cut_after(net, -1-self.drop).append(nn.AdaptiveAvgPool2d(1))
