@@ -20,7 +20,7 @@ from . import core
 from .core import register_method
 from .data import has_boxes,load_data
 from .maps import localisation
-from .nets import nets
+from .nets import nets,Truncated
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
 for name,cls in (('mixup', MixUp), ('cutmix', CutMix)): register_method(name)(cls)
@@ -165,10 +165,11 @@ def known_archs()->dict: # name -> function that makes the network
     return nets | tv | {n: f for n,f in vars(models.xresnet).items() if re.match(r'x.*net', n) and inspect.isfunction(f)}
 
 def find_arch(
-    name:str, # e.g. `'resnet18'`, `'xresnet18'`, or a timm name such as `'resnet26d'`
+    name:str, # e.g. `'resnet18'`, `'xresnet18'`, or a timm name such as `'resnet26d'`; `'resnet18-1'` is without the last stage
 )->Callable|str: # what `vision_learner` takes
     "Architecture called `name`"
-    known = known_archs()
+    known,(whole,_,drop) = known_archs(),name.rpartition('-')
+    if whole and drop.isdigit(): return Truncated(find_arch(whole), int(drop))
     if name in known: return known[name]
     if timm.is_model(name): return name
     raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show="Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."))
@@ -602,7 +603,7 @@ def rows_of(path:Path, config:dict, order:list):
 # %% ../nbs/80_compare.ipynb #5e5fcd12
 def compare(
     data:str|Path=None, # None or 'digits', 'cifar10', 'cifar100', or a folder with a folder of images per class
-    arch:str=None, # name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); None: what suits the data
+    arch:str=None, # name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); 'resnet18-1' is without the last stage; None: what suits the data
     methods:str|list='FeatureMining(),FeatureMining(layers=2)', # see `parse_methods`; a list may hold callbacks too
     teacher:str|Path=None, # file of a trained network or exported learner, for the methods that distil one
     epochs:int=None, # passes over the training images; None: what suits the data
@@ -669,7 +670,7 @@ def add_compare(commands:argparse._SubParsersAction):
         epilog='example: featreg compare photos --arch resnet34 --methods feature_mining,mixup --epochs 5 --seeds 3 --size 224 --fp16')
     p.add_argument('path', nargs='?', help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
     p.add_argument('--data', help='the same as PATH')
-    p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56) (default: resnet18; resnet10t for the digits)')
+    p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
                    help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
     p.add_argument('--teacher', help='file of an exported learner or of a network saved whole, for the methods that distil one (opening it runs code: only your own)')
