@@ -402,6 +402,7 @@ def columns(self:FeatureCallback)->L: # of text
 
 @patch
 def _announce_columns(self:FeatureCallback):
+    if not self.columns: return
     self._fit.metrics = [ValueMetric(noop, c) for c in self.columns]
     self.learn.metrics = self.learn.metrics + self._fit.metrics
 
