@@ -315,7 +315,11 @@ def test_repr_evals_back(tmp_path):
 def test_misspelt_arguments_are_errors():
     for make in (KnowledgeDistillation, AttentionTransfer, CCM, CATKD):
         with pytest.raises(TypeError): make(tiny_teacher(), gama=1)
-    with pytest.raises(TypeError): CATKD(tiny_teacher(), cam='auto')
+
+
+@pytest.mark.parametrize('make,kwargs', [(KnowledgeDistillation, dict(gamma=1.)), (KnowledgeDistillation, dict(cam='cam')), (KnowledgeDistillation, dict(distance='l2')), (CATKD, dict(cam='auto')), (CATKD, dict(distance='l1'))])
+def test_arguments_without_a_meaning_are_errors(make, kwargs):
+    with pytest.raises(TypeError, match=first(kwargs)): make(tiny_teacher(), **kwargs)
 
 
 def test_kept_answers_are_the_answers():
