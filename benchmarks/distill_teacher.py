@@ -1,7 +1,7 @@
 """A teacher for the comparison of distillation methods, trained on the images that its students will see.
 
     python benchmarks/distill_teacher.py --out nbs/results/cifar100_distill
-    featreg compare cifar100 --teacher models/cifar100_teacher.pth --arch resnet8 --methods KnowledgeDistillation,AttentionTransfer,CCM,CATKD \\
+    featreg compare cifar100 --teacher models/cifar100_teacher.pth --arch resnet8 --methods KnowledgeDistillation,AttentionTransfer,CCM \\
         --n-train 3000 --n-valid 2000 --size 24 --bs 32 --epochs 8 --lr 0.01 --out nbs/results/cifar100_distill
 
 Trains ResNet-8 with twice the channels on CIFAR-100, for twice as many epochs as its students; saves the network in `models`, which git ignores, and writes its accuracy to `teacher.csv`.
