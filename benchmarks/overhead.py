@@ -2,13 +2,18 @@
 
     python benchmarks/overhead.py                          # CPU: ResNet-18, 64 px, batch 32
     python benchmarks/overhead.py --arch resnet50 --size 224 --bs 128 --amp bf16 --channels-last   # GPU
+    python benchmarks/overhead.py --methods 'distillation|attention_transfer|ccm|cat_kd' --out nbs/results   # only these; replaces their rows in the CSV file
 
 Each round runs one plain step and one step of every candidate, in an order that rotates. The ratio of a round is candidate / plain of that same round;
 printed and written are its median and quartiles over the rounds, which a slow minute of the machine moves little. The candidates are the registered
 methods, some of their variants, and plain training once more: the last shows what the measurement itself can tell apart. On a GPU the peak memory of a step stands beside it.
-The functions behind Feature Mining and SelectScale are timed against their literal forms as well.
+Methods with a teacher are compared with plain knowledge distillation too, again of the same round: that leaves the teacher's own forward pass out.
+The functions behind Feature Mining and SelectScale are timed against their literal forms as well, in a run of all methods.
+
+A run of some methods leaves the other rows of the file alone. So each row says when it was measured (`run`), how long a plain step took then (`plain_ms`) and what the ratio
+of plain to plain was (`again_q1`, `again_q3`).
 """
-import argparse,time
+import argparse,re,time
 from functools import partial
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
@@ -32,11 +37,18 @@ class LiteralFeatureMining(featreg.FeatureMining):
         return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
 
 
+controls,kd = ['plain', 'plain again'],'knowledge_distillation'
+
+def needs_teacher(name: str) -> bool:
+    "Does the method called `name` learn from a trained network?"
+    return getattr(methods.get(name), 'needs_teacher', False)
+
+
 def candidates(arch: str) -> dict:
     "label -> list of callbacks, for every registered method; a teacher is as large as the student"
-    made = {name: [partial(cls, make_model(arch)) if getattr(cls, 'needs_teacher', False) else cls] for name,cls in methods.items()}
+    made = {name: [partial(cls, make_model(arch)) if needs_teacher(name) else cls] for name,cls in methods.items()}
     made['cam_loss'] = [partial(featreg.CAMLoss, start=0)] # on noise the automatic start would never come
-    return {'plain': [], 'plain again': [], **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
+    return {**dict.fromkeys(controls, []), **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
             'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)],
             'select_scale, all layers': [partial(featreg.SelectScale, layers='all')],
             'cam_loss, grad_cam': [partial(featreg.CAMLoss, start=0, cam='grad_cam')]}
@@ -83,24 +95,46 @@ class Stepper:
         return 1000*(time.perf_counter() - start),torch.cuda.max_memory_allocated()/2**20 if cuda else float('nan')
 
 
-def quartiles(values: pd.Series) -> dict:
-    "Median and quartiles"
-    return dict(zip(('q1', 'median', 'q3'), values.quantile([.25, .5, .75])))
+def quartiles(values: pd.Series, name: str) -> dict:
+    "Median and quartiles, as columns that begin with `name`"
+    return dict(zip((f'{name}_{k}' for k in ('q1', 'median', 'q3')), values.quantile([.25, .5, .75])))
 
 
-def measure(args: argparse.Namespace) -> pd.DataFrame:
-    "One row per candidate: step time, ratio to plain with quartiles, memory ratio"
-    steppers = {k: Stepper(v, args) for k,v in candidates(args.arch).items()}
+def chosen(args: argparse.Namespace) -> dict:
+    "Candidates whose label matches, and plain twice"
+    known = candidates(args.arch)
+    if not any(re.search(args.methods, k) for k in known): raise SystemExit(f"--methods '{args.methods}' matches none of {', '.join(known)}")
+    return {k: v for k,v in known.items() if k in controls or re.search(args.methods, k)}
+
+
+def timed(steppers: dict, args: argparse.Namespace) -> pd.DataFrame:
+    "One row per step: round, method, milliseconds, megabytes"
     names,rows = list(steppers),[]
     for i in progress_bar(range(-args.warmup, args.rounds)):
         k = i % len(names)
         for name in names[k:] + names[:k]:
             ms,mb = steppers[name].step()
             if i>=0: rows.append(dict(round=i, method=name, ms=ms, mb=mb))
-    df = pd.DataFrame(rows)
+    return pd.DataFrame(rows)
+
+
+def measure(args: argparse.Namespace) -> pd.DataFrame:
+    "One row per candidate: step time, ratios to plain and to knowledge distillation with quartiles, memory ratio"
+    steppers = {k: Stepper(v, args) for k,v in chosen(args).items()}
+    df,start = timed(steppers, args),f'{pd.Timestamp.now():%Y-%m-%d %H:%M}'
     ms,mb = df.pivot(index='round', columns='method', values='ms'),df.groupby('method').mb.median()
-    return pd.DataFrame([dict(method=n, step_ms=ms[n].median(), **{f'ratio_{k}': v for k,v in quartiles(ms[n]/ms['plain']).items()},
-                              memory_ratio=mb[n]/mb['plain'], rounds=args.rounds) for n in names])
+    again = quartiles(ms['plain again']/ms['plain'], 'again')
+    same = dict(rounds=args.rounds, run=start, plain_ms=ms['plain'].median(), again_q1=again['again_q1'], again_q3=again['again_q3'])
+    over_kd = lambda n: quartiles(ms[n]/ms[kd], 'over_kd') if needs_teacher(n) and kd in ms else {}
+    return pd.DataFrame([dict(method=n, step_ms=ms[n].median(), **quartiles(ms[n]/ms['plain'], 'ratio'), **over_kd(n), memory_ratio=mb[n]/mb['plain'], **same) for n in steppers])
+
+
+def merged(new: pd.DataFrame, path: Path) -> pd.DataFrame:
+    "`new`, and the rows of the file that it does not replace; the file's own rows of plain stay beside them"
+    if not path.exists(): return new
+    old = pd.read_csv(path)
+    rest = old[old.method.isin(controls) | ~old.method.isin(new.method)]
+    return pd.concat([rest, new[~new.method.isin(rest.method)]])
 
 
 def literal_select_scale(f: torch.Tensor, top_rate: float, retain: float) -> torch.Tensor:
@@ -133,7 +167,7 @@ def measure_functions(args: argparse.Namespace, size: tuple = (32, 256, 14, 14))
     for name,(ours,literal) in functions(args.device, size).items():
         for _ in range(5): once(ours), once(literal)
         df = pd.DataFrame([dict(ours=once(ours), literal=once(literal)) for _ in range(100)])
-        rows.append(dict(function=f'{name} {size}', ms=df.ours.median(), literal_ms=df.literal.median(), **{f'literal_over_ours_{k}': v for k,v in quartiles(df.literal/df.ours).items()}))
+        rows.append(dict(function=f'{name} {size}', ms=df.ours.median(), literal_ms=df.literal.median(), **quartiles(df.literal/df.ours, 'literal_over_ours')))
     return pd.DataFrame(rows)
 
 
@@ -143,12 +177,13 @@ def parse() -> argparse.Namespace:
     p.add_argument('--arch', default='resnet18')
     p.add_argument('--size', type=int, default=64, help='pixels')
     p.add_argument('--bs', type=int, default=32)
+    p.add_argument('--methods', default='', help='regular expression: only candidates whose label has a match, and plain (default: all)')
     p.add_argument('--rounds', type=int, default=40)
     p.add_argument('--warmup', type=int, default=5)
     p.add_argument('--amp', choices=['fp16', 'bf16'])
     p.add_argument('--channels-last', action='store_true')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--out', type=Path, help='folder for the two CSV files')
+    p.add_argument('--out', type=Path, help='folder for the CSV files')
     args = p.parse_args()
     if args.rounds<20: p.error('--rounds must be at least 20: fewer pairs say little')
     return args
@@ -158,11 +193,14 @@ def main():
     "Measure, print, write"
     args = parse()
     what = f'{args.device}_{args.arch}_{args.size}px_bs{args.bs}' + (f'_{args.amp}' if args.amp else '')
-    for name,df in (('overhead', measure(args)), ('functions', measure_functions(args))):
+    said = lambda df: df.assign(setting=what, threads=torch.get_num_threads(), torch=torch.__version__)
+    results = {'overhead': measure(args)} | ({} if args.methods else {'functions': measure_functions(args)})
+    for name,df in results.items():
         print(f'\n{name}: {what}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
-        if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            df.assign(setting=what, threads=torch.get_num_threads(), torch=torch.__version__).to_csv(args.out/f'{name}_{what}.csv', index=False)
+        if not args.out: continue
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out/f'{name}_{what}.csv'
+        (merged(said(df), path) if args.methods else said(df)).to_csv(path, index=False)
 
 
 if __name__ == '__main__': main()

@@ -490,10 +490,9 @@ class KnowledgeDistillation(TeacherCallback):
     with_maps = own_maps = check_cam = False
     @delegates(TeacherCallback, but=['gamma', 'cam', 'distance'])
     def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # trained network, learner, or path of an exported learner or a saved network; unpickling runs code, trust the file
-        beta:float|Callable=0.5, # weight of the task loss, [0,1]; the loss on logits has 1-beta. Or a function of the share of training done
+        teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
         **kwargs
-    ): super().__init__(teacher, beta, **kwargs)
+    ): super().__init__(teacher, gamma=0., cam='auto', distance='l1', **kwargs) # given here, so that they are refused among `kwargs`
 
 @register_method('attention_transfer')
 class AttentionTransfer(TeacherCallback):
@@ -501,11 +500,11 @@ class AttentionTransfer(TeacherCallback):
     column = 'at_loss'
     @delegates(TeacherCallback)
     def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # trained network, learner, or path of an exported learner or a saved network; unpickling runs code, trust the file
-        beta:float|Callable=0.5, # weight of the task loss, [0,1]; the loss on logits has 1-beta. Or a function of the share of training done
+        teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
+        *,
         gamma:float|Callable=10., # weight of the distance of the maps, or a function of the share of training done
         **kwargs
-    ): super().__init__(teacher, beta, gamma, **kwargs)
+    ): super().__init__(teacher, gamma=gamma, **kwargs)
 
     def student_maps(self,
         f:Tensor, # student's output of the last stage, (N,D,H,W)
@@ -521,11 +520,11 @@ class CCM(TeacherCallback):
     own_maps = False
     @delegates(TeacherCallback)
     def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # trained network, learner, or path of an exported learner or a saved network; unpickling runs code, trust the file
-        beta:float|Callable=0.5, # weight of the task loss, [0,1]; the loss on logits has 1-beta. Or a function of the share of training done
+        teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
+        *,
         gamma:float|Callable=1., # weight of the distance of the maps, or a function of the share of training done
         **kwargs
-    ): super().__init__(teacher, beta, gamma, **kwargs)
+    ): super().__init__(teacher, gamma=gamma, **kwargs)
 
     def student_maps(self,
         f:Tensor, # student's output of the last stage, (N,D,H,W)
@@ -540,14 +539,15 @@ class CATKD(TeacherCallback):
     column = 'cat_loss'
     @delegates(TeacherCallback, but=['cam', 'distance'])
     def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # trained network, learner, or path of an exported learner or a saved network; unpickling runs code, trust the file
-        beta:float|Callable=1., # weight of the task loss, [0,1]; the loss on logits has 1-beta. Or a function of the share of training done
+        teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
+        *,
+        beta:float|Callable=1., # weight of the task loss; by default the maps are all that the teacher adds
         gamma:float|Callable=10., # weight of the difference of the maps (10 is this library's choice), or a function of the share of training done
         size:int=2, # side of the pooled maps, positions
         **kwargs
     ):
         if isinstance(size, bool) or not isinstance(size, int) or size<1: raise ValueError(f"CATKD: size must be a whole number of at least 1, got {size!r}")
-        super().__init__(teacher, beta, gamma, cam='cam', **kwargs)
+        super().__init__(teacher, beta, gamma, cam='cam', distance='l2', **kwargs)
         self.size = size
 
     def reader(self,

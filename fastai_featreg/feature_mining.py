@@ -10,6 +10,7 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'Feature
 import math
 from fastai.vision.all import *
 from .core import FeatureCallback,register_method,feature_maps,isolated_rng
+from .maps import _check_f
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241
 def _leave_both(
@@ -75,7 +76,7 @@ def mined_pool(
     other:Tensor|None=None, # mask of the second part; None takes the complement 1-M
 )->Tensor: # (N,2,D): the pooled parts, float32 at least
     "Global averages of `X*M` and `X*(1-M)`, over all H*W positions (Feature Mining, Eq. 3 and section 3.2)"
-    if f.ndim!=4 or not f.is_floating_point() or f.numel()==0: raise ValueError(f"mined_pool: f must be a floating point map (N,D,H,W) that is not empty, got {f.dtype} {tuple(f.shape)}")
+    _check_f(f, 'mined_pool')
     _check_mask(f, mask, 'mask')
     if other is not None: _check_mask(f, other, 'other')
     if other is not None and other.shape!=mask.shape: raise ValueError(f"mined_pool: other must have the shape of mask, {tuple(mask.shape)}, got {tuple(other.shape)}")

@@ -236,7 +236,7 @@ def _named(name, doc, build):
     return net
 
 # %% ../nbs/71_nets.ipynb #4e101ac3
-resnet8 = _named('resnet8', "ResNet-8, the smallest of the family, for a CPU; see `cifar_resnet`", partial(cifar_resnet, 8))
+resnet8 = _named('resnet8', "ResNet-8, see `cifar_resnet`: the smallest of the family, for students and quick trials", partial(cifar_resnet, 8))
 resnet20 = _named('resnet20', "ResNet-20, see `cifar_resnet`", partial(cifar_resnet, 20))
 resnet56 = _named('resnet56', "ResNet-56, see `cifar_resnet`", partial(cifar_resnet, 56))
 resnet110 = _named('resnet110', "ResNet-110, see `cifar_resnet`", partial(cifar_resnet, 110))
