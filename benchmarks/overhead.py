@@ -63,13 +63,14 @@ def make_model(arch: str) -> torch.nn.Module:
 
 class Stepper:
     "A learner inside a fit that never ends, one step at a time"
-    def __init__(self, cbs: list, args: argparse.Namespace):
+    def __init__(self, cbs: list, args: argparse.Namespace, model: torch.nn.Module | None = None):
         set_seed(0)
+        model = model or featreg.body_head(make_model(args.arch)) # the same layers in two parts, for the method that replaces the head
         x,y = torch.randn(args.bs, 3, args.size, args.size),torch.randint(0, 10, (args.bs,))
         pairs = list(zip(x, y))
         dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device, num_workers=0)
         extra = ([MixedPrecision(args.amp)] if args.amp else []) + ([ChannelsLast()] if args.channels_last else [])
-        self.learn = Learner(dls, make_model(args.arch), loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra).remove_cb(ProgressCallback)
+        self.learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra).remove_cb(ProgressCallback)
         self.batch = (x.to(args.device), y.to(args.device))
         self.start()
 
