@@ -84,7 +84,7 @@ def minmax(
     "Each map stretched to [0,1]; a map that is flat up to rounding gives zeros"
     _check_maps(a, 'minmax')
     flat = _wide(a).flatten(-2)
-    low,high = torch.aminmax(flat, dim=-1, keepdim=True)
+    low,high = flat.amin(-1, keepdim=True),flat.amax(-1, keepdim=True)
     info,span = torch.finfo(flat.dtype),high - low
     with torch.no_grad(): is_flat = span <= torch.maximum(high, -low).mul_(16*info.eps).add_(info.tiny/info.eps)
     return ((flat - low)/span.masked_fill(is_flat, math.inf)).unflatten(-1, a.shape[-2:])
