@@ -1,7 +1,7 @@
 """Which callback works on which network: every registered method, two training batches of noise on every architecture of the list below.
 
     python benchmarks/backbones.py                       # what nbs/results/backbones.csv does not know yet
-    python benchmarks/backbones.py --archs resnet18,vit_tiny_patch16_224 --methods cam_loss --out /tmp/some.csv
+    python benchmarks/backbones.py --archs resnet18,vit_tiny_patch16_224 --methods cam_loss --out some.csv
 
 A cell is a fit of two batches and a validation, and more is asked than that nothing is raised: losses and gradients are finite, the term stands in the table, the weights are others than
 after plain training, and nothing is left behind. Its status is one of
@@ -96,7 +96,7 @@ def find_archs(labels: list[str] | None = None) -> list[Arch]:
     return [known[n] for n in labels or known]
 
 
-def tested_methods() -> dict:
+def own_methods() -> dict:
     "name -> callback class: what this library registers itself"
     return {k: v for k,v in methods.items() if issubclass(v, featreg.FeatureCallback)}
 
@@ -255,7 +255,7 @@ def main():
     p.add_argument('--methods', help='registered names, separated by commas; left out: all')
     p.add_argument('--out', type=Path, default=root/'nbs/results/backbones.csv')
     args = p.parse_args()
-    df = run(find_archs(args.archs and args.archs.split(',')), args.methods.split(',') if args.methods else list(tested_methods()), args.out)
+    df = run(find_archs(args.archs and args.archs.split(',')), args.methods.split(',') if args.methods else list(own_methods()), args.out)
     print(df.groupby('method', sort=False).status.value_counts().unstack(fill_value=0))
     for _,r in df[df.status=='fails'].iterrows(): print(f'{r.arch}, {r.method}: {r.why}')
 

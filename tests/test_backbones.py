@@ -2,11 +2,11 @@
 import pandas as pd
 import pytest
 import backbones
-from backbones import ARCHS, SAMPLE, find_archs, root, run_cell, tested_methods
+from backbones import ARCHS, SAMPLE, find_archs, root, run_cell, own_methods
 from fastai_featreg import core
 
 table = pd.read_csv(root/'nbs/results/backbones.csv', keep_default_na=False).set_index(['arch', 'method'])
-cells = [pytest.param(a, m, id=f'{a.label}-{m}', marks=[] if a.label in SAMPLE else pytest.mark.slow) for a in ARCHS for m in tested_methods()]
+cells = [pytest.param(a, m, id=f'{a.label}-{m}', marks=[] if a.label in SAMPLE else pytest.mark.slow) for a in ARCHS for m in own_methods()]
 
 
 @pytest.mark.parametrize('arch, method', cells)
@@ -18,7 +18,7 @@ def test_cell(arch, method):
 
 
 def test_the_table_is_complete():
-    assert set(table.index)=={(a.label, m) for a in ARCHS for m in tested_methods()}
+    assert set(table.index)=={(a.label, m) for a in ARCHS for m in own_methods()}
     assert not (table.status=='fails').any()
     assert len(ARCHS)>=40
 
