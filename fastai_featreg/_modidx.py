@@ -670,6 +670,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_featreg.maps._cams': ('maps.html#_cams', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps._check_distance': ('maps.html#_check_distance', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps._check_f': ('maps.html#_check_f', 'fastai_featreg/maps.py'),
+                                     'fastai_featreg.maps._check_in_use': ('maps.html#_check_in_use', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps._check_maps': ('maps.html#_check_maps', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps._check_w': ('maps.html#_check_w', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps._choose': ('maps.html#_choose', 'fastai_featreg/maps.py'),

@@ -392,7 +392,7 @@ def cam_check(
     x:Tensor, # (N,C,H,W) images of that pass
     stage:Stage, # whose map CAM weighs
     classifier:str=None, # name of the classifier
-)->tuple: # exact? (None if it could not be checked), the map for which it is, reason
+)->tuple: # exact? (None if it could not be checked), the map for which it is ('nothing' if the logits depend on none), reason
     "Is class activation mapping exact at `stage`?"
     gen,eps = torch.Generator().manual_seed(1),torch.finfo(x.dtype).eps
     try: leaf,held,s,g = _replaced(trace.model, x, stage, trace.modules.get(classifier), gen)
@@ -402,7 +402,7 @@ def cam_check(
         if _affine(held, g, s, torch.ones_like(g), eps):
             return True,of,'the logits are affine in the average of '+dict(output='this map', relu='relu(this map)').get(of, 'this map, as an in-place activation leaves it')
         if _affine(held.relu(), g, s, (held>0).float(), eps): return True,'relu','the logits are affine in the average of relu(this map)'
-    return False,'',_why_not(g, eps)+_suspects(trace, stage.name)
+    return False,'' if g is not None and g.any() else 'nothing',_why_not(g, eps)+_suspects(trace, stage.name)
 
 # %% ../nbs/00_anatomy.ipynb #23aa26a9
 def _fixed_size(model):
@@ -454,7 +454,7 @@ class Anatomy:
     input_size:tuple # (C,H,W) of the probe's images
     cam_exact:bool = None # is CAM exact at the last stage? None: not checked
     cam_why:str = 'not checked' # reason, one sentence
-    cam_of:str = '' # if exact: 'output', 'relu' (of the output) or 'in-place' (the output after an in-place activation)
+    cam_of:str = '' # if exact: 'output', 'relu' (of the output) or 'in-place' (the output after an in-place activation); 'nothing' if the logits do not depend on the map
     way:str = 'walk' # how the stages were found, 'walk' or 'timm'
     taps:dict = field(default_factory=dict) # name -> `Stage` of everything one may tap
     calls:dict = field(default_factory=dict) # name -> number of calls in the probe, of every module

@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
 from .core import remove_taps,register_method
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp,mixed_classes,pooled_map,resize_maps
-from .maps import _check_distance,_Start,_like_model,_plain,_run_from,_wide
+from .maps import _check_distance,_check_in_use,_Start,_like_model,_plain,_run_from,_wide
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
@@ -248,6 +248,7 @@ class Guide:
         except ValueError as e: raise ValueError(f"teacher: {e}") from e
         exact = bool(self.anatomy.cam_exact)
         if cam=='cam' and not exact: raise ValueError(f"teacher: cam='cam' needs a head for which CAM is exact, but {self.anatomy.cam_why}; take a teacher with average pooling and one linear layer (or cam='auto', in AttentionTransfer and CCM)")
+        _check_in_use(self.anatomy, 'teacher')
         self.method = ('cam' if exact else 'grad_cam') if cam=='auto' else cam
         self.weights = ClassWeights(self.net, self.anatomy)() if self.method=='cam' else None
 

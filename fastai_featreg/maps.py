@@ -84,7 +84,7 @@ def minmax(
     "Each map stretched to [0,1]; a map that is flat up to rounding gives zeros"
     _check_maps(a, 'minmax')
     flat = _wide(a).flatten(-2)
-    low,high = torch.aminmax(flat, dim=-1, keepdim=True)
+    low,high = flat.amin(-1, keepdim=True),flat.amax(-1, keepdim=True)
     info,span = torch.finfo(flat.dtype),high - low
     with torch.no_grad(): is_flat = span <= torch.maximum(high, -low).mul_(16*info.eps).add_(info.tiny/info.eps)
     return ((flat - low)/span.masked_fill(is_flat, math.inf)).unflatten(-1, a.shape[-2:])
@@ -272,6 +272,11 @@ def pooled_map(
 # %% ../nbs/02_maps.ipynb #6404fb73
 _names = dict(cam='CAM', grad_cam='Grad-CAM', grad_cam_pp='Grad-CAM++')
 
+def _check_in_use(anatomy, name, remedy=''):
+    "Grad-CAM of a map that has no part in the logits would be zero everywhere"
+    if anatomy.cam_of=='nothing':
+        raise ValueError(f"{name}: there are no class maps of '{anatomy.last.name}', for {anatomy.cam_why}; average the tokens (`global_pool='avg'` in timm){remedy}")
+
 def _choose(anatomy, method, layer):
     "Stage, method and the line that says why"
     if method not in ('auto', *_names): raise ValueError(f"method must be 'auto', 'cam', 'grad_cam' or 'grad_cam_pp', got {method!r}")
@@ -282,6 +287,7 @@ def _choose(anatomy, method, layer):
     exact = is_last and bool(anatomy.cam_exact)
     if method=='cam' and not exact: raise ValueError(f"method='cam' is not exact at layer {stage.name!r}: {reason}; use method='auto' or 'grad_cam'")
     if exact and method in ('auto', 'cam'): return stage,'cam',f'CAM, exact: {reason}'
+    if is_last: _check_in_use(anatomy, f'method={method!r}', ', or name an earlier layer')
     return (stage,'grad_cam',f'Grad-CAM because CAM is not exact: {reason}') if method=='auto' else (stage,method,f'{_names[method]} as asked for')
 
 def _classes(target, logits, y):
@@ -797,6 +803,7 @@ class CamCallback(FeatureCallback):
         exact,name = bool(anatomy.cam_exact),type(self).__name__
         if self.cam=='cam' and not exact:
             raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; use cam='auto', or average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
+        _check_in_use(anatomy, name)
         self.method = ('cam' if exact else 'grad_cam') if self.cam=='auto' else self.cam
         self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None
         return [anatomy.last]

@@ -28,10 +28,12 @@ def ada_cam(
     with torch.autocast(g.device.type, enabled=False): a = torch.bmm(flat.mean(2).softmax(1)[:,None], flat)
     return a[:,0].unflatten(1, g.shape[2:])
 
-# %% ../nbs/50_multiview.ipynb #fbfbb864
+# %% ../nbs/50_multiview.ipynb #f648026a
 def _check_count(name, **counts):
     for arg,v in counts.items():
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{name}: {arg} must be a whole number of at least 1, got {v!r}")
+
+_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling) # torch before 2.7 tells no difference
 
 def anchors(
     a:Tensor, # maps, (N,H,W)
@@ -42,7 +44,7 @@ def anchors(
     if a.ndim!=3: raise ValueError(f"anchors: a must be maps (N,H,W), got {tuple(a.shape)}")
     _check_count('anchors', k=k)
     flat = _plain(a).flatten(1)
-    if torch.compiler.is_exporting(): return flat.topk(min(k, flat.shape[1])).indices # ONNX has no stable sort, and its TopK has the same rule for equal values
+    if _exporting(): return flat.topk(min(k, flat.shape[1])).indices # ONNX has no stable sort, and its TopK has the same rule for equal values
     return flat.sort(dim=1, descending=True, stable=True).indices[:,:k]
 
 # %% ../nbs/50_multiview.ipynb #b28643c9

@@ -114,6 +114,18 @@ def test_layouts_and_heads(arch, kwargs, method, cam):
     assert_clean(learn)
 
 
+@pytest.mark.parametrize('make', [lambda: CAMLoss(start=0), NegativeCAM])
+def test_a_class_token_has_no_maps(make):
+    "The patches of the last map have no part in the logits, so that Grad-CAM would be zero"
+    pairs = Pairs(zip(torch.randn(4, 3, 64, 64), torch.randint(0, 10, (4,))))
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=10, img_size=64, depth=2)
+    learn = Learner(DataLoaders.from_dsets(pairs, pairs, bs=4, device='cpu', num_workers=0), model, loss_func=CrossEntropyLossFlat(), cbs=make())
+    before = weights(learn)
+    with learn.no_bar(), pytest.raises(ValueError, match="there are no class maps of 'norm'.*class token.*global_pool='avg'"): learn.fit(1)
+    assert_same(before, weights(learn))
+    assert_clean(learn)
+
+
 def test_fastai_heads():
     "The default head takes Grad-CAM, an average-pooling head takes CAM, and cam='cam' refuses the former before any step"
     dls = digits_dls(n_train=32, n_valid=8, bs=16)

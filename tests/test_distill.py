@@ -257,7 +257,7 @@ def sized_learner(model, cbs, size=64, n=4):
 swin = partial(timm.create_model, 'swin_tiny_patch4_window7_224', num_classes=10, img_size=64, embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2))
 vit = partial(timm.create_model, 'vit_tiny_patch16_224', num_classes=10, img_size=64, depth=2)
 
-@pytest.mark.parametrize('teacher,method', [(swin, 'cam'), (vit, 'grad_cam'), (partial(vit, global_pool='avg'), 'grad_cam'), (partial(timm.create_model, 'convnext_atto', num_classes=10), 'grad_cam'),
+@pytest.mark.parametrize('teacher,method', [(swin, 'cam'), (partial(vit, global_pool='avg'), 'grad_cam'), (partial(timm.create_model, 'convnext_atto', num_classes=10), 'grad_cam'),
                                             (partial(timm.create_model, 'resnet10t', num_classes=10), 'cam')])
 @pytest.mark.parametrize('make', [AttentionTransfer, CCM])
 def test_other_layouts_and_heads_teach(teacher, method, make):
@@ -266,6 +266,18 @@ def test_other_layouts_and_heads_teach(teacher, method, make):
     cb = next(cb for cb in learn.cbs if isinstance(cb, TeacherCallback))
     assert cb.teacher_method==method and learn.recorder.values[0][2]>0
     assert all(p.isfinite().all() for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize('make', [AttentionTransfer, CCM])
+def test_a_class_token_teaches_no_maps(make):
+    "The patches of the last map have no part in the logits, so that Grad-CAM would be zero"
+    learn = sized_learner(tiny_model(), make(vit()))
+    before = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError, match="teacher: there are no class maps of 'norm'.*class token.*global_pool='avg'"): learn.fit(1)
+    assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
+    learn = sized_learner(tiny_model(), KnowledgeDistillation(vit()))
+    learn.fit(1)
+    assert learn.recorder.values[0][2]>0
 
 
 def test_a_student_in_another_layout():

@@ -199,6 +199,14 @@ class Scaled(nn.Module):
         self.body,self.fc,self.scale = head_of(),nn.Linear(8, 4),nn.Parameter(torch.ones(8))
     def forward(self, x): return self.fc(self.body(x).mean((2, 3))*self.scale)
 
+def test_a_class_token_has_maps_of_earlier_layers_only():
+    with isolated_rng(0): vit = timm.create_model('vit_tiny_patch16_224', num_classes=10, img_size=64, depth=2)
+    for method in ('auto', 'grad_cam', 'grad_cam_pp'):
+        with pytest.raises(ValueError, match="there are no class maps of 'norm'.*name an earlier layer"): CamMaker(vit, method)
+    got = CamMaker(vit, layer='blocks.0', relu=False)(randn(0, 2, 3, 64, 64))
+    assert got['maps'].shape==(2, 4, 4) and (got['maps'].flatten(1).std(1)>0).all()
+
+
 def test_parameters_outside_known_layers_are_probed():
     model = Scaled()
     got = ClassWeights(model)
