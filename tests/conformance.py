@@ -55,7 +55,7 @@ def same_draw(cb):
     cb.drop = lambda f, strength: torch.cat([each(f[i:i+1], strength) for i in range(len(f))])
 
 def drop_entry(cls, neutral, **kwargs):
-    return Entry(partial(cls, **kwargs), {'full rate': partial(cls, **neutral), 'strength 0': partial(cls, strength=0.)}, changes, steady=same_draw, without=no_term,
+    return Entry(partial(cls, **kwargs), {'full rate': partial(cls, **neutral)} | ({'strength 0': partial(cls, strength=0.)} if cls is SelectScale else {}), changes, steady=same_draw, without=no_term,
                  variants={'all': partial(cls, layers='all', **kwargs), 'curriculum': partial(cls, layers=norms, curriculum=True, strength=.5, **kwargs)} if cls is SelectScale else {})
 
 def teacher_entry(cls, column, variants=None, acts=reads, refused=reentrant, **neutral):
@@ -456,8 +456,8 @@ def in_the_middle(row):
         assert_clean(learn)
         holds_nothing(cb)
         assert (cb.learn is None)==remove
-    for event in exit_events:
-        if event!='after_train': [change(event, order, remove) for order in (-5, 20) for remove in (True, False)]
+    for i,event in enumerate(e for e in exit_events if e!='after_train'):
+        for remove in (True, False): change(event, (-5, 20)[(i+remove)%2], remove)
 
 @cell('removed, it leaves nothing')
 def removed(row):
@@ -684,7 +684,7 @@ def main():
     args,found,start = parser.parse_args(),[],time.time()
     for method,name,run in table():
         try: status,why = run()
-        except Exception as e: status,why = 'failed',f'{type(e).__name__}: {e}'.splitlines()[0]
+        except Exception as e: status,why = 'failed',f'{type(e).__name__}: {e}'.replace('\n', ' ')
         if status=='failed': print(f'{method}: {name}: {why}', flush=True)
         found.append((method, name, status, why))
     counts = Counter(status for *_,status,_ in found)
