@@ -7,9 +7,10 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'Feature
            'plot_activations']
 
 # %% ../nbs/10_feature_mining.ipynb #0760576f
-import math
+import math,numbers
 from fastai.vision.all import *
 from .core import FeatureCallback,register_method,feature_maps,isolated_rng
+from .maps import _check_f
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241
 def _leave_both(
@@ -34,7 +35,7 @@ def box_mask(
     generator:torch.Generator|None=None, # source of random numbers; None takes torch's global one
 )->Tensor: # (h,w) of 0. and 1., neither value missing if h*w>1
     "Random box, one inside (Feature Mining, Eq. 2)"
-    if lam is not None and not 0<=lam<=1: raise ValueError(f"box_mask: lam must be between 0 and 1, got {lam}")
+    if lam is not None and not (isinstance(lam, numbers.Real) and 0<=lam<=1): raise ValueError(f"box_mask: lam must be a number between 0 and 1, got {lam!r}")
     _check_size('box_mask', h, w)
     drawn,cy,cx = torch.rand(3, generator=generator).tolist()
     side = math.sqrt(1 - (drawn if lam is None else lam))
@@ -75,7 +76,7 @@ def mined_pool(
     other:Tensor|None=None, # mask of the second part; None takes the complement 1-M
 )->Tensor: # (N,2,D): the pooled parts, float32 at least
     "Global averages of `X*M` and `X*(1-M)`, over all H*W positions (Feature Mining, Eq. 3 and section 3.2)"
-    if f.ndim!=4 or not f.is_floating_point() or f.numel()==0: raise ValueError(f"mined_pool: f must be a floating point map (N,D,H,W) that is not empty, got {f.dtype} {tuple(f.shape)}")
+    _check_f(f, 'mined_pool')
     _check_mask(f, mask, 'mask')
     if other is not None: _check_mask(f, other, 'other')
     if other is not None and other.shape!=mask.shape: raise ValueError(f"mined_pool: other must have the shape of mask, {tuple(mask.shape)}, got {tuple(other.shape)}")
@@ -116,6 +117,7 @@ class FeatureMining(FeatureCallback):
         seed:int|None=None, # seed of masks and classifiers; None derives it from torch's seed
     ):
         if mask not in ('box', 'point', 'channel'): raise ValueError(f"FeatureMining: mask must be 'box', 'point' or 'channel', got {mask!r}")
+        if not isinstance(complementary, bool): raise ValueError(f"FeatureMining: complementary must be True or False, got {complementary!r}")
         super().__init__(layers, weight, seed)
         store_attr('mask,complementary')
 
