@@ -238,6 +238,8 @@ class ClassWeights:
         start = _Start(self.anatomy.last, like=torch.ones_like) # positive everywhere, so that a ReLU passes it on
         with untouched(self.model), torch.no_grad():
             logits = _wide(_run_from(self.model, _like_model(self.model, torch.zeros(1, *self.anatomy.input_size)), start))
+            if not logits.requires_grad:
+                raise ValueError(f"class_weights: no gradient comes back to layer '{self.anatomy.last.name}' (reentrant gradient checkpointing keeps it off); checkpoint with use_reentrant=False, or leave the last stage out")
             v = torch.eye(logits.shape[1], device=logits.device) if v is None else v
             return torch.stack([_wide(torch.autograd.grad(logits[0]@o, start.f, retain_graph=True)[0]).sum((0, 2, 3)) for o in v.to(logits)])
 
