@@ -220,6 +220,16 @@ def test_refused_before_the_first_step(name):
     refused(learn, why, running=False)
     trains(learn)
 
+@pytest.mark.parametrize('make,why', [(lambda: SelectScale(curriculum=lambda p: 2*p + .5), 'curriculum after 50%'), (lambda: FeatureMining(weight=lambda p: 1. if p<.5 else nan), 'after 50% of training it gave nan'),
+                                      (lambda: CCM(tiny_teacher(), beta=lambda p: 2*p + .5), 'after 50% of training: beta must be')])
+def test_a_schedule_that_goes_wrong_later(make, why):
+    learn = learner(make())
+    with pytest.raises(ValueError) as e: learn.fit(1)
+    sentence(e, why)
+    assert_clean(learn)
+    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, FeatureCallback)])
+    trains(learn)
+
 def test_two_of_a_kind():
     learn = learner(FeatureMining())
     with pytest.raises(ValueError) as e: learn.add_cb(FeatureMining(2))
