@@ -259,8 +259,8 @@ def _get_learn(self): return self._learn
 def _set_learn(self, learn):
     if learn is None: self.clean_up()
     elif any(type(cb) is type(self) for cb in learn.cbs):
-        raise ValueError(f"the learner already has a {type(self).__name__}; give that one several layers, e.g. `layers=2`, "
-                         f"or remove it first with `learn.remove_cb({type(self).__name__})`")
+        several = 'give that one several layers, e.g. `layers=2`, or ' if 'layers' in inspect.signature(type(self)).parameters else ''
+        raise ValueError(f"the learner already has a {type(self).__name__}; {several}remove it first with `learn.remove_cb({type(self).__name__})`")
     elif self._last is None or self._last() is not learn:
         for k in self.learned: self.__dict__.pop(k, None)
         self.__dict__['_last'] = weakref.ref(learn)

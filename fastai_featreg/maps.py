@@ -10,7 +10,7 @@ __all__ = ['cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', '
            'head_weights', 'CamCallback']
 
 # %% ../nbs/02_maps.ipynb #77519d2e
-import math
+import inspect,math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from torch.nn.utils.parametrize import is_parametrized
@@ -798,7 +798,8 @@ class CamCallback(FeatureCallback):
         "The map that is pooled, and a way to make class maps of it"
         exact,name = bool(anatomy.cam_exact),type(self).__name__
         if self.cam=='cam' and not exact:
-            raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; use cam='auto', or average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
+            auto = "cam='auto', or " if 'cam' in inspect.signature(type(self)).parameters else ''
+            raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; use {auto}average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
         self.method = ('cam' if exact else 'grad_cam') if self.cam=='auto' else self.cam
         self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None
         return [anatomy.last]
