@@ -42,6 +42,8 @@ arguments = {
     'loss []': (lambda: CCM(tiny_teacher(), loss=[]), 'loss must be'), 'teacher_stats (1,)': (lambda: CCM(tiny_teacher(), teacher_stats=(1,)), r'teacher_stats must be \(mean, std\)'),
     'teacher_stats words': (lambda: CCM(tiny_teacher(), teacher_stats=('a', 'b')), 'teacher_stats must be'), 'teacher_stats std 0': (lambda: CCM(tiny_teacher(), teacher_stats=([.5]*3, [0.]*3)), 'standard deviations above 0'),
     'cache no': (lambda: CCM(tiny_teacher(), cache='no'), 'cache must be True or False'), 'size 0': (lambda: CATKD(tiny_teacher(), size=0), 'size must be'),
+    'views 0': (lambda: MVFeaAug(k=0), 'k must be a whole number'), 'views 2.': (lambda: MVFeaAug(k=2.), 'k must be'), 'even side': (lambda: MVFeaAug(sizes=(3, 4)), 'sizes must be odd'), 'no sides': (lambda: MVFeaAug(sizes=()), 'sizes must be'),
+    'reduction': (lambda: MVFeaAug(local_reduction='max'), "local_reduction must be 'mean'"), 'global_weight': (lambda: MVFeaAug(global_weight=nan), 'global_weight must be'), 'classifier': (lambda: MVFeaAug(classifier='cosine'), "classifier must be one of 'linear'"),
     'register no class': (lambda: register_method('x')(3), 'Callback class'), 'register twice': (lambda: register_method('ccm')(FeatureMining), 'choose another name'),
     'state garbage': (lambda: FeatureMining().load_state_dict({'a': 1}), 'state must be what `state_dict`'), 'state None': (lambda: CAMLoss().load_state_dict(None), 'state must be'), 'state list': (lambda: SelectScale().load_state_dict([1]), 'state must be')}
 
@@ -260,7 +262,7 @@ def test_what_the_network_or_its_loss_refuses(make, x, y):
 # ---- what looks wrong and is not ----
 
 every = dict(mining=partial(FeatureMining, 2), channels=partial(FeatureMining, mask='channel'), dropout=partial(FeatureDropout, .5), spatial=partial(SpatialDropout, .5), block=partial(DropBlock, .5), scale=partial(SpatialScale, 0.), selectout=partial(Selectout, .3, .8),
-             select=partial(SelectScale, .3, 0.), cam=partial(CAMLoss, start=0), grad_cam=partial(CAMLoss, start=0, cam='grad_cam'), negative=NegativeCAM) | {k: lambda t=t: t(tiny_teacher()) for k,t in teachers.items()} | {'dist': lambda: KnowledgeDistillation(tiny_teacher(), loss='dist')}
+             select=partial(SelectScale, .3, 0.), views=partial(MVFeaAug, k=3), cam=partial(CAMLoss, start=0), grad_cam=partial(CAMLoss, start=0, cam='grad_cam'), negative=NegativeCAM) | {k: lambda t=t: t(tiny_teacher()) for k,t in teachers.items()} | {'dist': lambda: KnowledgeDistillation(tiny_teacher(), loss='dist')}
 
 def trains_to_finite_numbers(learn):
     trains(learn)
@@ -283,10 +285,10 @@ def test_no_batches(make):
     learn.fit(1)
     assert_same(before, weights(learn))
     cb = first(cb for cb in learn.cbs if isinstance(cb, FeatureCallback))
-    assert not cb.column or learn.recorder.values[0][3] is None
+    assert learn.recorder.values[0][3:]==[None]*len(cb.columns)
     assert_clean(learn)
 
-@pytest.mark.parametrize('make', **cases({k: v for k,v in every.items() if k in ('mining', 'cam', 'negative', 'ccm', 'cat_kd', 'knowledge_distillation')}))
+@pytest.mark.parametrize('make', **cases({k: v for k,v in every.items() if k in ('mining', 'views', 'cam', 'negative', 'ccm', 'cat_kd', 'knowledge_distillation')}))
 def test_nan_is_not_hidden(make):
     "Maps of NaN give a term of NaN, in sight in the table, as the loss is"
     learn = learner(make(), x=lambda x: x*nan)

@@ -10,7 +10,7 @@ def test_every_method_has_an_entry():
     assert entries.keys()==methods_here().keys(), 'a registered method without an entry, or the other way round'
     for name,e in entries.items():
         cls = methods_here()[name]
-        assert type(Row(name, name, e, e.make).make()) is cls and cls.column==e.column and getattr(cls, 'needs_teacher', False)==e.teacher
+        assert type(Row(name, name, e, e.make).make()) is cls and tuple(L(cls.column))==e.columns and getattr(cls, 'needs_teacher', False)==e.teacher
         assert (e.refused.keys() | e.without.keys()) <= cells.keys(), 'a cell that there is not'
 
 
