@@ -148,10 +148,9 @@ class CAMLoss(CamCallback):
         state:dict, # from `state_dict()`
     ):
         "Resume from `state`"
-        state = dict(state)
-        counts,self.started = state.pop('start', (None, None))
+        super().load_state_dict({k: v for k,v in state.items() if k!='start'} if isinstance(state, dict) else state)
+        counts,self.started = state.get('start', (None, None))
         self.accuracy = counts and RunningAccuracy(*counts)
-        super().load_state_dict(state)
 
 # %% ../nbs/30_cam_loss.ipynb #14c9855f
 def wrong_classes(
@@ -171,6 +170,7 @@ def negative_cam_loss(
     counts:Tensor|None=None, # (N,k), which of them count; None takes all
 )->Tensor: # scalar
     "Mean positive evidence for the wrong classes"
+    if not isinstance(maps, Tensor) or maps.ndim!=4: raise ValueError(f"negative_cam_loss: maps must be (k,N,H,W), for k classes of N images, got {tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__}")
     evidence = maps.relu().mean((2, 3)).T
     return evidence.mean() if counts is None else (evidence*counts).sum()/counts.sum().clamp(min=1)
 

@@ -195,7 +195,8 @@ class FeatureCallback(Callback):
             raise ValueError(f"{type(self).__name__}: layers must be a number of last stages (1, 2, ...), a layer's name, a module, or a list of names, modules and stage numbers ([-1] is the last), got {layers!r}")
         if not callable(weight) and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
             raise ValueError(f"{type(self).__name__}: weight must be a finite number or a function of the share of training done, got {weight!r}")
-        if seed is not None and not isinstance(seed, int): raise ValueError(f"{type(self).__name__}: seed must be a whole number or None, got {seed!r}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or abs(seed)>=2**62):
+            raise ValueError(f"{type(self).__name__}: seed must be a whole number of less than 62 bits, or None, got {seed!r}")
         store_attr('layers,weight,seed')
 
     def __call__(self, event_name):
@@ -258,8 +259,8 @@ def _get_learn(self): return self._learn
 def _set_learn(self, learn):
     if learn is None: self.clean_up()
     elif any(type(cb) is type(self) for cb in learn.cbs):
-        raise ValueError(f"the learner already has a {type(self).__name__}; give that one several layers, e.g. `layers=2`, "
-                         f"or remove it first with `learn.remove_cb({type(self).__name__})`")
+        several = 'give that one several layers, e.g. `layers=2`, or ' if 'layers' in inspect.signature(type(self)).parameters else ''
+        raise ValueError(f"the learner already has a {type(self).__name__}; {several}remove it first with `learn.remove_cb({type(self).__name__})`")
     elif self._last is None or self._last() is not learn:
         for k in self.learned: self.__dict__.pop(k, None)
         self.__dict__['_last'] = weakref.ref(learn)
@@ -317,12 +318,22 @@ def _changes(self:FeatureCallback): return type(self).change_map is not FeatureC
 def _reads(self:FeatureCallback): return type(self).loss_term is not FeatureCallback.loss_term
 
 @patch
+def weight_now(self:FeatureCallback)->float: # weight of the term in this batch
+    "The weight, or what its schedule gives"
+    if not callable(self.weight): return self.weight
+    w = self.weight(self.learn.pct_train)
+    try: finite = math.isfinite(w)
+    except TypeError: finite = False
+    if not finite: raise ValueError(f"{type(self).__name__}: weight must give a finite number, but after {self.learn.pct_train:.0%} of training it gave {w!r}")
+    return w
+
+@patch
 def before_batch(self:FeatureCallback):
     "Install the taps for one forward pass"
     if self._fit is None: self._fit = FitState()
     fit = self._fit
     if not fit.stages: self.set_up()
-    fit.new_batch(self.weight(self.learn.pct_train) if callable(self.weight) else self.weight)
+    fit.new_batch(self.weight_now())
     if fit.weight==0 and not fit.compiled: return
     fit.handles = [s.module.register_forward_hook(h) for s,h in zip(fit.stages, fit.hooks)]
 
@@ -516,6 +527,7 @@ def load_state_dict(self:FeatureCallback,
     state:dict, # from `state_dict()`
 ):
     "Resume from `state`; heads and momentum are put in place when the next fit sets up"
+    if not isinstance(state, dict) or (state and 'generator' not in state): raise ValueError(f"{type(self).__name__}: state must be what `state_dict` of such a callback gave, got {state!r:.80}")
     self.aux_heads = self.generator = self.visitors = None
     self._pending = deepcopy(state) or None
     if not state: return
@@ -524,7 +536,8 @@ def load_state_dict(self:FeatureCallback,
 
 @patch
 def _load(self:FeatureCallback, state):
-    self.aux_heads.load_state_dict(state['heads'])
+    try: self.aux_heads.load_state_dict(state['heads'])
+    except RuntimeError as e: raise ValueError(f"{type(self).__name__}: state is that of heads for other layers or classes; make the callback with the arguments that it had, for the same network") from e
     self.visitors = VisitingParams(self.aux_heads.parameters())
     device = self.visitors.params[0].device
     self.visitors.states = {(self.visitors.params[i], t): to_device(s, device) for (i, t),s in state['states'].items()}

@@ -78,6 +78,7 @@ def dkd_loss(
     "Decoupled knowledge distillation (Zhao et al., 2022)"
     s,t = _scaled('dkd_loss', student, teacher, tau)
     classes = target if target.ndim==2 else target[:,None]
+    if classes.dtype!=torch.long or len(classes)!=len(s): raise ValueError(f"dkd_loss: target must be class numbers, (N,) or (N,K) of torch.int64 for {len(s)} images, got {classes.dtype} {tuple(target.shape)}")
     hot = F.one_hot(classes, s.shape[1]).bool()
     kl = [F.kl_div(a, b, reduction='none', log_target=True).sum(2) for a,b in zip(_decoupled(s, hot), _decoupled(t, hot))]
     each = tau**2*(alpha*kl[0] + beta*kl[1])
@@ -163,7 +164,9 @@ def cat_loss(
     size:int=2, # side of the pooled maps, positions
 )->Tensor: # scalar
     "Squared difference of small normalised CAMs of all classes (CAT-KD, Guo et al., 2023)"
-    return F.mse_loss(_small_cams(fs, ws, size), _small_cams(ft, wt, size).detach())
+    own,theirs = _small_cams(fs, ws, size),_small_cams(ft, wt, size).detach()
+    if own.shape!=theirs.shape: raise ValueError(f"cat_loss: student and teacher must have as many images and classes, got {tuple(own.shape[:2])} and {tuple(theirs.shape[:2])}")
+    return F.mse_loss(own, theirs)
 
 # %% ../nbs/40_distill.ipynb #c34d65b0
 def frozen_view(
@@ -299,7 +302,14 @@ def _is_binary(loss_func):
     func = getattr(loss_func, 'func', loss_func)
     return isinstance(func, nn.BCEWithLogitsLoss) or func is F.binary_cross_entropy_with_logits
 
+def _check_stats(name, mean, std):
+    "Numbers, one a channel, by which images can be normalised"
+    try: mean,std = [torch.as_tensor(o, dtype=torch.float32) for o in (mean, std)]
+    except (TypeError, ValueError) as e: raise ValueError(f"{name}: teacher_stats must be (mean, std), each with a number a channel, got {mean!r} and {std!r}") from e
+    if not (mean.isfinite().all() and std.isfinite().all() and (std>0).all()): raise ValueError(f"{name}: teacher_stats must be finite, and its standard deviations above 0, got {mean.tolist()} and {std.tolist()}")
+
 _logit_losses = dict(kd=kd_loss, dkd=dkd_loss, dist=dist_loss, standardised=standardised_kd_loss, binary=binary_kd_loss)
+_on_softmax = ('dkd', 'dist', 'standardised')
 
 # %% ../nbs/40_distill.ipynb #7cf08c79
 class TeacherCallback(CamCallback):
@@ -322,9 +332,11 @@ class TeacherCallback(CamCallback):
     ):
         name = type(self).__name__
         _check_teacher(name, teacher)
-        if not callable(loss) and loss not in _logit_losses: raise ValueError(f"{name}: loss must be one of {', '.join(map(repr, _logit_losses))}, or a function (student, teacher, tau), got {loss!r}")
+        if not callable(loss) and loss not in list(_logit_losses): raise ValueError(f"{name}: loss must be one of {', '.join(map(repr, _logit_losses))}, or a function (student, teacher, tau), got {loss!r}")
         _check_distance(name, distance)
         if teacher_stats is not None and (not is_listy(teacher_stats) or len(teacher_stats)!=2): raise ValueError(f"{name}: teacher_stats must be (mean, std), each with a value a channel, got {teacher_stats!r}")
+        if teacher_stats is not None: _check_stats(name, *teacher_stats)
+        if not isinstance(cache, bool): raise ValueError(f"{name}: cache must be True or False, got {cache!r}")
         super().__init__(cam, self.strength)
         store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache')
         self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher)
@@ -363,7 +375,17 @@ class TeacherCallback(CamCallback):
         model = teacher.model if isinstance(teacher, Learner) else teacher
         if unwrap(model) is unwrap(self.learn.model): raise ValueError(f"{type(self).__name__}: teacher is the very network that is trained; give a copy (`deepcopy`) of it as it was")
         guide = Guide(model, self.learn.model, self.learn.x, self.with_maps, self.cam, renormaliser(normalisation(self.learn.dls), stats))
+        if guide.n_out!=self._n_out(): raise ValueError(f"{type(self).__name__}: teacher knows {guide.n_out} classes, the student {self._n_out()}; they must know the same classes, in the same order")
+        if self.loss in _on_softmax and _is_binary(self.learn.loss_func): raise ValueError(f"{type(self).__name__}: loss={self.loss!r} compares classes by softmax, but the task loss is binary cross-entropy, class by class; use loss='kd', which is binary there")
         self.guide,self.teacher_method = AnswerCache(guide, getattr(self.learn.dl, 'n', None)) if self.cache else guide,guide.method
+
+    def _n_out(self):
+        "Classes that the student knows"
+        if self.with_maps: return self.anatomy.n_out
+        model = unwrap(self.learn.model)
+        with untouched(model), torch.no_grad(): out = model._call_impl(_like_model(model, self.learn.x[:2]))
+        if not isinstance(out, Tensor) or out.ndim!=2: raise ValueError(f"{type(self).__name__}: the model must return one tensor of logits (N,C), got {tuple(out.shape) if isinstance(out, Tensor) else 'a ' + type(out).__name__}; wrap it in a module that returns the logits alone")
+        return out.shape[1]
 
     def find_layers(self,
         anatomy:Anatomy, # of the student
@@ -399,7 +421,6 @@ def loss_term(self:TeacherCallback,
     "(1-beta) L_kd + gamma L_map (CAM-loss, Eq. 12)"
     beta,gamma,tau = self.now.values()
     targets = mixed_classes(self.learn) if gamma!=0 or self.loss=='dkd' else (None,None)
-    if self.guide.n_out!=self.learn.pred.shape[1]: raise ValueError(f"{type(self).__name__}: teacher knows {self.guide.n_out} classes, the student {self.learn.pred.shape[1]}; they must know the same classes, in the same order")
     logits,theirs = self.guide(self.learn.x, self.reader(targets[0]) if gamma!=0 else None)
     terms = [(1-beta)*self.logit_loss(logits, tau, *targets)] if beta!=1 else []
     on_maps = self.map_loss(first(maps.values()), theirs, *targets) if gamma!=0 else None
@@ -415,10 +436,11 @@ def logit_loss(self:TeacherCallback,
 )->Tensor: # scalar
     "The loss on logits"
     binary = _is_binary(self.learn.loss_func)
-    if binary and self.loss in ('dkd', 'dist', 'standardised'): raise ValueError(f"{type(self).__name__}: loss={self.loss!r} compares classes by softmax, but the task loss is binary cross-entropy, class by class; use loss='kd', which is binary there")
     if self.loss=='dkd': return dkd_loss(self.learn.pred, logits, classes, tau, weights=weights)
     fn = binary_kd_loss if binary and self.loss=='kd' else _logit_losses.get(self.loss, self.loss)
-    return fn(self.learn.pred, logits, tau)
+    res = fn(self.learn.pred, logits, tau)
+    if not isinstance(res, Tensor) or res.ndim: raise ValueError(f"{type(self).__name__}: loss must give a scalar tensor, got {tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__}")
+    return res
 
 @patch
 def reader(self:TeacherCallback,

@@ -107,8 +107,9 @@ def select_drop(
     top_rate:float, # share of channels that `drop` is for, [0,1]
 )->Tensor: # shape of `f`
     "`drop(f)` in the top channels of each image, `f` in the others (SelectScale, section 5)"
-    chosen = top_channels(f, top_rate)
-    return torch.where(chosen[:,:,None,None], drop(f).to(f.dtype), f)
+    chosen,new = top_channels(f, top_rate),drop(f)
+    if not isinstance(new, Tensor) or new.shape!=f.shape: raise ValueError(f"select_drop: drop must give a map of the shape of f, {tuple(f.shape)}, got {tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__}")
+    return torch.where(chosen[:,:,None,None], new.to(f.dtype), f)
 
 # %% ../nbs/20_drop.ipynb #1b2f399c
 class SpatialScale2d(nn.Module):
@@ -449,7 +450,7 @@ class DropBlock(DropCallback):
         **kwargs
     ):
         _check_rates('DropBlock', p=p)
-        if not isinstance(block_size, int) or block_size<1: raise ValueError(f"DropBlock: block_size must be a whole number of at least 1, got {block_size!r}")
+        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size<1: raise ValueError(f"DropBlock: block_size must be a whole number of at least 1, got {block_size!r}")
         super().__init__(**kwargs)
         store_attr('p,block_size')
 

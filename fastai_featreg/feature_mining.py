@@ -7,7 +7,7 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'Feature
            'plot_activations']
 
 # %% ../nbs/10_feature_mining.ipynb #0760576f
-import math
+import math,numbers
 from fastai.vision.all import *
 from .core import FeatureCallback,register_method,feature_maps,isolated_rng
 from .maps import _check_f
@@ -35,7 +35,7 @@ def box_mask(
     generator:torch.Generator|None=None, # source of random numbers; None takes torch's global one
 )->Tensor: # (h,w) of 0. and 1., neither value missing if h*w>1
     "Random box, one inside (Feature Mining, Eq. 2)"
-    if lam is not None and not 0<=lam<=1: raise ValueError(f"box_mask: lam must be between 0 and 1, got {lam}")
+    if lam is not None and not (isinstance(lam, numbers.Real) and 0<=lam<=1): raise ValueError(f"box_mask: lam must be a number between 0 and 1, got {lam!r}")
     _check_size('box_mask', h, w)
     drawn,cy,cx = torch.rand(3, generator=generator).tolist()
     side = math.sqrt(1 - (drawn if lam is None else lam))
@@ -117,6 +117,7 @@ class FeatureMining(FeatureCallback):
         seed:int|None=None, # seed of masks and classifiers; None derives it from torch's seed
     ):
         if mask not in ('box', 'point', 'channel'): raise ValueError(f"FeatureMining: mask must be 'box', 'point' or 'channel', got {mask!r}")
+        if not isinstance(complementary, bool): raise ValueError(f"FeatureMining: complementary must be True or False, got {complementary!r}")
         super().__init__(layers, weight, seed)
         store_attr('mask,complementary')
 

@@ -10,7 +10,7 @@ __all__ = ['cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', '
            'head_weights', 'CamCallback']
 
 # %% ../nbs/02_maps.ipynb #77519d2e
-import math
+import inspect,math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from torch.nn.utils.parametrize import is_parametrized
@@ -238,6 +238,8 @@ class ClassWeights:
         start = _Start(self.anatomy.last, like=torch.ones_like) # positive everywhere, so that a ReLU passes it on
         with untouched(self.model), torch.no_grad():
             logits = _wide(_run_from(self.model, _like_model(self.model, torch.zeros(1, *self.anatomy.input_size)), start))
+            if not logits.requires_grad:
+                raise ValueError(f"class_weights: no gradient comes back to layer '{self.anatomy.last.name}' (reentrant gradient checkpointing keeps it off); checkpoint with use_reentrant=False, or leave the last stage out")
             v = torch.eye(logits.shape[1], device=logits.device) if v is None else v
             return torch.stack([_wide(torch.autograd.grad(logits[0]@o, start.f, retain_graph=True)[0]).sum((0, 2, 3)) for o in v.to(logits)])
 
@@ -802,7 +804,8 @@ class CamCallback(FeatureCallback):
         "The map that is pooled, and a way to make class maps of it"
         exact,name = bool(anatomy.cam_exact),type(self).__name__
         if self.cam=='cam' and not exact:
-            raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; use cam='auto', or average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
+            auto = "cam='auto', or " if 'cam' in inspect.signature(type(self)).parameters else ''
+            raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; use {auto}average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)")
         _check_in_use(anatomy, name)
         self.method = ('cam' if exact else 'grad_cam') if self.cam=='auto' else self.cam
         self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None

@@ -1,10 +1,6 @@
 "The drops: their functions on random shapes and values, and what their callbacks do in a learner"
-import random
-from copy import deepcopy
 from functools import partial
-import subprocess, sys, textwrap
 import pytest, timm
-import torch.utils.checkpoint
 from hypothesis import given, settings, strategies as st
 from tiny import *
 from fastai_featreg.core import isolated_rng
@@ -75,87 +71,6 @@ six = dict(feature_dropout=lambda **k: FeatureDropout(.5, **k), spatial_dropout=
            spatial_scale=lambda **k: SpatialScale(0., **k), selectout=lambda **k: Selectout(.3, .8, **k), select_scale=lambda **k: SelectScale(.3, 0., **k))
 
 
-class Checkpointed(nn.Module):
-    "Runs its module again in the backward pass"
-    def __init__(self, m, reentrant): super().__init__(); self.m,self.reentrant = m,reentrant
-    def forward(self, x): return torch.utils.checkpoint.checkpoint(self.m, x.requires_grad_(), use_reentrant=self.reentrant)
-
-
-def fitted(cb, checkpoint=None, epochs=2, **kwargs):
-    learn = tiny_learner(cb, **kwargs)
-    for m in learn.model.modules(): # a BatchNorm that runs twice updates its statistics twice
-        if isinstance(m, nn.BatchNorm2d): m.momentum = 0.
-    body = learn.model[0]
-    if checkpoint is not None: learn.model[0] = Checkpointed(body, checkpoint=='reentrant')
-    learn.fit(epochs, 1e-2)
-    assert_clean(learn)
-    return {k.replace('0.m.', '0.'): v for k,v in weights(learn).items() if 'num_batches' not in k}
-
-
-@pytest.mark.parametrize('name', six)
-@pytest.mark.parametrize('kind', ['reentrant', 'other'])
-def test_checkpointing_draws_once(name, kind):
-    "Training is the same with the layers run once or twice"
-    plain,acted = fitted(None),fitted(six[name](seed=3))
-    assert not torch.equal(plain['0.0.0.weight'], acted['0.0.0.weight'])
-    assert_same(acted, fitted(six[name](seed=3), kind))
-
-
-@pytest.mark.parametrize('name', six)
-@pytest.mark.parametrize('extra', [MixUp, CutMix, CpuMixedPrecision, partial(GradientAccumulation, 16), partial(GradientClip, .1), BnFreeze])
-def test_beside_other_callbacks(name, extra):
-    "It acts, the losses are finite, and the global random numbers are those of a run without it"
-    def run(cb):
-        learn = tiny_learner([o for o in (cb, extra()) if o])
-        learn.fit(2, 1e-2)
-        return learn,torch.rand(1)
-    (plain,a),(learn,b) = run(None),run(six[name]())
-    assert not torch.equal(weights(plain)['0.0.0.weight'], weights(learn)['0.0.0.weight']), 'it did not act'
-    assert np.isfinite([v for row in learn.recorder.values for v in row]).all() and torch.equal(a, b)
-    assert list(learn.recorder.metric_names)==['epoch', 'train_loss', 'valid_loss', 'time']
-    assert_clean(learn)
-
-
-@pytest.mark.parametrize('name', six)
-def test_resumed_equals_uninterrupted(name, tmp_path):
-    "Model, optimiser and the callback's state saved after one fit, loaded into a fresh learner"
-    def start(): return tiny_learner(six[name](seed=3), path=tmp_path)
-    learn = start()
-    learn.fit(1, 1e-2)
-    learn.save('half')
-    state = deepcopy(getattr(learn, name).state_dict())
-    set_seed(5)
-    learn.dls.rng,learn.dls.train.rng = random.Random(5),random.Random(5)
-    learn.fit(1, 1e-2)
-    again = start()
-    again.load('half')
-    getattr(again, name).load_state_dict(state)
-    set_seed(5)
-    again.dls.train.rng = random.Random(5)
-    again.fit(1, 1e-2)
-    assert_same(weights(learn), weights(again))
-
-
-@pytest.mark.parametrize('name', six)
-def test_validation_and_prediction_are_untouched(name):
-    "Beside a callback that predicts in the middle of training, too"
-    class Predict(Callback):
-        run_valid = False
-        def after_batch(self):
-            x = self.x
-            with torch.no_grad():
-                a = self.model.eval()(x)
-                b = self.model(x)
-            self.model.train()
-            assert torch.equal(a, b), 'a drop acted in evaluation mode'
-    learn = tiny_learner([six[name](), Predict()])
-    learn.fit(1)
-    before = learn.validate()
-    assert learn.validate()==before
-    learn.remove_cb(type(getattr(learn, name)))
-    assert learn.validate()==before
-
-
 def test_a_reader_sees_the_changed_map():
     class Read(FeatureCallback):
         def loss_term(self, maps): self.learn.seen.append(first(maps.values()).detach().clone())
@@ -166,47 +81,6 @@ def test_a_reader_sees_the_changed_map():
         learn.seen = []
         learn.fit(1)
         assert len(learn.seen)==6 and not any(o.any() for o in learn.seen)
-
-
-def test_export_in_a_fresh_process(tmp_path):
-    learn = tiny_learner([SelectScale(layers=norms, curriculum=True, strength=.5), DropBlock()], path=tmp_path)
-    learn.fit(1)
-    learn.export('a.pkl')
-    learn.validate()
-    code = f"""
-        import sys; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r})
-        from tiny import *
-        learn = load_learner({str(tmp_path/'a.pkl')!r})
-        assert repr(learn.select_scale)=="SelectScale(layers=norms, strength=0.5, curriculum=True)", learn.select_scale
-        assert not any(m._forward_hooks for m in learn.model.modules())
-    """
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], check=True)
-
-
-@pytest.mark.parametrize('make,why', [
-    (lambda: SelectScale(top_rate=1.5), 'top_rate must be'), (lambda: SelectScale(retain=-1), 'retain must be'), (lambda: SelectScale(retain='0.2'), 'retain must be'),
-    (lambda: Selectout(.1, .8), 'raise p or top_rate'), (lambda: FeatureDropout(2), 'p must be'), (lambda: DropBlock(block_size=0), 'block_size'), (lambda: SpatialDropout(True), 'p must be'),
-    (lambda: SelectScale(strength=2), 'strength must be'), (lambda: SelectScale(strength=(1, -1)), 'strength must be'), (lambda: SelectScale(curriculum=.5), 'curriculum must be'),
-    (lambda: SelectScale(layers=0), 'layers must be'), (lambda: SelectScale(layers=None), 'layers must be'), (lambda: SelectScale(layers=[]), 'layers must be'), (lambda: DropCallback(), 'must define `drop')])
-def test_bad_arguments(make, why):
-    with pytest.raises(ValueError, match=why): make()
-
-
-@pytest.mark.parametrize('cb,why', [
-    (lambda: SelectScale(layers=9), 'from 1 to'), (lambda: SelectScale(layers='nowhere'), 'did you mean'), (lambda: SelectScale(layers='0.1.0'), "act behind that one: '0.1.1'"),
-    (lambda: SelectScale(layers=lambda n, m: False), 'no layer of the network'), (lambda: SelectScale(strength=(1, 1, 1)), 'one for each')])
-def test_bad_layers_change_nothing(cb, why):
-    learn = tiny_learner(cb())
-    before = weights(learn)
-    with pytest.raises(ValueError, match=why): learn.fit(1)
-    assert_same(before, weights(learn))
-    assert_clean(learn)
-    learn.remove_cbs(list(learn.cbs.filter(lambda o: isinstance(o, DropCallback))))
-    learn.fit(1)
-
-
-def test_a_misspelt_argument_is_a_type_error():
-    with pytest.raises(TypeError, match='curiculum'): SelectScale(curiculum=True)
 
 
 def inputs_of_running_stats(model, x, layer=None):
@@ -315,14 +189,6 @@ def test_dropped_errors_of_a_compiled_model():
     learn.validate()
     assert a.error.tolist()==dropped_errors(learn, retain=(1., .3), seeds=1, dl=dl).error.tolist()
     assert a.error.nunique()>1
-
-
-@pytest.mark.parametrize('cb,why', [(lambda: SelectScale(curriculum=lambda p: 2*p + .5), 'curriculum after'), (lambda: type('Nothing', (DropCallback,), dict(drop=lambda self, f, s: None))(), 'drop must give'),
-                                    (lambda: type('Half', (DropCallback,), dict(drop=lambda self, f, s: f[:,:,::2]))(), 'drop must give')])
-def test_a_wrong_curriculum_or_drop_says_so(cb, why):
-    learn = tiny_learner(cb())
-    with pytest.raises(ValueError, match=why): learn.fit(1)
-    assert_clean(learn)
 
 
 def test_a_predicate_serves_the_next_network_too():

@@ -1,43 +1,12 @@
 "However a fit ends, nothing acts afterwards and the next fit works"
-import random, signal, subprocess, sys, textwrap, traceback
+import random, signal, traceback
 import pytest
-from copy import deepcopy
+from conformance import RaiseAt, Saboteur, exit_events, interruptions, next_fit_is_sound
 from tiny import *
 
 
-class RaiseAt(Callback):
-    "Raise `exc` the second time `event` is reached in training"
-    order = 7
-    def __init__(self, event, exc): self.event,self.exc,self.n = event,exc,0
-    def __call__(self, event_name):
-        if event_name==self.event and (self.learn.training or event_name in ('before_fit', 'after_epoch')):
-            self.n += 1
-            if self.n==(1 if event_name=='before_fit' else 2): raise self.exc('stop')
-
-
-class Saboteur(nn.Module):
-    "Raise in the third training forward pass, between two tapped layers"
-    def __init__(self, exc): super().__init__(); self.exc,self.n = exc,0
-    def forward(self, x):
-        self.n += self.training
-        if self.training and self.n==3: raise self.exc('stop')
-        return x
-
-
-def next_fit_is_sound(learn):
-    "A fit after the exit trains, and leaves nothing"
-    before = weights(learn)
-    learn.fit(1)
-    assert any(not torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items())
-    assert_clean(learn)
-    assert [m.name for m in learn.metrics] in ([], ['accuracy']) and list(learn.recorder.metric_names).count('fm_loss')<=1
-    assert all(cb._fit is None for cb in learn.cbs if isinstance(cb, FeatureCallback))
-
-
-made = dict(mining=lambda: FeatureMining(2), scale=lambda: SelectScale(layers='all'), both=lambda: [FeatureMining(2), DropBlock()],
-            cam=lambda: [CAMLoss(start=0, cam='grad_cam'), NegativeCAM()])
-exits = [('none', None)] + [(e, x) for x in (CancelFitException, RuntimeError, KeyboardInterrupt) for e in
-         ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_batch', 'after_train', 'after_epoch')]
+made = dict(both=lambda: [FeatureMining(2), DropBlock()], cam=lambda: [CAMLoss(start=0, cam='grad_cam'), NegativeCAM()])
+exits = [('none', None)] + [(e, x) for x in interruptions.values() for e in exit_events]
 
 
 @pytest.mark.parametrize('given_to_fit', [True, False])
@@ -137,69 +106,12 @@ def test_ctrl_c_at_random_moments():
     assert len(where)>=5, f'interrupts landed in {where} only'
 
 
-def test_export_loads_in_a_fresh_process_and_holds_no_head(tmp_path):
-    sizes = {}
-    for name,cbs in (('plain', None), ('mined', FeatureMining(2))):
-        learn = vision_learner(digits_dls(n_train=64, n_valid=32, bs=32), 'resnet10t', pretrained=False, metrics=accuracy, cbs=cbs, path=tmp_path)
-        learn.remove_cb(ProgressCallback)
-        learn.fit(1)
-        learn.export(f'{name}.pkl')
-        sizes[name] = (tmp_path/f'{name}.pkl').stat().st_size
-    n_head = sum(p.numel() for p in learn.feature_mining.aux_heads.parameters())
-    assert n_head*4 > 20_000 and abs(sizes['mined'] - sizes['plain']) < 4_000, sizes
-    code = f"""
-        from fastai.vision.all import *
-        import numpy as np
-        learn = load_learner({str(tmp_path/'mined.pkl')!r})
-        cb = learn.feature_mining
-        assert cb.aux_heads is None and cb.visitors is None and repr(cb)=='FeatureMining(layers=2)'
-        assert not any(m._forward_hooks for m in learn.model.modules())
-        x = np.load({str(tmp_path/'x.npy')!r})
-        with torch.no_grad(): np.save({str(tmp_path/'y.npy')!r}, learn.model.eval()(torch.tensor(x)).numpy())
-    """
-    x = learn.dls.valid.one_batch()[0][:4].cpu()
-    np.save(tmp_path/'x.npy', x.numpy())
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], check=True)
-    with torch.no_grad(): torch.testing.assert_close(torch.tensor(np.load(tmp_path/'y.npy')), torch.Tensor(learn.model.eval().cpu()(x)), rtol=1e-4, atol=1e-5)
-
-
-def test_save_and_load_know_no_heads():
-    mined,plain = tiny_learner(FeatureMining(2)),tiny_learner()
-    for learn in (mined, plain): learn.fit(1)
-    file = mined.save('mined')
-    assert torch.load(file, weights_only=False)['model'].keys()==plain.model.state_dict().keys()
-    plain.load(file.with_suffix(''))
-    assert_same(weights(mined), weights(plain))
-    mined.load('mined')
-    next_fit_is_sound(mined)
-
-
 def test_lr_find_gives_the_heads_back():
     learn = tiny_learner(FeatureMining(2, seed=3))
     learn.fit(1)
     before = [p.clone() for p in learn.feature_mining.aux_heads.parameters()]
     learn.lr_find(num_it=20, show_plot=False)
     for p,q in zip(before, learn.feature_mining.state_dict()['heads'].values()): assert torch.equal(p, q)
-
-
-def test_deepcopy_has_no_heads_and_trains():
-    learn = tiny_learner(FeatureMining(2))
-    learn.fit(1)
-    copy = deepcopy(learn)
-    assert copy.feature_mining is not learn.feature_mining and copy.feature_mining.learn is copy and copy.feature_mining.aux_heads is None
-    next_fit_is_sound(copy)
-    assert learn.feature_mining.aux_heads is not copy.feature_mining.aux_heads
-
-
-def test_removal():
-    learn = tiny_learner(FeatureMining(2))
-    learn.fit(1)
-    cb = learn.feature_mining
-    learn.remove_cb(FeatureMining)
-    assert cb.learn is None and not hasattr(learn, 'feature_mining')
-    learn.fit(1)
-    assert list(learn.recorder.metric_names)==['epoch', 'train_loss', 'valid_loss', 'time']
-    assert_clean(learn)
 
 
 def test_predictions_during_a_fit_do_not_disturb_it():

@@ -1,7 +1,9 @@
 "A small learner on noise, the same for the same seed, and what the tests ask of it"
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 import torch
+import torch.utils.checkpoint
 from fastai.vision.all import *
 from torch import nn
 from torch.amp import GradScaler, autocast
@@ -12,8 +14,10 @@ for name in [o for o in globals() if o.startswith('test')]: del globals()[name] 
 
 
 class Pairs(list):
-    "A data set of pairs that `export` can empty"
+    "A data set of pairs that `export` can empty and `tta` can ask for training transforms"
     def new_empty(self): return Pairs()
+    @contextmanager
+    def set_split_idx(self, i): yield self
 
 
 class Inert(FeatureCallback):
@@ -33,6 +37,21 @@ def tiny_model(n_out=10):
     block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
     body = nn.Sequential(block(3, 8), block(8, 8), block(8, 16))
     return nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, n_out)))
+
+
+def tiny_teacher(seed=5, hidden=False, n_out=10, d=12):
+    "Another network than the student, with maps of 4 x 4 positions where the student has 2 x 2"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+        head = [nn.Linear(d, 8), nn.ReLU(), nn.Linear(8, n_out)] if hidden else [nn.Linear(d, n_out)]
+        return nn.Sequential(nn.Sequential(block(3, 8), nn.Dropout(.5), block(8, d)), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head))
+
+
+class Checkpointed(nn.Module):
+    "Runs its module again in the backward pass"
+    def __init__(self, m, reentrant=False): super().__init__(); self.m,self.reentrant = m,reentrant
+    def forward(self, x): return torch.utils.checkpoint.checkpoint(self.m, x.requires_grad_(), use_reentrant=self.reentrant)
 
 
 def tiny_learner(cbs=None, n=48, bs=8, path=None, seed=1, **kwargs):

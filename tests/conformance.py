@@ -1,0 +1,712 @@
+"""What a user relies on, for every registered method: a table of methods, a table of cells, and a function that runs one cell.
+`python tests/conformance.py` runs all of it and prints the counts; `--csv FILE` writes the table."""
+import argparse, csv, json, random, re, subprocess, sys, time
+from collections import Counter
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import combinations
+from unittest import mock
+from zipfile import ZipFile
+import two_ranks
+from fastai.callback.channelslast import ChannelsLast
+from fastai_featreg.core import isolated_rng, methods
+from tiny import *
+from torch.optim.swa_utils import AveragedModel
+
+# ---- the methods ----
+
+@dataclass
+class Entry:
+    "What the suite has to know about a method"
+    make: Callable # makes the callback, acting from the first batch on; one that needs a teacher is given it
+    neutral: dict|str # ways to make it so that it does nothing; or why there is none
+    acts: dict # event -> what it changes there, as `observe` names it; everything else it must leave alone
+    columns: tuple = () # names of its columns in the table
+    teacher: bool = False # must it be given a teacher?
+    variants: dict = field(default_factory=dict) # more ways to make it, for the cells marked so
+    permanent: bool = False # does it become part of the model, so that predictions are its own and dropout draws for it?
+    steady: Callable = noop # takes what is random between two images of a batch out of a callback
+    refused: dict = field(default_factory=dict) # cell -> expression that the sentence of the refusal matches; None where others are refused, and it is not
+    without: dict = field(default_factory=dict) # cell -> why it does not apply
+
+
+def methods_here():
+    "The registered methods of this library; fastai's own are registered for the comparison only"
+    return {k: v for k,v in methods.items() if issubclass(v, FeatureCallback)}
+
+reads = dict(before_fit={'metrics'}, before_epoch={'metrics', 'guard'}, before_batch={'taps'}, after_pred={'taps'}, after_loss={'loss'}, after_epoch={'row'})
+reads_with_heads = dict(reads, before_backward={'optimiser'}, after_batch={'optimiser'})
+reads_no_map = {k: v for k,v in reads.items() if k not in ('before_batch', 'after_pred')}
+changes = dict(before_epoch={'guard'}, before_batch={'taps'}, after_batch={'taps'})
+
+reentrant = {'reentrant checkpointing': 'use_reentrant=False'}
+no_term = {'train_loss is the task loss': 'it adds no term, it changes the map that the task loss is made of', 'bf16 is near float32': 'it has no column to compare'}
+
+
+def same_mask(cb):
+    "Feature Mining with one mask for all batches"
+    cb.draw_mask = lambda f, name: box_mask(*f.shape[2:], lam=.5, generator=torch.Generator().manual_seed(0))
+
+def same_draw(cb):
+    "A drop that draws the same for every image"
+    drop = cb.drop
+    def each(f, strength):
+        with isolated_rng(0): return drop(f, strength)
+    cb.drop = lambda f, strength: torch.cat([each(f[i:i+1], strength) for i in range(len(f))])
+
+def drop_entry(cls, neutral, **kwargs):
+    return Entry(partial(cls, **kwargs), {'full rate': partial(cls, **neutral)} | ({'strength 0': partial(cls, strength=0.)} if cls is SelectScale else {}), changes, steady=same_draw, without=no_term,
+                 variants={'all': partial(cls, layers='all', **kwargs), 'curriculum': partial(cls, layers=norms, curriculum=True, strength=.5, **kwargs)} if cls is SelectScale else {})
+
+def teacher_entry(cls, column, variants=None, acts=reads, refused=reentrant, **neutral):
+    return Entry(cls, {'all weight on the task': partial(cls, **neutral)}, acts, (column,), True, variants or {}, refused=refused)
+
+entries = dict(
+    feature_mining=Entry(partial(FeatureMining, layers=2), {'weight 0': partial(FeatureMining, layers=2, weight=0.)}, reads_with_heads, ('fm_loss',), steady=same_mask, refused=reentrant),
+    feature_dropout=drop_entry(FeatureDropout, dict(p=1.), p=.5),
+    spatial_dropout=drop_entry(SpatialDropout, dict(p=1.), p=.5),
+    drop_block=drop_entry(DropBlock, dict(p=1.), p=.8, block_size=3),
+    spatial_scale=drop_entry(SpatialScale, dict(retain=1.), retain=0.),
+    selectout=drop_entry(Selectout, dict(p=1.), top_rate=.3, p=.8),
+    select_scale=drop_entry(SelectScale, dict(retain=1.), top_rate=.3, retain=0.),
+    cam_loss=Entry(partial(CAMLoss, start=0), {'not yet started': partial(CAMLoss, start=1000)}, reads, ('cam_loss',), refused=reentrant,
+                   variants={m: partial(CAMLoss, start=0, cam=m) for m in ('grad_cam', 'grad_cam_pp')}),
+    negative_cam=Entry(NegativeCAM, {'weight 0': partial(NegativeCAM, weight=0.)}, reads, ('negative_cam',), refused=reentrant, variants={'grad_cam': partial(NegativeCAM, cam='grad_cam')}),
+    knowledge_distillation=teacher_entry(KnowledgeDistillation, 'kd_loss', {'dkd': partial(KnowledgeDistillation, loss='dkd')}, reads_no_map, {'nn.DataParallel': None}, beta=1.),
+    attention_transfer=teacher_entry(AttentionTransfer, 'at_loss', {'grad_cam': partial(AttentionTransfer, cam='grad_cam')}, beta=1., gamma=0.),
+    ccm=teacher_entry(CCM, 'ccm_loss', {'grad_cam': partial(CCM, cam='grad_cam'), 'cache': partial(CCM, cache=True)}, beta=1., gamma=0.),
+    cat_kd=teacher_entry(CATKD, 'cat_loss', beta=1., gamma=0.),
+    mv_fea_aug=Entry(partial(MVFeaAug, k=3, sizes=(1, 3), seed=0), 'it becomes part of the model: there is no form of it that does nothing', dict(reads, after_loss={'loss', 'batch'}), ('mv_global', 'mv_local'),
+                     permanent=True, variants={'mlp': partial(MVFeaAug, k=3, sizes=(1, 3), classifier='mlp', seed=0)},
+                     without={'train_loss is the task loss': 'its train_loss is the loss that it trains, of all views', 'checkpoint is a plain one': 'its auxiliary classifier is in the checkpoint; a plain checkpoint loads with strict=False',
+                              'removed, it leaves nothing': 'the views stay in the model, which predicts by them; its own `remove` gives the plain head back'}))
+
+by_halves = ('knowledge_distillation', 'attention_transfer', 'ccm') # each leaves half of the task loss by default
+refused_pairs = {pair: 'leave nothing of the task loss' for pair in combinations(by_halves, 2)} | {('cat_kd', 'mv_fea_aug'): 'needs a head for which CAM is exact'}
+
+
+@dataclass
+class Row:
+    "A method, or a variant of one, as the cells see it"
+    name: str # as in the table
+    method: str # as registered
+    entry: Entry
+    maker: Callable
+
+    def make(self, maker=None, teacher=None):
+        "The callback, with a teacher if it needs one"
+        maker = maker or self.maker
+        return maker(tiny_teacher() if teacher is None else teacher) if self.entry.teacher else maker()
+
+def rows(variants=False):
+    "The methods, or their variants"
+    if not variants: return [Row(n, n, e, e.make) for n,e in entries.items()]
+    return [Row(f'{n} ({v})', n, e, make) for n,e in entries.items() for v,make in e.variants.items()]
+
+# ---- the cells ----
+
+@dataclass
+class Cell:
+    "Something that is asked of every method"
+    test: Callable # takes a `Row`, raises if the answer is no
+    variants: bool = False # is it asked of the variants too?
+    refused: str|None = None # expression that the sentence matches, where every method refuses by design
+
+cells = {}
+
+def cell(name, variants=False, refused=None):
+    "Enter a function of a `Row` among the cells"
+    def _enter(f):
+        cells[name] = Cell(f, variants, refused)
+        return f
+    return _enter
+
+# ---- ways to train ----
+
+class Average(Callback):
+    "An exponential moving average of the weights, beside whatever trains"
+    order,run_valid = 60,False
+    def before_fit(self): self.ema = AveragedModel(self.model, multi_avg_fn=None, avg_fn=lambda avg, new, n: .5*avg + .5*new)
+    def after_batch(self): self.ema.update_parameters(self.model)
+
+class LookInside(Callback):
+    "Predict a batch in the middle of a training batch, while taps are in the model"
+    run_valid = False
+    def after_batch(self):
+        x = self.x
+        with torch.no_grad(): a,b = self.model.eval()(x),self.model(x)
+        self.model.train()
+        assert torch.equal(a, b), 'something acts in evaluation mode'
+
+class PredictInside(Callback):
+    "Predict after each epoch, as fastai wants it inside a fit"
+    order = 70
+    def after_epoch(self):
+        self.learn.get_preds(inner=True)
+        assert_clean(self.learn)
+
+def frozen_then_not(learn, cbs):
+    learn.add_cbs(cbs).create_opt()
+    learn.freeze()
+    body = lambda: [p.detach().clone() for p in learn.model[0].parameters() if p.ndim==4]
+    convs = body()
+    learn.fit(1, 1e-2)
+    assert all(map(torch.equal, convs, body())), 'a frozen layer was trained'
+    learn.unfreeze()
+    learn.fit(1, 1e-2)
+    assert not any(map(torch.equal, convs, body())), 'a layer was not trained'
+
+def sliced(learn, cbs):
+    learn.fit(2, slice(1e-3, 1e-2), cbs=cbs)
+    assert [h['lr'] for h in learn.opt.hypers]==[1e-3, 1e-2]
+
+def find_then_fit(learn, cbs):
+    before = weights(learn.add_cbs(cbs))
+    learn.lr_find(num_it=8, show_plot=False)
+    assert_same(before, weights(learn))
+    learn.fit(1, 1e-2)
+
+def two_fits(learn, cbs):
+    learn.add_cbs(cbs).fit(1, 1e-2)
+    learn.get_preds()
+    learn.fit(1, 1e-2)
+
+def compiled(learn, cbs):
+    learn.model.compile(backend='eager')
+    two_fits(learn, cbs)
+
+def averaged(learn, cbs):
+    average = Average()
+    learn.fit(2, 1e-2, cbs=[average] + list(cbs))
+    assert not any(isinstance(h, TapHook) for m in average.ema.modules() for h in m._forward_hooks.values()), 'the average has a tap'
+    assert average.ema.n_averaged==4 and all(p.isfinite().all() for p in average.ema.parameters()) and average.ema.module.state_dict().keys()==learn.model.state_dict().keys()
+
+def with_loss(loss, target=noop):
+    "Train on other targets, made of the classes"
+    def way(learn, cbs):
+        for dl in learn.dls: dl.dataset[:] = [(x, target(y)) for x,y in dl.dataset]
+        learn.loss_func = loss
+        learn.fit(2, 1e-2, cbs=cbs)
+    return way
+
+def beside(*others): return lambda learn, cbs: learn.fit(2, 1e-2, cbs=[o() for o in others] + list(cbs))
+def optimiser(opt_func):
+    def way(learn, cbs):
+        learn.opt_func = opt_func
+        learn.fit(2, 1e-2, cbs=cbs)
+    return way
+
+def hits(pred, y):
+    "Share of right answers, of targets in any form"
+    return (pred.argmax(1)==(y if y.ndim==1 else y.argmax(1))).float().mean()
+
+accumulate = partial(GradientAccumulation, 16)
+ways = {
+    'fit': beside(), 'fit twice': two_fits, 'fine_tune': lambda learn, cbs: learn.add_cbs(cbs).fine_tune(1, 1e-2), 'freeze and unfreeze': frozen_then_not, 'sliced learning rates': sliced,
+    'lr_find, then fit': find_then_fit, 'one-cycle': lambda learn, cbs: learn.fit_one_cycle(2, 1e-2, cbs=cbs), 'SGD': optimiser(SGD), 'ranger': optimiser(ranger),
+    "a torch optimiser": optimiser(partial(OptimWrapper, opt=torch.optim.AdamW)), 'MixUp': beside(MixUp), 'CutMix': beside(CutMix), 'label smoothing': with_loss(LabelSmoothingCrossEntropyFlat()),
+    'focal loss': with_loss(FocalLossFlat()), 'multi-label BCE': with_loss(BCEWithLogitsLossFlat(), lambda y: (F.one_hot(torch.stack([y, (y+3)%10]), 10).sum(0)).float()),
+    'soft targets': with_loss(nn.CrossEntropyLoss(), lambda y: .8*F.one_hot(y, 10) + .02), 'GradientClip': beside(partial(GradientClip, .1)), 'GradientAccumulation': beside(accumulate),
+    'BnFreeze': beside(BnFreeze), 'SaveModelCallback': beside(partial(SaveModelCallback, every_epoch=True, with_opt=True)), 'bf16 and scaler': beside(CpuMixedPrecision),
+    'bf16, MixUp and accumulation': beside(CpuMixedPrecision, MixUp, accumulate), 'channels_last': beside(ChannelsLast), 'model.compile()': compiled, 'moving average': averaged,
+    'predictions during a fit': beside(LookInside, PredictInside)}
+
+
+def trained(way, cb=None, **kwargs):
+    "A learner that has gone that way, and what the global generators give next"
+    learn = tiny_learner(**dict(n=16, metrics=hits) | kwargs)
+    ways[way](learn, [cb] if cb else [])
+    return learn,(torch.rand(1).item(), random.random(), np.random.rand())
+
+@lru_cache
+def plain(way):
+    "Weights, draws and table of a learner without a callback"
+    learn,draws = trained(way)
+    return weights(learn),draws,learn.opt.state_dict(),list(learn.recorder.values)
+
+def same_state(a, b):
+    "Two states of an optimiser are equal, to the last number"
+    assert len(a['state'])==len(b['state'])
+    for x,y in zip(a['state'], b['state']): assert x.keys()==y.keys() and all(torch.equal(tensor(x[k]), tensor(y[k])) for k in x)
+
+def same_as_plain(way, learn, draws):
+    "Weights, draws and optimiser's state are those of a learner that has had no callback"
+    other,others_draws,state,_ = plain(way)
+    assert_same(other, weights(learn))
+    assert draws==others_draws, 'a global random generator has moved'
+    same_state(state, learn.opt.state_dict())
+    assert_clean(learn)
+
+def holds_nothing(cb):
+    "After a fit a callback keeps no map, no graph and no network"
+    assert all(cb.__dict__.get(k) is None for k in ('_fit', 'guide', 'maker', 'anatomy'))
+
+def table_is_right(learn, columns):
+    "The columns stand in the table once, their values are positive, and the metrics are the user's again"
+    assert list(learn.recorder.metric_names)==['epoch', 'train_loss', 'valid_loss', 'hits', *columns, 'time']
+    assert np.isfinite(np.array(learn.recorder.values, dtype=float)).all()
+    assert all(o>0 for v in learn.recorder.values for o in v[3:])
+    assert [m.name for m in learn.metrics]==['hits'] and len(learn.validate())==2
+
+def acts(row, way):
+    "It trains otherwise than no callback does, draws nothing from the global generators, has its column, leaves nothing"
+    cb = row.make()
+    learn,draws = trained(way, cb)
+    other,others_draws,*_ = plain(way)
+    assert not torch.equal(other['0.0.0.weight'], weights(learn)['0.0.0.weight']), 'it did not act'
+    assert draws==others_draws or row.entry.permanent, 'a global random generator has moved'
+    table_is_right(learn, row.entry.columns)
+    assert_clean(learn)
+    holds_nothing(cb)
+    return learn
+
+def neutral(row, way):
+    "Made so that it does nothing, it trains bit for bit as no callback does"
+    for make in row.entry.neutral.values(): same_as_plain(way, *trained(way, row.make(make)))
+
+with_variants = ('MixUp', 'CutMix', 'GradientClip', 'GradientAccumulation', 'bf16 and scaler', 'channels_last')
+with_neutral = ('fit', 'fine_tune', 'freeze and unfreeze', 'sliced learning rates', 'lr_find, then fit', 'one-cycle', 'MixUp', 'CutMix', 'GradientClip', 'GradientAccumulation', 'SaveModelCallback',
+                'bf16 and scaler', 'bf16, MixUp and accumulation', 'channels_last', 'model.compile()')
+for way in ways: cell(way, variants=way in with_variants)(partial(acts, way=way))
+for way in with_neutral: cell(f'neutral: {way}')(partial(neutral, way=way))
+
+@cell('model.compile()', variants=True)
+def compiled_equals(row):
+    "It acts in the first and in the second fit just as without compilation"
+    assert_same(weights(acts(row, 'fit twice')), weights(acts(row, 'model.compile()')))
+
+
+
+
+# ---- what holds besides ----
+
+def small(cb=None, **kwargs): return tiny_learner(cb, **dict(n=16, metrics=hits) | kwargs)
+
+def fitted(cb=None, epochs=1, lr=1e-2, **kwargs):
+    learn = small(cb, **kwargs)
+    learn.fit(epochs, lr)
+    return learn
+
+@cell('train_loss is the task loss')
+def task_loss(row):
+    "At a learning rate of 0 the table is that of a learner without a callback, with one column more"
+    learn,other = fitted(row.make(), 2, 0.),fitted(None, 2, 0.)
+    assert [v[:3] for v in learn.recorder.values]==[v[:3] for v in other.recorder.values]
+    assert learn.validate()==other.validate()
+
+@cell('bf16 is near float32', variants=True)
+def near_float32(row):
+    full,half = [fitted([row.make()] + extra).recorder.values[0][3:] for extra in ([], [CpuMixedPrecision()])]
+    assert full and all(abs(a - b) < .03*max(1, a) for a,b in zip(full, half))
+
+@cell('accumulated batches equal a big one')
+def accumulated(row):
+    def run(bs, extra):
+        cb = row.make()
+        row.entry.steady(cb)
+        learn = small([cb] + extra, bs=bs, opt_func=SGD, wd=0., moms=(0, 0, 0))
+        for m in learn.model.modules(): m.training = m is learn.model # batch norms and dropout would tell a half from a whole batch
+        learn.model.train = lambda mode=True: learn.model
+        before = weights(learn)
+        learn.fit(1, .1)
+        assert not torch.equal(before['0.0.0.weight'], weights(learn)['0.0.0.weight'])
+        return list(learn.model.parameters()) + list(cb.aux_heads.parameters() if cb.aux_heads else [])
+    for p,q in zip(run(16, []), run(8, [accumulate()]), strict=True): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+def half_trained(row, wrap=noop):
+    learn = small(row.make())
+    for m in learn.model.modules(): # a BatchNorm that runs twice updates its statistics twice
+        if isinstance(m, nn.BatchNorm2d): m.momentum = 0.
+    learn.model[0] = wrap(learn.model[0])
+    learn.fit(2, 1e-2)
+    assert_clean(learn)
+    return {k.replace('0.m.', '0.'): v for k,v in weights(learn).items() if 'num_batches' not in k}
+
+@cell('gradient checkpointing', variants=True)
+def checkpointing(row): assert_same(half_trained(row), half_trained(row, Checkpointed))
+
+@cell('reentrant checkpointing', variants=True)
+def reentrant_checkpointing(row): assert_same(half_trained(row), half_trained(row, partial(Checkpointed, reentrant=True)))
+
+@cell('channels_last in a plain loader of torch')
+def torch_loader(row):
+    "Without fastai's data blocks, and with the model laid out by hand"
+    x,y = torch.randn(16, 3, 16, 16),torch.randint(0, 10, (16,))
+    dl = torch.utils.data.DataLoader(list(zip(x, y)), batch_size=8)
+    learn = Learner(DataLoaders(dl, dl), tiny_model().to(memory_format=torch.channels_last), loss_func=CrossEntropyLossFlat(), cbs=row.make(), metrics=hits)
+    learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    learn.fit(1)
+    table_is_right(learn, row.entry.columns)
+    assert_clean(learn)
+
+@cell('finite gradients everywhere')
+def gradients(row):
+    class Look(Callback):
+        order,run_valid = 60,False
+        def before_step(self):
+            for n,p in self.model.named_parameters(): assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), n
+            for p in self.heads(): assert p.grad.isfinite().all() and p.grad.any()
+        def heads(self): return [] if cb.aux_heads is None else cb.aux_heads.parameters()
+    cb = row.make()
+    for loss in ('fit', 'bf16 and scaler'):
+        learn = small([cb, Look()])
+        ways[loss](learn, [])
+
+def observe(learn):
+    "What an event may change"
+    loss,g = getattr(learn, 'loss_grad', None),learn.__dict__
+    return dict(taps=sum(isinstance(h, TapHook) for m in learn.model.modules() for h in m._forward_hooks.values()), metrics=[m.name for m in learn.metrics], guard='_do_epoch_train' in g,
+        optimiser=[len(group) for group in learn.opt.param_lists] if learn.opt else 0, loss=loss.item() if isinstance(loss, Tensor) else 0, row=len(learn.recorder.log) if hasattr(learn.recorder, 'log') else 0,
+        model=[(type(m), m.training, len(m._forward_hooks) - sum(isinstance(h, TapHook) for h in m._forward_hooks.values())) for m in learn.model.modules()],
+        weights=[(hash(p.detach().numpy().tobytes()), p.requires_grad, p.grad is None) for p in [*learn.model.parameters(), *learn.model.buffers()]],
+        batch=[id(o) for o in (g.get('pred'), g.get('loss'), *(g.get('xb') or ()), *(g.get('yb') or ()))], rng=(hash(torch.get_rng_state().numpy().tobytes()), random.getstate()[1][-1], np.random.get_state()[2]))
+
+@cell('acts at its events and at no other')
+def events(row):
+    "What each event changes in training; in validation and prediction none changes anything"
+    seen,call = {},type(cb := row.make()).__call__
+    def watched(self, event_name):
+        before = observe(self.learn)
+        res = call(self, event_name)
+        changed = {k for k,v in observe(self.learn).items() if v!=before[k]}
+        if changed: seen.setdefault(event_name, set()).update(changed)
+        return res
+    learn = small(cb)
+    with mock.patch.object(type(cb), '__call__', watched):
+        learn.fit(2, 1e-2)
+        assert seen==row.entry.acts, seen
+        seen.clear()
+        learn.validate(), learn.get_preds()
+        assert not seen, seen
+    before = observe(learn)
+    learn.tta(n=1) # which fires a fit's first and last events: what they do must be undone
+    after = observe(learn)
+    changed = {k for k in before if before[k]!=after[k]} - {'row', 'batch', 'rng'} # loaders draw
+    assert not changed, changed
+
+def next_fit_is_sound(learn):
+    "A fit after an exit trains, and leaves nothing"
+    before = weights(learn)
+    learn.fit(1)
+    assert torch.is_grad_enabled()
+    assert any(not torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items())
+    assert_clean(learn)
+    assert not any(isinstance(m, ValueMetric) for m in learn.metrics)
+    ours = [cb for cb in learn.cbs if isinstance(cb, FeatureCallback)]
+    assert all(list(learn.recorder.metric_names).count(c)==1 for cb in ours for c in cb.columns)
+    for cb in ours: holds_nothing(cb)
+
+
+class RaiseAt(Callback):
+    "Raise `exc` the second time `event` is reached in training"
+    order = 7
+    def __init__(self, event, exc): self.event,self.exc,self.n = event,exc,0
+    def __call__(self, event_name):
+        if event_name==self.event and (self.learn.training or event_name in ('before_fit', 'after_epoch')):
+            self.n += 1
+            if self.n==(1 if event_name=='before_fit' else 2): raise self.exc('stop')
+
+class Saboteur(nn.Module):
+    "Raise in the third training forward pass, between two tapped layers"
+    def __init__(self, exc): super().__init__(); self.exc,self.n = exc,0
+    def forward(self, x):
+        self.n += self.training
+        if self.training and self.n==3: raise self.exc('stop')
+        return x
+
+exit_events = ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_batch', 'after_train', 'after_epoch')
+interruptions = {'cancelled': CancelFitException, 'exception': RuntimeError, 'Ctrl-C': KeyboardInterrupt}
+
+def leaves_cleanly(learn, cbs, given, others=()):
+    "A fit, in whatever way it ends, leaves nothing; nor does the next one"
+    raised = False
+    try: learn.fit(2, cbs=list(others) + (list(cbs) if given else []))
+    except (RuntimeError, KeyboardInterrupt): raised = True
+    assert_clean(learn)
+    if given: assert all(cb.learn is None for cb in cbs)
+    for cb in cbs if given else []: holds_nothing(cb)
+    next_fit_is_sound(learn)
+    return raised
+
+def exit_at(make, exc, first_given):
+    "An interruption at each event, in turn with the callback given to `fit` and to the learner"
+    for i,event in enumerate(exit_events):
+        cbs,raiser,given = L(make()),RaiseAt(event, exc),i%2==first_given
+        raised = leaves_cleanly(small(None if given else list(cbs)), cbs, given, [raiser])
+        assert raiser.n>=2 and raised==(exc is not CancelFitException), event
+
+@cell('exit: normal')
+def normal_exit(row):
+    for given in (True, False):
+        cb = row.make()
+        leaves_cleanly(small(None if given else cb), [cb], given)
+
+for i,(name,exc) in enumerate(interruptions.items()): cell(f'exit: {name}')(lambda row, exc=exc, i=i: exit_at(row.make, exc, i%2))
+
+@cell('exit: in the forward pass')
+def exit_in_forward(row):
+    for exc in interruptions.values():
+        cb = row.make()
+        learn = small(cb)
+        learn.model[0].insert(2, Saboteur(exc))
+        leaves_cleanly(learn, [cb], False)
+        assert learn.model[0][2].n>=3
+
+@cell('removed or added in the middle of a fit')
+def in_the_middle(row):
+    "Another callback removes ours at any event, and another run adds it there"
+    def change(event, order, remove):
+        def act(self):
+            if remove: self.learn.remove_cb(type(cb))
+            elif cb.learn is None: self.learn.add_cb(cb)
+        cb = row.make()
+        learn = small(cb if remove else None)
+        learn.fit(1, cbs=type('Changer', (Callback,), dict(order=order, run_valid=False, **{event: act}))())
+        assert_clean(learn)
+        holds_nothing(cb)
+        assert (cb.learn is None)==remove
+    for i,event in enumerate(e for e in exit_events if e!='after_train'):
+        for remove in (True, False): change(event, (-5, 20)[(i+remove)%2], remove)
+
+@cell('removed, it leaves nothing')
+def removed(row):
+    "From there on the learner trains as one that starts from these weights without it"
+    cb = row.make()
+    learn,other = fitted(cb),small()
+    learn.save('half')
+    learn.remove_cb(type(cb))
+    assert cb.learn is None and not any(isinstance(o, FeatureCallback) for o in learn.cbs)
+    other.load(learn.path/'models'/'half')
+    for l in (learn, other):
+        set_seed(5)
+        l.dls.train.rng = random.Random(5)
+        l.fit(1, 1e-2)
+    assert_same(weights(learn), weights(other))
+    table_is_right(learn, ())
+    assert_clean(learn)
+
+@cell('SaveModel and resume equals uninterrupted')
+def resumed(row):
+    "Model and optimiser from SaveModelCallback's file, the callback's state from one that torch.load reads by its safe default"
+    def start(): return small(row.make(), path=path)
+    def go_on(learn):
+        set_seed(5)
+        learn.dls.train.rng = random.Random(5)
+        learn.fit(1, 1e-2)
+        return weights(learn)
+    path,cb = Path(tempfile.mkdtemp()),None
+    learn,again = start(),start()
+    learn.fit(1, 1e-2, cbs=SaveModelCallback(fname='half', every_epoch=True, with_opt=True))
+    torch.save(own(learn).state_dict(), path/'state.pt')
+    uninterrupted = go_on(learn)
+    again.load('half_0')
+    own(again).load_state_dict(torch.load(path/'state.pt'))
+    assert_same(uninterrupted, go_on(again))
+    a,b = own(learn).state_dict(),own(again).state_dict()
+    assert a.keys()==b.keys() and torch.equal(a['generator'], b['generator']) if 'generator' in a else a==b
+    if 'heads' in a: assert_same(a['heads'], b['heads'])
+
+def own(learn): return first(cb for cb in learn.cbs if isinstance(cb, FeatureCallback))
+
+@cell('checkpoint is a plain one')
+def checkpoint(row):
+    "A learner without the callback loads it, and the other way round"
+    learn,other = fitted(row.make()),fitted()
+    file = learn.save('own')
+    assert torch.load(file, weights_only=False)['model'].keys()==other.model.state_dict().keys()
+    other.load(file.with_suffix(''))
+    assert_same(weights(learn), weights(other))
+    learn.load(other.save('plain').with_suffix(''))
+    next_fit_is_sound(learn)
+
+def stored(file):
+    "Bytes of all tensors in a pickled learner"
+    with ZipFile(file) as z: return sorted(i.file_size for i in z.infolist() if re.search(r'/data/\d+$', i.filename))
+
+def to_export(): return rows() + [r for r in rows(True) if r.name.endswith('(curriculum)')]
+
+@lru_cache
+def exported():
+    "Every method's learner loaded in one fresh process: row -> what was found there"
+    path,x = Path(tempfile.mkdtemp()),torch.randn(4, 3, 16, 16)
+    torch.save(x, path/'x.pt')
+    expected = {}
+    for i,row in enumerate(to_export()):
+        learn = fitted(row.make(), path=path)
+        learn.export(f'{i}.pkl')
+        with torch.no_grad(): expected[row.name] = learn.model.eval()(x)
+    fitted(path=path).export('plain.pkl')
+    code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conformance; conformance.load_all({str(path)!r})'
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    return {row.name: (expected[row.name], *torch.load(path/f'{i}.found'), stored(path/f'{i}.pkl')==stored(path/'plain.pkl')) for i,row in enumerate(to_export())}
+
+def load_all(path):
+    "In the fresh process: load each learner, look at it, predict"
+    path = Path(path)
+    for i,row in enumerate(to_export()):
+        learn = load_learner(path/f'{i}.pkl')
+        cb,empty = own(learn),('aux_heads', 'visitors', 'generator', 'guide', 'maker', 'anatomy', '_fit', '_last')
+        with torch.no_grad(): out = learn.model.eval()(torch.load(path/'x.pt'))
+        hooks = any(m._forward_hooks for m in learn.model.modules())
+        torch.save((repr(cb), hooks, [k for k in empty if getattr(type(cb), k, None) is None and k in cb.__dict__ and cb.__dict__[k] is not None], out), path/f'{i}.found')
+
+@cell('export, in a fresh process', variants=True)
+def export(row):
+    "The same predictions and the same arguments; no head, no teacher, no hook, not a byte more of tensors than a plain learner has"
+    if row.name not in {r.name for r in to_export()}: return
+    expected,text,hooks,left,out,same_size = exported()[row.name]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    assert not hooks and not left and same_size!=row.entry.permanent, (hooks, left)
+    arguments = lambda s: s.partition('  #')[0]
+    assert arguments(text)==re.sub(r'teacher=\w+', 'teacher=None', repr(row.make()))
+
+@cell('deepcopy')
+def copied(row):
+    learn = fitted(row.make())
+    copy = deepcopy(learn)
+    a,b = own(learn),own(copy)
+    assert a is not b and b.learn is copy and a.learn is learn and b.aux_heads is None
+    next_fit_is_sound(copy)
+    assert copy.recorder.metric_names==learn.recorder.metric_names
+    assert a.aux_heads is None or a.aux_heads is not b.aux_heads
+    assert_clean(learn)
+
+@cell('repr evals back')
+def repr_back(row):
+    path = Path(tempfile.mkdtemp())/'net.pt'
+    torch.save(tiny_teacher(), path)
+    for cb in (row.make(teacher=path), type(row.make(teacher=path))(*([path] if row.entry.teacher else []))):
+        again = eval(repr(cb))
+        assert repr(again)==repr(cb) and type(again) is type(cb)
+        params = inspect.signature(type(cb).__init__).parameters.keys() - {'self'}
+        assert {k: getattr(cb, k) for k in params}=={k: getattr(again, k) for k in params}
+    fitted(cb)
+    assert repr(eval(repr(cb)))==repr(again), 'a comment at most is added when it has run'
+
+def answers(learn):
+    "Everything that is asked of a trained learner"
+    interp = Interpretation.from_learner(learn)
+    return dict(validate=tensor(learn.validate()), get_preds=learn.get_preds()[0], tta=learn.tta(n=2)[0], top_losses=interp.top_losses(4)[0])
+
+@lru_cache
+def asked_three_times(name):
+    "Answers with the callback, after its removal, and of another learner with these weights"
+    row = first(r for r in rows() if r.name==name)
+    learn,twin = fitted(row.make()),small(row.make() if row.entry.permanent else None)
+    twin.model.load_state_dict(learn.model.state_dict())
+    with_it = answers(learn)
+    learn.remove_cb(type(own(learn)))
+    return with_it,answers(learn),answers(twin)
+
+def as_without(row, what):
+    a,b,c = [res[what] for res in asked_three_times(row.name)]
+    assert a.numel() and torch.equal(a, b) and torch.equal(a, c)
+
+for what,name in dict(validate='validate', get_preds='get_preds', tta='tta', top_losses='Interpretation').items(): cell(name)(partial(as_without, what=what))
+
+@cell('two ranks', variants=True)
+def ranks(row):
+    "Model and heads end equal on both processes, and other than without the callback"
+    (model0,heads0),(model1,heads1) = two_ranks.results(row.name)
+    assert torch.equal(model0, model1) and torch.equal(heads0, heads1)
+    assert not torch.equal(model0, two_ranks.results('plain')[0][0]), 'it did not act'
+
+@cell('twice on one learner', refused='already has a')
+def twice(row): small([row.make(), row.make()])
+
+@cell('nn.DataParallel', refused='cannot tap a model inside nn.DataParallel')
+def data_parallel(row):
+    learn = small(row.make())
+    learn.model,learn.splitter = nn.DataParallel(learn.model),trainable_params
+    learn.fit(1)
+
+# ---- pairs ----
+
+def pair(a, b):
+    "Two methods on one learner, for two batches"
+    x,y = [Row(n, n, entries[n], entries[n].make) for n in (a, b)]
+    learn = small([x.make(), y.make()])
+    learn.fit(1, 1e-2)
+    assert sorted(learn.recorder.metric_names[4:-1])==sorted(x.entry.columns + y.entry.columns)
+    assert np.isfinite(np.array(learn.recorder.values, dtype=float)).all() and all(p.isfinite().all() for p in learn.model.parameters())
+    assert x.entry.permanent or y.entry.permanent or torch.rand(1).item()==one_epoch_draw(), 'a global random generator has moved'
+    assert_clean(learn)
+    for cb in learn.cbs: holds_nothing(cb)
+    next_fit_is_sound(learn)
+
+@lru_cache
+def one_epoch_draw():
+    fitted()
+    return torch.rand(1).item()
+
+# ---- the table ----
+
+def refusal(test):
+    "The one sentence that `test` is refused with; no weight has moved, nothing is left, and the learner trains without the callback"
+    fits,fit = [],Learner.fit
+    def noted(learn, *args, **kwargs):
+        fits.append((learn, [p.clone() for p in learn.model.parameters()]))
+        return fit(learn, *args, **kwargs)
+    try:
+        with mock.patch.object(Learner, 'fit', noted): test()
+    except ValueError as e: sentence = re.sub(r'^Exception occured in .*:\n\t', '', str(e)) # fastai says where
+    else: raise AssertionError('it was not refused')
+    assert '\n' not in sentence and len(sentence)<600, sentence
+    for learn,before in fits[-1:]:
+        assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
+        assert_clean(learn)
+        assert [m.name for m in learn.metrics] in ([], ['hits'])
+        learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, FeatureCallback)])
+        learn.fit(1)
+        assert not all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
+    return sentence
+
+def declared(row, name):
+    "What the table says of a cell: (status, expression that a refusal matches or why it does not apply)"
+    entry,refused = row.entry,row.entry.refused.get(name, cells[name].refused)
+    if name in entry.without: return 'not applicable',entry.without[name]
+    if name.startswith('neutral: ') and isinstance(entry.neutral, str): return 'not applicable',entry.neutral
+    return ('refused',refused) if refused else ('passed','')
+
+def check(row, name):
+    "Run one cell: (status, why); a failure raises"
+    status,why = declared(row, name)
+    return (status, why) if status=='not applicable' else expect(lambda: cells[name].test(row), why or None)
+
+def check_pair(a, b):
+    "Run one pair: (status, why)"
+    return expect(lambda: pair(a, b), refused_pairs.get((a, b)))
+
+def expect(test, pattern):
+    "Run `test`, which is refused with a sentence like `pattern`, or passes where that is None"
+    if pattern is None:
+        test()
+        return 'passed',''
+    sentence = refusal(test)
+    assert re.search(pattern, sentence), sentence
+    return 'refused',sentence
+
+def table():
+    "(method, cell, function that runs it), for each method and cell and for each pair"
+    for row in rows():
+        for name in cells: yield row.name,name,partial(check, row, name)
+    for a,b in combinations(entries, 2): yield a,f'beside {b}',partial(check_pair, a, b)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition('.')[0])
+    parser.add_argument('--csv', help='file for the table: method, cell, status, why')
+    args,found,start = parser.parse_args(),[],time.time()
+    for method,name,run in table():
+        try: status,why = run()
+        except Exception as e: status,why = 'failed',f'{type(e).__name__}: {e}'.replace('\n', ' ')
+        if status=='failed': print(f'{method}: {name}: {why}', flush=True)
+        found.append((method, name, status, why))
+    counts = Counter(status for *_,status,_ in found)
+    print(f'{len(found)} cells: ' + ', '.join(f'{n} {s}' for s,n in counts.items()) + f'; {time.time()-start:.0f} s')
+    if args.csv:
+        with open(args.csv, 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows([('method', 'cell', 'status', 'why'), *found])
+    sys.exit(bool(counts['failed']))
+
+if __name__=='__main__': main()

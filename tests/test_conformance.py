@@ -1,0 +1,58 @@
+"Every registered method in every situation, and every pair of them; the table is in `conformance.py`"
+import pytest
+from conformance import *
+
+results = Path(__file__).parent.parent/'nbs'/'results'/'conformance.csv'
+asked = [(row, name) for row in rows() for name in cells] + [(row, name) for row in rows(True) for name,c in cells.items() if c.variants]
+
+
+def test_every_method_has_an_entry():
+    assert entries.keys()==methods_here().keys(), 'a registered method without an entry, or the other way round'
+    for name,e in entries.items():
+        cls = methods_here()[name]
+        assert type(Row(name, name, e, e.make).make()) is cls and tuple(L(cls.column))==e.columns and getattr(cls, 'needs_teacher', False)==e.teacher
+        assert (e.refused.keys() | e.without.keys()) <= cells.keys(), 'a cell that there is not'
+
+
+@pytest.mark.parametrize('row,name', [pytest.param(row, name, id=f'{row.name}: {name}') for row,name in asked])
+def test_cell(row, name): check(row, name)
+
+
+@pytest.mark.parametrize('a,b', combinations(entries, 2))
+def test_pair(a, b): check_pair(a, b)
+
+
+def test_the_committed_table_is_of_these_methods_and_cells():
+    "Made again by `python tests/conformance.py --csv nbs/results/conformance.csv`"
+    found = {(o['method'], o['cell']): o['status'] for o in csv.DictReader(results.open())}
+    expected = {(row.name, name): declared(row, name)[0] for row in rows() for name in cells} | {(a, f'beside {b}'): 'refused' if (a, b) in refused_pairs else 'passed' for a,b in combinations(entries, 2)}
+    assert found==expected
+
+
+class Draws(SpatialScale):
+    "Takes a number from torch's global generator"
+    def before_batch(self):
+        super().before_batch()
+        torch.rand(1)
+
+class Stays(SpatialScale):
+    "Leaves its taps in the model"
+    def end_epoch(self): pass
+    def after_batch(self): pass
+
+class Meddles(SpatialScale):
+    "Changes a weight in an event that is not its own"
+    def after_backward(self): self.learn.model[1][-1].bias.data.add_(1e-3)
+
+
+@pytest.mark.parametrize('cls,name', [(Draws, 'fit'), (Draws, 'neutral: fit'), (Draws, 'acts at its events and at no other'), (Stays, 'fit'), (Stays, 'exit: Ctrl-C'),
+    (Meddles, 'neutral: fit'), (Meddles, 'acts at its events and at no other'), (Inert, 'fit')])
+def test_the_suite_can_fail(cls, name):
+    "What misbehaves is found"
+    entry = Entry(cls, {'full rate': partial(cls, retain=1.)}, changes)
+    with pytest.raises(AssertionError): check(Row('own', 'own', entry, cls), name)
+
+
+def test_a_refusal_that_does_not_come_is_a_failure():
+    row = first(rows())
+    with pytest.raises(AssertionError, match='not refused'): expect(lambda: cells['fit'].test(row), 'a sentence')
