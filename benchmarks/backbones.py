@@ -8,6 +8,7 @@ after plain training, and nothing is left behind. Its status is one of
 
     works              as it should be
     works by Grad-CAM  class maps come from Grad-CAM, because CAM is not exact; `why` says why
+    works in two parts of `body_head(model)`, because the method replaces the head, and the network pools inside its own forward
     refused            the library raised a `ValueError`, `why`, and had changed nothing
     fails              anything else; a cell that failed is tried again at the next start
 
@@ -123,13 +124,13 @@ def make_callback(arch: Arch, method: str) -> featreg.FeatureCallback:
     return cls(*twin, **SETTINGS.get(method, {}))
 
 
-def make_learner(arch: Arch, cbs: list) -> Learner:
-    "A learner with two batches of noise to train on and one to validate"
+def make_learner(arch: Arch, cbs: list, parted: bool = False) -> Learner:
+    "A learner with two batches of noise to train on and one to validate; its network as it is, or in two parts"
     set_seed(0)
     pairs = list(zip(torch.randn(2*BATCH, 3, arch.px, arch.px), torch.randint(0, N_OUT, (2*BATCH,))))
     dls = DataLoaders.from_dsets(pairs, pairs[:BATCH], bs=BATCH, device='cpu', num_workers=0)
     kwargs = dict(loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), cbs=cbs)
-    if arch.library!='fastai': return Learner(dls, copy_of(arch), **kwargs)
+    if arch.library!='fastai': return Learner(dls, featreg.body_head(copy_of(arch)) if parted else copy_of(arch), **kwargs)
     learn = vision_learner(dls, fastai_arch(arch.name), pretrained=False, n_out=N_OUT, normalize=False, **kwargs)
     learn.model.load_state_dict(copy_of(arch).state_dict())
     return learn
@@ -193,10 +194,21 @@ def sentence(e: Exception) -> str:
     return re.sub(r'^Exception occured in .*? when calling event `\w+`:\s*', '', str(e))
 
 
+def begun(arch: Arch, cb: featreg.FeatureCallback) -> tuple[Learner, bool]:
+    "A learner with the callback, and whether its network had to be parted for it"
+    try: return make_learner(arch, [cb, Watch()]),False
+    except ValueError as e:
+        if 'body_head(model)' not in str(e): raise
+    return make_learner(arch, [cb, Watch()], parted=True),True
+
+
 def train(arch: Arch, method: str) -> tuple[str, str]:
     "Status and reason of a cell; raises if it fails"
     plain,cb = plain_weights(arch.library, arch.name),make_callback(arch, method)
-    learn = make_learner(arch, [cb, Watch()])
+    try: learn,parted = begun(arch, cb)
+    except ValueError as e:
+        if not from_library(e): raise
+        return 'refused',sentence(e)
     before = weights(learn)
     try: fit(learn)
     except ValueError as e:
@@ -208,7 +220,8 @@ def train(arch: Arch, method: str) -> tuple[str, str]:
     assert not same(plain, weights(learn)), 'the weights are those of plain training'
     log = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
     assert all(map(pd.notna, log.values())), f'not finite: {log}'
-    assert cb.column is None or cb.column in log, f'no column {cb.column}'
+    assert all(c in log for c in cb.columns), f'no column {cb.columns}'
+    if parted: return 'works in two parts',"the network pools inside its own forward; trained as body_head(model)"
     by_grad_cam = 'grad_cam' in (getattr(cb, 'method', None), getattr(cb, 'teacher_method', None))
     return ('works by Grad-CAM',described(arch.library, arch.name)['cam_why']) if by_grad_cam else ('works','')
 

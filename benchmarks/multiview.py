@@ -4,7 +4,7 @@
     python benchmarks/multiview.py --arch resnet50 --bs 128 --amp bf16 --channels-last    # GPU
 
 Maps have 14 x 14 positions, with 50 anchors and four sizes: 200 views an image. Ratios are to average pooling and one linear layer in the same round; median and quartiles over
-the rounds. On a GPU the peak memory stands beside them; on a CPU the largest growth of the process in a call of each way to pool.
+the rounds. On a GPU the peak memory stands beside them.
 """
 import argparse,time
 from functools import partial

@@ -592,6 +592,21 @@ def _heads(after):
     flat,pool,relu = ('flatten', nn.Flatten()),('pool', nn.AdaptiveAvgPool2d(1)),('act', nn.ReLU())
     for layers in (after, after[:i] + [flat] + after[i:], [pool, flat] + after[i:], [relu, pool, flat] + after[i:]): yield nn.Sequential(OrderedDict(layers))
 
+def _before_pool(layers):
+    "(key, module) of what comes before the first pooling, and the rest; a plain container is parted where it pools"
+    for i,(k,m) in enumerate(layers):
+        pools = [o for o in m.modules() if 'Pool' in type(o).__name__]
+        if not pools: continue
+        if type(m) is not nn.Sequential: return layers[:i],layers[i:]
+        before,rest = [[(k, nn.Sequential(OrderedDict(o)))] if o else [] for o in _before_pool(list(m.named_children()))]
+        return layers[:i] + before,rest + layers[i+1:]
+    return [],layers
+
+def _pooling_first(body, head):
+    "The same layers, with what the head does to the map in front of its pooling in the body"
+    before,rest = _before_pool(list(head.named_children()))
+    return nn.Sequential(nn.Sequential(OrderedDict([*body.named_children(), *before])),nn.Sequential(OrderedDict(rest)))
+
 def body_head(
     model:nn.Module, # classifier of images, wrapped or not; it is not changed, its modules are shared
 )->nn.Sequential: # of two parts: the body, which gives the map that is pooled (N,D,H,W), and the head, which pools and classifies
@@ -601,6 +616,6 @@ def body_head(
     if stage.layout!='NCHW': raise ValueError(f'the last map of this {type(unwrap(model)).__name__} is not of the layout NCHW, so there is no body that gives it; use a convolutional network.')
     body,after = _parts(a, stage.name)
     (fmap, *_),logits = _map_and_logits(unwrap(model), stage, x)
-    found = next((net for head in _heads(after) if _gives(net := nn.Sequential(body, head), x, logits)), None) if _gives(body, x, fmap) else None
+    found = next((net for head in _heads(after) if _gives(net := _pooling_first(body, head), x, logits)), None) if _gives(body, x, fmap) else None
     if found is None: raise ValueError(f'a {type(unwrap(model)).__name__} does more than run its children one after the other, so it cannot be parted in body and head; use `vision_learner`, or part it by hand.')
     return found

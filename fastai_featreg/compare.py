@@ -169,7 +169,7 @@ def find_arch(
 )->Callable|str: # what `vision_learner` takes
     "Architecture called `name`"
     known,(whole,_,drop) = known_archs(),name.rpartition('-')
-    if whole and drop.isdigit(): return Truncated(find_arch(whole), int(drop))
+    if whole and drop.isdecimal(): return Truncated(find_arch(whole), int(drop))
     if name in known: return known[name]
     if timm.is_model(name): return name
     raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show="Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps', 'feature_maps', 'VisitingParams',
-           'is_validating', 'FitState', 'FeatureCallback', 'EpochGuard']
+           'is_validating', 'FitState', 'FeatureCallback', 'is_compiled', 'EpochGuard']
 
 # %% ../nbs/01_core.ipynb #822d6b0c
 import inspect,math,weakref
@@ -149,6 +149,7 @@ class FitState:
     weight:float = 0. # weight of the term for the batch that runs
     compiled:bool = False # the model is compiled, so the hooks must be there from the first trace on
     totals:dict = field(default_factory=dict) # column -> sum of its term over the batches of the epoch
+    counts:Counter = field(default_factory=Counter) # column -> batches that had its term
     count:int = 0 # batches that had a term
     metrics:list = field(default_factory=list) # the table's columns, while they are announced
     snapshot:dict|None = None # heads before `lr_find`, to be put back
@@ -159,16 +160,17 @@ class FitState:
 
     def new_epoch(self):
         "Begin the means of the terms anew"
-        self.totals,self.count = {},0
+        self.totals,self.counts,self.count = {},Counter(),0
 
     def note(self, terms:dict):
         "Add the terms of a batch to the sums of their columns"
         self.count += 1
         for k,term in terms.items(): self.totals[k] = self.totals.get(k, 0.) + term.detach()
+        self.counts.update(terms.keys())
 
     def mean(self, column:str)->float|None:
         "Mean of a column's term over the epoch; None if no batch had one"
-        return float(self.totals[column])/self.count if self.count else None
+        return float(self.totals[column])/self.counts[column] if self.counts[column] else None
 
     def unhook(self):
         "Remove the installed hooks"
@@ -274,6 +276,12 @@ def _set_learn(self, learn):
 FeatureCallback.learn = property(_get_learn, _set_learn)
 
 # %% ../nbs/01_core.ipynb #f6f29ad1
+def is_compiled(
+    model:nn.Module, # any network
+)->bool: # is a part of it compiled, in place or by a wrapper?
+    "A compiled graph takes no notice of what changes around it until `torch.compiler.reset()`"
+    return any(m._compiled_call_impl is not None or '_orig_mod' in m._modules for m in model.modules())
+
 @patch
 def set_up(self:FeatureCallback):
     "Find the layers, make the heads; once per fit, in its first batch"
@@ -286,7 +294,7 @@ def set_up(self:FeatureCallback):
         self.layers = [s.name for s in stages] # names can be printed, copied and exported
     if self.generator is None: self.generator = torch.Generator().manual_seed(self.start_seed + 1)
     self._set_up_heads(stages, anatomy.n_out)
-    self._fit.compiled = any(m._compiled_call_impl is not None or '_orig_mod' in m._modules for m in model.modules())
+    self._fit.compiled = is_compiled(model)
     if self._fit.compiled: torch.compiler.reset() # what is traced already has no hooks of ours
     self._fit.stages,self._fit.hooks = stages,[self.tap(self, s) for s in stages]
 
@@ -374,6 +382,7 @@ def after_loss(self:FeatureCallback):
     term = self.loss_term(maps)
     if term is None: return
     terms = term if isinstance(term, dict) else {self.column: term}
+    if not terms: return
     fit.note(terms)
     self.add_to_loss(fit.weight*sum(terms.values()))
 

@@ -7,14 +7,14 @@ __all__ = ['ada_cam', 'anchors', 'view_boxes', 'inside_views', 'local_pool', 'vi
            'PrototypeClassifier', 'pooled_classifier', 'loss_on_views', 'find_views', 'install_views', 'remove_views',
            'InputTap', 'MVFeaAug', 'Views', 'get_views', 'show_views', 'to_torch']
 
-# %% ../nbs/50_multiview.ipynb #4988a292
+# %% ../nbs/50_multiview.ipynb #f3348e7e
 from collections import OrderedDict
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
-from .core import FeatureCallback,isolated_rng,register_method,remove_taps,TapHook,VisitingParams
+from .core import FeatureCallback,is_compiled,is_validating,isolated_rng,register_method,remove_taps,TapHook,VisitingParams
 from .maps import decoded_images,mixing
 from .maps import _check_f,_check_maps,_class_name,_like_model,_load_for,_overlay,_plain,_wide
 
@@ -28,12 +28,10 @@ def ada_cam(
     with torch.autocast(g.device.type, enabled=False): a = torch.bmm(flat.mean(2).softmax(1)[:,None], flat)
     return a[:,0].unflatten(1, g.shape[2:])
 
-# %% ../nbs/50_multiview.ipynb #f648026a
+# %% ../nbs/50_multiview.ipynb #cb0af38b
 def _check_count(name, **counts):
     for arg,v in counts.items():
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{name}: {arg} must be a whole number of at least 1, got {v!r}")
-
-_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling) # torch before 2.7 tells no difference
 
 def anchors(
     a:Tensor, # maps, (N,H,W)
@@ -44,7 +42,7 @@ def anchors(
     if a.ndim!=3: raise ValueError(f"anchors: a must be maps (N,H,W), got {tuple(a.shape)}")
     _check_count('anchors', k=k)
     flat = _plain(a).flatten(1)
-    if _exporting(): return flat.topk(min(k, flat.shape[1])).indices # ONNX has no stable sort, and its TopK has the same rule for equal values
+    if torch.onnx.is_in_onnx_export(): return flat.topk(min(k, flat.shape[1])).indices # ONNX has no stable sort, and its TopK has the same rule for equal values
     return flat.sort(dim=1, descending=True, stable=True).indices[:,:k]
 
 # %% ../nbs/50_multiview.ipynb #b28643c9
@@ -70,7 +68,7 @@ def view_boxes(
     high = [[(o + r//2 + 1).clamp(max=n) for o,n in ((x, w), (y, h))] for r in sizes]
     return torch.stack([torch.stack(a+b, 2) for a,b in zip(low, high)], 2)
 
-# %% ../nbs/50_multiview.ipynb #1934a9c3
+# %% ../nbs/50_multiview.ipynb #a118659b
 def inside_views(
     idx:Tensor, # anchors as flat positions, (N,k)
     sizes:tuple, # R odd sides, positions
@@ -86,7 +84,7 @@ def inside_views(
 
 def local_pool(
     f:Tensor, # map, (N,D,H,W)
-    idx:Tensor, # anchors as flat positions, (N,k)
+    idx:Tensor, # anchors as flat positions, (N,k), below H*W (that is not checked: it would make a GPU wait)
     sizes:tuple, # R odd sides, positions
 )->Tensor: # (N,k,R,D)
     "Mean of the map in each square round each anchor, clipped at the border (MV-FeaAug, Eq. 5)"
@@ -94,10 +92,9 @@ def local_pool(
     _check_idx('local_pool', idx, f.shape[0])
     _check_sizes('local_pool', sizes)
     rows,cols,area = inside_views(idx, sizes, f.shape[2:], f.dtype)
-    inside = (rows[...,None]*cols[...,None,:]).flatten(2)*_safe(sizes)
-    return (torch.bmm(inside, _plain(f).flatten(2).transpose(1, 2))/(area*_safe(sizes)).to(f.dtype)).unflatten(1, (idx.shape[1], len(sizes)))
-
-def _safe(sizes): return 2.**-(2*max(sizes).bit_length() - 2) # a power of two, so nothing is rounded: sums of a large square would overflow in float16
+    small = 2.**-(2*max(sizes).bit_length() - 2) # the sum of a large square would overflow in float16; a power of two rounds nothing
+    inside = ((rows*small)[...,None]*cols[...,None,:]).flatten(2)
+    return (torch.bmm(inside, _plain(f).flatten(2).transpose(1, 2))/(area*small).to(f.dtype)).unflatten(1, (idx.shape[1], len(sizes)))
 
 # %% ../nbs/50_multiview.ipynb #3771bb17
 def view_weights(
@@ -109,7 +106,11 @@ def view_weights(
     rows,cols,area = inside_views(idx, sizes, size, torch.float32)
     with torch.autocast(idx.device.type, enabled=False): return torch.bmm((rows/area).transpose(1, 2), cols)/rows.shape[1]
 
-# %% ../nbs/50_multiview.ipynb #78d34dca
+# %% ../nbs/50_multiview.ipynb #2f490866
+def _check_views(k, sizes):
+    _check_count('MultiViewHead', k=k)
+    _check_sizes('MultiViewHead', sizes)
+
 class Ensemble(nn.Module):
     "Mean of the views' logits (MV-FeaAug, Eq. 8 over the number of views); the place to tap both kinds of logits"
     def forward(self,
@@ -137,8 +138,7 @@ class MultiViewHead(nn.Sequential):
         sizes:tuple=(3,5,7,9), # odd sides, positions
     ):
         "Choose other views; no weight depends on them"
-        _check_count('MultiViewHead', k=k)
-        _check_sizes('MultiViewHead', sizes)
+        _check_views(k, sizes)
         self.k,self.sizes = k,tuple(sizes)
 
     def add_views(self,
@@ -213,7 +213,7 @@ def only_linear(self:MultiViewHead)->nn.Module|None:
     rest = [m for m in _leaves(self) if not _passes(m)]
     return rest[0] if len(rest)==1 and _is_linear(rest[0]) and rest[0].weight.shape[1]==self.aux.in_channels else None
 
-# %% ../nbs/50_multiview.ipynb #1cc5e6a0
+# %% ../nbs/50_multiview.ipynb #5fca6de4
 _own = ('aux', 'ensemble')
 
 @patch
@@ -230,6 +230,11 @@ def __len__(self:MultiViewHead): return len(self._modules) - len(_own)
 @patch
 def __iter__(self:MultiViewHead): return (m for n,m in self._modules.items() if n not in _own)
 
+def _fixed(self:MultiViewHead, *args, **kwargs):
+    raise ValueError('MultiViewHead: layers cannot be added to this head or deleted from it; make it plain first (remove_views), or set a layer by head[i] = layer')
+
+for _name in ('__delitem__', 'append', 'extend', 'insert', 'pop'): setattr(MultiViewHead, _name, _fixed)
+
 @patch(cls_method=True)
 def from_head(cls:MultiViewHead,
     head:nn.Sequential, # layers that begin with the pooling; changed in place
@@ -239,19 +244,21 @@ def from_head(cls:MultiViewHead,
     sizes:tuple=(3,5,7,9), # odd sides, positions
 )->MultiViewHead: # `head` itself
     "Give a plain head the views"
-    if type(head) is not nn.Sequential: raise ValueError(f"MultiViewHead.from_head: head must be an nn.Sequential of pooling and classifier, got a {type(head).__name__}; wrap it in one")
+    if type(head) is not nn.Sequential: raise ValueError(f"MultiViewHead.from_head: head must be a plain nn.Sequential of pooling and classifier, got a {type(head).__name__}")
     taken = [n for n in _own if n in head._modules]
     if taken: raise ValueError(f"MultiViewHead.from_head: head has a layer called {taken[0]!r} already; give it another name")
+    _check_views(k, sizes)
+    like = next(head.parameters(), torch.empty(0))
     head.__class__ = cls
     head.add_views(channels, n_out, k, sizes)
-    head.aux.to(next(head.parameters())).train(head.training)
+    head.aux.to(like).train(head.training)
     return head
 
 @patch
-def remove_views(self:MultiViewHead)->nn.Sequential: # this head itself
+def make_plain(self:MultiViewHead)->nn.Sequential: # this head itself
     "Make it a plain head again, in place"
-    for n in (*_own, ): del self._modules[n]
-    for n in ('k', 'sizes'): delattr(self, n)
+    for n in _own: del self._modules[n]
+    for n in ('k', 'sizes', 'kind'): self.__dict__.pop(n, None)
     self.__class__ = nn.Sequential
     return self
 
@@ -299,7 +306,7 @@ def pooled_classifier(
     make = _classifiers[classifier] if isinstance(classifier, str) else classifier
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), make(channels, n_out))
 
-# %% ../nbs/50_multiview.ipynb #d07cc667
+# %% ../nbs/50_multiview.ipynb #de12dd1c
 @contextmanager
 def _repeated_mix(learn, repeat):
     "The second targets and the shares of MixUp and CutMix, for as many views as there are"
@@ -322,9 +329,10 @@ def loss_on_views(
     n,v = logits.shape[:2]
     def repeat(o): return o.repeat_interleave(v, 0) if isinstance(o, Tensor) and o.ndim>0 and len(o)==n else o
     with _repeated_mix(learn, repeat): loss = learn.loss_func(logits.flatten(0, 1), *map(repeat, learn.yb))
-    return loss*v if reduction=='sum' else loss
+    summed = getattr(getattr(mixing(learn), 'old_lf', learn.loss_func), 'reduction', 'mean')=='sum' # the learner's loss is a sum over the batch, so this one is over the views too
+    return loss if summed==(reduction=='sum') else loss*v if reduction=='sum' else loss/v
 
-# %% ../nbs/50_multiview.ipynb #92e0845c
+# %% ../nbs/50_multiview.ipynb #a53b198b
 def find_views(
     model:nn.Module, # any network, wrapped or not
 )->MultiViewHead|None: # its last part, if that is one
@@ -344,13 +352,15 @@ def _map_before_head(net):
         raise ValueError(f"MVFeaAug: part {name!r} in front of the head gives no map (N,D,H,W) to look at closer; use a convolutional network that pools in its head")
     return stage,a.n_out
 
-def _check_vectors(head, channels, n_out):
-    "Can the head's layers answer a map of one position?"
-    x = _like_model(head, torch.zeros(2, channels, 1, 1))
+def _check_pooling(head, channels, n_out):
+    "Does the head begin with average pooling of the whole map (or fastai's, of average and maximum), so that it can answer the mean of a view in its place?"
+    x = _like_model(head, torch.randn(2, channels, 5, 5))
     try:
-        with untouched(head), torch.no_grad(): ok = head(x).shape==(2, n_out)
-    except RuntimeError: ok = False
-    if not ok: raise ValueError("MVFeaAug: the head's layers cannot answer a map of one position, so they cannot answer a view (do they convolve, or flatten a map of a fixed size?); give classifier='linear', or a head that begins with global pooling")
+        with untouched(head), torch.no_grad(): whole,one = head(x),head(x.mean((2, 3), keepdim=True))
+    except RuntimeError: whole = one = torch.empty(0)
+    concat = isinstance(next(_leaves(head), None), AdaptiveConcatPool2d)
+    same = whole.shape==one.shape==(2, n_out) and (concat or torch.allclose(whole, one, rtol=1e-3, atol=1e-3*whole.abs().max().item()))
+    if not same: raise ValueError("MVFeaAug: the head does not begin with average pooling of the whole map, so it cannot answer the mean of a view (does it convolve or activate first, pool by the maximum, or flatten a map of a fixed size?); give classifier='linear', or move what comes before the pooling into the body")
 
 def install_views(
     model:nn.Module, # network of body and head, wrapped or not; changed in place
@@ -360,23 +370,33 @@ def install_views(
     seed:int=0, # of the new weights
 )->MultiViewHead: # the last part of `model`
     "Turn the head of a network into a `MultiViewHead`"
+    if isinstance(model, nn.DataParallel): raise ValueError("MVFeaAug: the model is inside nn.DataParallel; train on several GPUs with `learn.distrib_ctx()` (one process per GPU)")
+    _check_views(k, sizes)
     net = unwrap(model)
     stage,n_out = _map_before_head(net)
     p = next(net.parameters())
     with isolated_rng(seed):
         head = net[-1] if classifier is None else pooled_classifier(stage.channels, n_out, classifier).to(p.device, p.dtype).train(net.training)
-        _check_vectors(head, stage.channels, n_out)
-        net._modules[list(net._modules)[-1]] = MultiViewHead.from_head(head, stage.channels, n_out, k, sizes)
+        _check_pooling(head, stage.channels, n_out)
+        MultiViewHead.from_head(head, stage.channels, n_out, k, sizes).aux.to(p.device, p.dtype)
+    head.kind = _kind(classifier)
+    net._modules[list(net._modules)[-1]] = head
     return head
 
-# %% ../nbs/50_multiview.ipynb #35671f34
-def _tell_opt(learn, head, classifier):
-    "The new parameters in the learner's optimiser, if it has one"
-    if learn.opt is None: return
-    if classifier is None: return VisitingParams(head.aux.parameters()).join(learn.opt)
-    frozen = learn.opt.frozen_idx
-    learn.create_opt()
-    learn.opt.freeze_to(frozen)
+def _kind(classifier): return getattr(classifier, '__qualname__', classifier) # text: a head must be picklable
+
+# %% ../nbs/50_multiview.ipynb #7c065abe
+def _join(learn, params):
+    "Parameters of the head that the optimiser does not have yet"
+    known = {id(p) for g in learn.opt.param_lists for p in g}
+    missing = [p for p in params if id(p) not in known]
+    if missing: VisitingParams(missing).join(learn.opt)
+
+def _leave(learn, params):
+    "Parameters that the model does not have any longer"
+    visitors = VisitingParams(params)
+    visitors.opt = learn.opt
+    visitors.leave()
 
 def remove_views(
     learn:Learner, # its model is changed in place
@@ -384,12 +404,10 @@ def remove_views(
     "Give a learner its plain head back; the head's own layers keep what they have learnt"
     head = find_views(learn.model)
     if head is None: raise ValueError("remove_views: this learner's model has no multi-view head")
-    visitors = VisitingParams(head.aux.parameters())
-    visitors.opt = learn.opt
-    visitors.leave()
-    head.remove_views()
+    _leave(learn, head.aux.parameters())
+    head.make_plain()
 
-# %% ../nbs/50_multiview.ipynb #3f49390c
+# %% ../nbs/50_multiview.ipynb #0ac22b6d
 class InputTap(TapHook):
     "Hook that hands on what a layer gets"
     def __call__(self, module, inputs, output): self.owner.on_map(self.stage, inputs)
@@ -398,7 +416,7 @@ class InputTap(TapHook):
 @register_method('mv_fea_aug')
 class MVFeaAug(FeatureCallback):
     "Train and predict by many local views of the last map, found by AdaCAM (MV-FeaAug, 2021); becomes part of the model"
-    order,column,tap = 4,('mv_global', 'mv_local'),InputTap # before the methods that add to the loss
+    order,column,tap = -1,('mv_global', 'mv_local'),InputTap # what others add to the loss is added to this one
     def __init__(self,
         k:int=50, # anchors an image; a map with fewer positions gives them all
         sizes:tuple=(3,5,7,9), # odd sides of the squares round an anchor, positions of the last map
@@ -417,11 +435,27 @@ class MVFeaAug(FeatureCallback):
 
     def attach(self):
         "Put the views in place; in a model that has them, choose these"
+        learn,head = self.learn,find_views(self.learn.model)
+        if head is not None: return self._choose(head)
+        before = list(unwrap(learn.model).parameters())
+        head = install_views(learn.model, self.k, self.sizes, self.classifier, self.start_seed)
+        if learn.opt is not None:
+            now = {id(p) for p in unwrap(learn.model).parameters()}
+            _leave(learn, [p for p in before if id(p) not in now])
+            _join(learn, head.parameters())
+        if is_compiled(learn.model): torch.compiler.reset() # what is compiled already has the plain head
+
+    def _choose(self, head):
+        if self.classifier is not None and _kind(self.classifier)!=head.kind: raise ValueError(f"MVFeaAug: the model has a multi-view head with another classifier than {self.classifier!r}; take it out with remove_views(learn) first")
+        head.set_views(self.k, self.sizes)
+
+    def before_fit(self):
+        "As in the base; every parameter of the head is in the optimiser"
+        super().before_fit()
         head = find_views(self.learn.model)
-        if head is not None: return head.set_views(self.k, self.sizes)
-        head = install_views(self.learn.model, self.k, self.sizes, self.classifier, self.start_seed)
-        _tell_opt(self.learn, head, self.classifier)
-        torch.compiler.reset() # what is compiled already has the plain head
+        if head is None or is_validating(self.learn): return
+        head.set_views(self.k, self.sizes)
+        _join(self.learn, head.parameters())
 
     def find_layers(self, anatomy:Anatomy)->list:
         "Where both kinds of logits pass"
@@ -439,8 +473,14 @@ class MVFeaAug(FeatureCallback):
         self.learn.loss_grad = term
         self.learn.loss = self.learn.loss.detach() + (term - term.detach())
 
+    def clean_up(self):
+        "As in the base; a fit without this callback must not go on with an old gradient"
+        super().clean_up()
+        head = None if self.learn is None else find_views(self.learn.model)
+        if head is not None: head.aux.zero_grad(set_to_none=True)
+
     def remove(self):
-        "Give the plain head back, and leave the learner"
+        "Give the plain head back, and leave the learner; a head that `classifier` has replaced does not come back"
         learn = self.learn
         remove_views(learn)
         learn.remove_cb(self)

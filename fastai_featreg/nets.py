@@ -268,6 +268,8 @@ class Truncated:
         cfg = timm.get_pretrained_cfg(self.arch)
         return _default_meta | ({} if cfg is None else {'stats': (cfg.mean, cfg.std)})
 
+    def __reduce__(self): return Truncated,(self.arch, self.drop) # made anew, and known to fastai, where it is loaded
+
     @property
     def __name__(self): return f"{self.arch if isinstance(self.arch, str) else self.arch.__name__} without {self.drop} stage{'s'*(self.drop!=1)}"
 
@@ -276,6 +278,7 @@ class Truncated:
         weights:object=None, # which, for torchvision's networks
     )->nn.Sequential: # the stages that are kept, then a pooling, where `vision_learner` cuts
         "Make the network"
+        if isinstance(self.arch, str) and weights is not None: raise ValueError(f"Truncated: weights belong to torchvision's networks; a network of timm has them in its name, got {weights!r} for {self.arch!r}")
         if isinstance(self.arch, str): net = timm.create_model(self.arch, pretrained=pretrained)
-        else: net = self.arch(weights=weights) if weights is not None else self.arch(pretrained=pretrained)
+        else: net = self.arch(weights=weights) if weights is not None else self.arch(pretrained=True) if pretrained else self.arch()
         return cut_after(net, -1-self.drop).append(nn.AdaptiveAvgPool2d(1))
