@@ -132,7 +132,7 @@ def make_learner(arch: Arch, cbs: list, parted: bool = False) -> Learner:
     kwargs = dict(loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), cbs=cbs)
     if arch.library!='fastai': return Learner(dls, featreg.body_head(copy_of(arch)) if parted else copy_of(arch), **kwargs)
     learn = vision_learner(dls, fastai_arch(arch.name), pretrained=False, n_out=N_OUT, normalize=False, **kwargs)
-    learn.model.load_state_dict(copy_of(arch).state_dict())
+    learn.model.load_state_dict(copy_of(arch).state_dict(), strict=False) # a head with views has a layer of its own
     return learn
 
 

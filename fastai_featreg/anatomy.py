@@ -617,5 +617,7 @@ def body_head(
     body,after = _parts(a, stage.name)
     (fmap, *_),logits = _map_and_logits(unwrap(model), stage, x)
     found = next((net for head in _heads(after) if _gives(net := _pooling_first(body, head), x, logits)), None) if _gives(body, x, fmap) else None
+    if found is not None and a.modules.get(a.classifier) in set(found[0].modules()):
+        raise ValueError(f'a {type(unwrap(model)).__name__} classifies its map before it pools, so a head that pools first would have nothing left to classify; use `vision_learner`, which gives it another head.')
     if found is None: raise ValueError(f'a {type(unwrap(model)).__name__} does more than run its children one after the other, so it cannot be parted in body and head; use `vision_learner`, or part it by hand.')
     return found

@@ -62,6 +62,7 @@ def test_layers_frozen_by_hand_stay_frozen_and_momentum_stays():
     learn = tiny_learner()
     learn.fit(1)
     learn.model[0][0][0].weight.requires_grad_(False)
+    learn.model[0][0][0].weight.grad = None # fastai's optimiser steps where there is a gradient, be it zero
     before,state = learn.model[0][0][0].weight.clone(),learn.opt.state[learn.model[0][1][0].weight]
     learn.add_cb(views(classifier='mlp'))
     assert learn.opt.state[learn.model[0][1][0].weight] is state
@@ -70,7 +71,7 @@ def test_layers_frozen_by_hand_stay_frozen_and_momentum_stays():
     in_order(learn)
 
 
-def own_opt(params): return OptimWrapper(opt=torch.optim.SGD([p for p in built_for.parameters()], lr=.1, momentum=.9))
+def own_opt(params, **kwargs): return OptimWrapper(opt=torch.optim.SGD(list(built_for.parameters()), lr=.1, momentum=.9))
 
 def three_groups(m): return L(m[0], m[1][:2], m[1][2:]).map(params) # indices that do not know of the new layer
 
@@ -147,7 +148,7 @@ def test_vision_learner(arch, head):
     assert np.isfinite(learn.recorder.values[-1]).all() and find_views(learn.model).is_affine()==(head=='gap')
 
 
-@pytest.mark.parametrize('make', [partial(tv.resnet18, num_classes=4), partial(tv.densenet121, num_classes=4), partial(tv.squeezenet1_1, num_classes=4), partial(tv.mobilenet_v2, num_classes=4), partial(timm.create_model, 'convnext_atto', num_classes=4),
+@pytest.mark.parametrize('make', [partial(tv.resnet18, num_classes=4), partial(tv.densenet121, num_classes=4), partial(tv.mobilenet_v2, num_classes=4), partial(timm.create_model, 'convnext_atto', num_classes=4),
                                   partial(timm.create_model, 'mobilenetv3_small_050', num_classes=4), partial(timm.create_model, 'efficientnet_b0', num_classes=4), partial(resnet8, 4)])
 def test_plain_networks_in_two_parts(make):
     net = make()
