@@ -1,6 +1,6 @@
 """What multi-view features cost: training steps and predictions with views and with average pooling, interleaved, and ways to pool the views.
 
-    python benchmarks/multiview.py --out nbs/results                                     # CPU: ResNet-18 without its last stage, 224 px, batch 16
+    python benchmarks/multiview.py --out nbs/results                                     # CPU: ResNet-18 without its last stage, 224 px, batch 8
     python benchmarks/multiview.py --arch resnet50 --bs 128 --amp bf16 --channels-last    # GPU
 
 Maps have 14 x 14 positions, with 50 anchors and four sizes: 200 views an image. Ratios are to average pooling and one linear layer in the same round; median and quartiles over
@@ -110,7 +110,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--arch', default='resnet18')
     p.add_argument('--size', type=int, default=224, help='pixels')
-    p.add_argument('--bs', type=int, default=16)
+    p.add_argument('--bs', type=int, default=8)
     p.add_argument('--rounds', type=int, default=20)
     p.add_argument('--warmup', type=int, default=2)
     p.add_argument('--amp', choices=['fp16', 'bf16'])

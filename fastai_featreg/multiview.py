@@ -407,7 +407,7 @@ def remove_views(
     _leave(learn, head.aux.parameters())
     head.make_plain()
 
-# %% ../nbs/50_multiview.ipynb #0ac22b6d
+# %% ../nbs/50_multiview.ipynb #774ed3f7
 class InputTap(TapHook):
     "Hook that hands on what a layer gets"
     def __call__(self, module, inputs, output): self.owner.on_map(self.stage, inputs)
@@ -453,7 +453,7 @@ class MVFeaAug(FeatureCallback):
         "As in the base; every parameter of the head is in the optimiser"
         super().before_fit()
         head = find_views(self.learn.model)
-        if head is None or is_validating(self.learn): return
+        if head is None or self.learn.opt is None or is_validating(self.learn): return # fastai predicts without an optimiser
         head.set_views(self.k, self.sizes)
         _join(self.learn, head.parameters())
 

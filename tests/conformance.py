@@ -77,7 +77,7 @@ entries = dict(
     attention_transfer=teacher_entry(AttentionTransfer, 'at_loss', {'grad_cam': partial(AttentionTransfer, cam='grad_cam')}, beta=1., gamma=0.),
     ccm=teacher_entry(CCM, 'ccm_loss', {'grad_cam': partial(CCM, cam='grad_cam'), 'cache': partial(CCM, cache=True)}, beta=1., gamma=0.),
     cat_kd=teacher_entry(CATKD, 'cat_loss', beta=1., gamma=0.),
-    mv_fea_aug=Entry(partial(MVFeaAug, k=3, sizes=(1, 3), seed=0), 'it becomes part of the model: there is no form of it that does nothing', dict(reads, after_loss={'loss', 'batch'}), ('mv_global', 'mv_local'),
+    mv_fea_aug=Entry(partial(MVFeaAug, k=3, sizes=(1, 3), seed=0), 'it becomes part of the model: there is no form of it that does nothing', dict(reads, after_loss={'loss', 'batch'}, after_fit={'weights'}), ('mv_global', 'mv_local'),
                      permanent=True, variants={'mlp': partial(MVFeaAug, k=3, sizes=(1, 3), classifier='mlp', seed=0)},
                      without={'train_loss is the task loss': 'its train_loss is the loss that it trains, of all views', 'checkpoint is a plain one': 'its auxiliary classifier is in the checkpoint; a plain checkpoint loads with strict=False',
                               'removed, it leaves nothing': 'the views stay in the model, which predicts by them; its own `remove` gives the plain head back'}))
