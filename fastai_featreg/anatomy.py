@@ -611,6 +611,8 @@ def body_head(
     model:nn.Module, # classifier of images, wrapped or not; it is not changed, its modules are shared
 )->nn.Sequential: # of two parts: the body, which gives the map that is pooled (N,D,H,W), and the head, which pools and classifies
     "The network as `vision_learner` would have made it, with its own pooling and classifier"
+    if not isinstance(model, nn.Module): raise ValueError(f'body_head: model must be a network, an instance, got {model!r}.')
+    if type(unwrap(model)) is nn.Sequential and len(unwrap(model))==2: raise ValueError('body_head: this network has two parts already; use it as it is.')
     a = get_anatomy(model, check_cam=False)
     stage,x = a.last,_probe_images(unwrap(model), a.input_size)
     if stage.layout!='NCHW': raise ValueError(f'the last map of this {type(unwrap(model)).__name__} is not of the layout NCHW, so there is no body that gives it; use a convolutional network.')

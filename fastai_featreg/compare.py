@@ -621,6 +621,7 @@ def compare(
     bars:bool=None, # progress bars; None: on a terminal and in a notebook
 )->pd.DataFrame: # a row per run
     "Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated"
+    if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
     data,plan,path = data or 'digits',dict(parse_methods(as_text(methods), teacher)),results_file(out)
     budget = complete(data, arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr, pretrained=pretrained, n_train=n_train, n_valid=n_valid)
     read_results(path)

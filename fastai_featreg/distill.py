@@ -297,6 +297,13 @@ class _Given:
         if self.opened is None: self.opened = open_teacher(self.teacher)
         return self.opened
 
+def _check_vocab(name, theirs, own):
+    "A learner tells its classes: they must be the student's, in the same order"
+    theirs,own = [None if o is None else [str(c) for c in o] for o in (theirs, own)]
+    if theirs and own and len(theirs)==len(own) and theirs!=own:
+        i = next(i for i,(a,b) in enumerate(zip(theirs, own)) if a!=b)
+        raise ValueError(f"{name}: teacher must know the same classes, in the same order, but class {i} is {theirs[i]!r} to it and {own[i]!r} to the student; train the student with the teacher's vocab, or give the network alone (teacher.model) if only the names differ")
+
 def _is_binary(loss_func):
     "Does the loss ask for each class by itself?"
     func = getattr(loss_func, 'func', loss_func)
@@ -373,6 +380,7 @@ class TeacherCallback(CamCallback):
         teacher = self.given.open()
         stats = self.teacher_stats or (normalisation(teacher.dls) if isinstance(teacher, Learner) else normalisation(self.learn.dls))
         model = teacher.model if isinstance(teacher, Learner) else teacher
+        if isinstance(teacher, Learner): _check_vocab(type(self).__name__, *[getattr(o.dls, 'vocab', None) for o in (teacher, self.learn)])
         if unwrap(model) is unwrap(self.learn.model): raise ValueError(f"{type(self).__name__}: teacher is the very network that is trained; give a copy (`deepcopy`) of it as it was")
         guide = Guide(model, self.learn.model, self.learn.x, self.with_maps, self.cam, renormaliser(normalisation(self.learn.dls), stats))
         if guide.n_out!=self._n_out(): raise ValueError(f"{type(self).__name__}: teacher knows {guide.n_out} classes, the student {self._n_out()}; they must know the same classes, in the same order")

@@ -7,7 +7,8 @@ __all__ = ['ada_cam', 'anchors', 'view_boxes', 'inside_views', 'local_pool', 'vi
            'PrototypeClassifier', 'pooled_classifier', 'loss_on_views', 'find_views', 'install_views', 'remove_views',
            'InputTap', 'MVFeaAug', 'Views', 'get_views', 'show_views', 'to_torch']
 
-# %% ../nbs/50_multiview.ipynb #f3348e7e
+# %% ../nbs/50_multiview.ipynb #c8189c45
+import logging
 from collections import OrderedDict
 from contextlib import contextmanager
 from copy import deepcopy
@@ -407,7 +408,9 @@ def remove_views(
     _leave(learn, head.aux.parameters())
     head.make_plain()
 
-# %% ../nbs/50_multiview.ipynb #774ed3f7
+# %% ../nbs/50_multiview.ipynb #87a5ca93
+_log = logging.getLogger(__name__)
+
 class InputTap(TapHook):
     "Hook that hands on what a layer gets"
     def __call__(self, module, inputs, output): self.owner.on_map(self.stage, inputs)
@@ -417,6 +420,7 @@ class InputTap(TapHook):
 class MVFeaAug(FeatureCallback):
     "Train and predict by many local views of the last map, found by AdaCAM (MV-FeaAug, 2021); becomes part of the model"
     order,column,tap = -1,('mv_global', 'mv_local'),InputTap # what others add to the loss is added to this one
+    idle = '' # why it has little to do, a note for `compare`
     def __init__(self,
         k:int=50, # anchors an image; a map with fewer positions gives them all
         sizes:tuple=(3,5,7,9), # odd sides of the squares round an anchor, positions of the last map
@@ -466,7 +470,14 @@ class MVFeaAug(FeatureCallback):
     def loss_term(self, maps:dict)->dict:
         "Both losses"
         views,overall = first(maps.values())
+        self._note_small_maps(views.shape[1]//len(self.sizes))
         return dict(mv_global=self.global_weight*self.learn.loss_func(overall, *self.learn.yb), mv_local=loss_on_views(self.learn, views, self.local_reduction))
+
+    def _note_small_maps(self, n):
+        "Say it, once, if the map has so few positions that all views are much the same"
+        if n>=16 or n>=self.k or self.idle: return
+        self.idle = f"MVFeaAug: the map has {n} position{'s'*(n!=1)}, so the views are all much the same; take larger images, Truncated(arch), or output_stride in a network of timm"
+        _log.warning(self.idle)
 
     def add_to_loss(self, term:Tensor):
         "Train on the views, show the ensemble's loss"
@@ -482,10 +493,11 @@ class MVFeaAug(FeatureCallback):
     def remove(self):
         "Give the plain head back, and leave the learner; a head that `classifier` has replaced does not come back"
         learn = self.learn
+        if learn is None: raise ValueError("MVFeaAug: this callback is in no learner any longer; take the views out with remove_views(learn)")
         remove_views(learn)
         learn.remove_cb(self)
 
-# %% ../nbs/50_multiview.ipynb #998dd36e
+# %% ../nbs/50_multiview.ipynb #cf52008a
 @dataclass(repr=False, eq=False)
 class Views:
     "The views of some images, and what they were made from; tensors are on the CPU"
@@ -516,8 +528,9 @@ def get_views(
     x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation batch
 )->Views:
     "Where a multi-view head looks, and what each view says"
-    net,head = unwrap(learn.model),find_views(learn.model)
-    if head is None: raise ValueError("get_views: this learner's model has no multi-view head; train it with MVFeaAug")
+    head = find_views(learn.model) if isinstance(learn, Learner) else None
+    if head is None: raise ValueError(f"get_views: learn must be a Learner whose model has a multi-view head, got a {type(learn).__name__} without one; train it with MVFeaAug")
+    net = unwrap(learn.model)
     (images,labels,_),_ = _load_for(learn, x, None)
     with untouched(net), torch.no_grad():
         f = _plain(net[:-1](_like_model(net, images)))
@@ -527,7 +540,7 @@ def get_views(
     boxes = view_boxes(idx, head.sizes, (h, w)).flatten(1, 2)*torch.tensor([width/w, height/h]*2, device=idx.device)
     return Views(*[o.cpu() for o in (a, idx, boxes, _wide(logits), _plain(images))], None if labels is None else _plain(labels).cpu())
 
-# %% ../nbs/50_multiview.ipynb #82103425
+# %% ../nbs/50_multiview.ipynb #d02908b2
 def _draw_boxes(ctx, boxes):
     for x0,y0,x1,y1 in (boxes - .5).tolist(): ctx.add_patch(plt.Rectangle((x0, y0), x1-x0, y1-y0, fill=False, edgecolor='cyan', linewidth=1.2))
 
@@ -552,11 +565,21 @@ def show_views(
         row[1].plot((x_+.5)*image.shape[2]/w - .5, (y+.5)*image.shape[1]/h - .5, '.', color='white', markersize=4)
         for ax,idx in ((row[2], best.indices[:1]), (row[3], best.indices)): _draw_boxes(ax, got.boxes[i,idx])
 
-# %% ../nbs/50_multiview.ipynb #fb2f8807
+@patch
+def show_views(self:Learner,
+    x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation images
+    n_top:int=10, # views in the last column
+    max_n:int=4, # images at most
+):
+    "Where the multi-view head looks, see `show_views`"
+    show_views(self, x, n_top, max_n)
+
+# %% ../nbs/50_multiview.ipynb #74a8bf46
 def to_torch(
     model:nn.Module|Learner, # network or learner; it is not changed
 )->nn.Module: # copy in evaluation mode, without wrappers, hooks of this library, and gradients
     "A network for use outside fastai, for `torch.export` and ONNX"
+    if not isinstance(model, (nn.Module, Learner)): raise ValueError(f"to_torch: model must be a network or a Learner, got {model!r}; load a file first")
     net = deepcopy(unwrap(model.model if isinstance(model, Learner) else model))
     remove_taps(net)
     return net.eval().requires_grad_(False)

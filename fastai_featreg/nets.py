@@ -259,7 +259,7 @@ class Truncated:
     drop:int=1 # number of stages that are left out
 
     def __post_init__(self):
-        if not callable(self.arch) and not (isinstance(self.arch, str) and timm.is_model(self.arch)): raise ValueError(f"Truncated: arch must be a function that makes a network, or the name of a timm network, got {self.arch!r}")
+        if isinstance(self.arch, nn.Module) or not callable(self.arch) and not (isinstance(self.arch, str) and timm.is_model(self.arch)): raise ValueError(f"Truncated: arch must be a function that makes a network, or the name of a timm network, got {self.arch!r}")
         if isinstance(self.drop, bool) or not isinstance(self.drop, int) or self.drop<0: raise ValueError(f"Truncated: drop must be a whole number of at least 0, got {self.drop!r}")
         model_meta[self] = self._meta() | {'cut': None}
 
