@@ -250,7 +250,7 @@ def test_own_folder(tmp_path, capsys):
     (['--methods', 'plain+mixup'], "'plain' is no callback"),
     (['--methods', "FeatureMining(**{'layers':1})"], 'behind **'),
     (['--methods', 'FeatureMining(layers=1,layers=2)'], 'twice'),
-    (['--arch', 'resnet81'], "did you mean 'resnet18'"),
+    (['--arch', 'resnt18'], "did you mean 'resnet18'"),
     (['--epochs', 0], 'epochs must be greater than 0'),
     (['--seeds', 0], 'seeds must be greater than 0'),
     (['--lr', -1], 'lr must be greater than 0'),
