@@ -6,7 +6,7 @@
 Maps have 14 x 14 positions, with 50 anchors and four sizes: 200 views an image. Ratios are to average pooling and one linear layer in the same round; median and quartiles over
 the rounds. On a GPU the peak memory stands beside them.
 """
-import argparse,time
+import argparse
 from functools import partial
 from pathlib import Path
 import pandas as pd, torch, torchvision
@@ -14,7 +14,7 @@ import fastai_featreg.all as featreg
 from fastai.vision.all import AdaptiveConcatPool2d, create_head
 from torch import nn
 from torch.nn import functional as F
-from overhead import Stepper, make_model, quartiles, timed
+from overhead import Stepper, make_model, quartiles, timed, timed_call
 
 k,sizes = 50,(3, 5, 7, 9)
 
@@ -43,17 +43,6 @@ class Predictor:
         "Milliseconds and peak megabytes (GPU only) of one prediction"
         model,x = self.stepper.learn.model.eval(),self.stepper.batch[0]
         return timed_call(lambda: model(x), x.is_cuda, grad=False)
-
-
-def timed_call(call, cuda: bool, grad: bool = True) -> tuple[float, float]:
-    "Milliseconds and peak megabytes (GPU only)"
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    with torch.set_grad_enabled(grad): call()
-    if cuda: torch.cuda.synchronize()
-    return 1000*(time.perf_counter() - start),torch.cuda.max_memory_allocated()/2**20 if cuda else float('nan')
 
 
 def pool_and_gather(f: torch.Tensor, idx: torch.Tensor, sizes: tuple) -> torch.Tensor:

@@ -61,6 +61,17 @@ def make_model(arch: str) -> torch.nn.Module:
     return timm.create_model(arch, num_classes=10)
 
 
+def timed_call(call, cuda: bool, grad: bool = True) -> tuple[float, float]:
+    "Milliseconds and peak megabytes (GPU only)"
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    with torch.set_grad_enabled(grad): call()
+    if cuda: torch.cuda.synchronize()
+    return 1000*(time.perf_counter() - start),torch.cuda.max_memory_allocated()/2**20 if cuda else float('nan')
+
+
 class Stepper:
     "A learner inside a fit that never ends, one step at a time"
     def __init__(self, cbs: list, args: argparse.Namespace, model: torch.nn.Module | None = None):
@@ -86,14 +97,7 @@ class Stepper:
 
     def step(self) -> tuple[float, float]:
         "Milliseconds and peak megabytes (GPU only) of one training step"
-        cuda = self.batch[0].is_cuda
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        self.learn.one_batch(0, self.batch)
-        if cuda: torch.cuda.synchronize()
-        return 1000*(time.perf_counter() - start),torch.cuda.max_memory_allocated()/2**20 if cuda else float('nan')
+        return timed_call(lambda: self.learn.one_batch(0, self.batch), self.batch[0].is_cuda)
 
 
 def quartiles(values: pd.Series, name: str) -> dict:
