@@ -4,7 +4,7 @@
     python benchmarks/multiview.py --arch resnet50 --bs 128 --amp bf16 --channels-last    # GPU
 
 Maps have 14 x 14 positions, with 50 anchors and four sizes: 200 views an image. Ratios are to average pooling and one linear layer in the same round; median and quartiles over
-the rounds. On a GPU the peak memory stands beside them.
+the rounds. `overhead.py` says how memory is measured.
 """
 import argparse
 from functools import partial
@@ -14,7 +14,7 @@ import fastai_featreg.all as featreg
 from fastai.vision.all import AdaptiveConcatPool2d, create_head
 from torch import nn
 from torch.nn import functional as F
-from overhead import Stepper, make_model, quartiles, timed, timed_call
+from overhead import Stepper, make_model, memory, quartiles, timed, timed_call
 
 k,sizes = 50,(3, 5, 7, 9)
 
@@ -28,19 +28,20 @@ def network(arch: str, head: str) -> nn.Sequential:
 
 
 def steppers(args: argparse.Namespace) -> dict:
-    "label -> training steps, with each head and with views or without"
+    "label -> way to make training steps, with each head and with views or without"
+    def made(cbs: list, head: str) -> Stepper: return Stepper(cbs, args, network(args.arch, head))
     views = [partial(featreg.MVFeaAug, k=k, sizes=sizes)]
     cases = {'plain': ('linear', []), 'plain again': ('linear', []), 'views, linear': ('linear', views), "plain, fastai's GAP head": ('gap', []), "views, fastai's GAP head": ('gap', views),
              "plain, fastai's default head": ('default', []), "views, fastai's default head": ('default', views)}
-    return {label: Stepper(cbs, args, network(args.arch, head)) for label,(head,cbs) in cases.items()}
+    return {label: partial(made, cbs, head) for label,(head,cbs) in cases.items()}
 
 
 class Predictor:
     "Predictions of the network of a stepper, one batch at a time"
     def __init__(self, stepper: Stepper): self.stepper = stepper
 
-    def step(self) -> tuple[float, float]:
-        "Milliseconds and peak megabytes (GPU only) of one prediction"
+    def step(self) -> float:
+        "Milliseconds of one prediction"
         model,x = self.stepper.learn.model.eval(),self.stepper.batch[0]
         return timed_call(lambda: model(x), x.is_cuda, grad=False)
 
@@ -73,25 +74,26 @@ class Pooling:
         self.f.grad = None
         self.function(self.f, self.idx, sizes).sum().backward()
 
-    def step(self) -> tuple[float, float]:
-        "Milliseconds and peak megabytes (GPU only)"
+    def step(self) -> float:
+        "Milliseconds"
         return timed_call(self.once, self.f.is_cuda)
 
 
 def poolings(size: tuple, device: str) -> dict:
-    "label -> way to pool the views of a map of this size; the slow literal loop on the smallest only"
+    "label -> a way to make each pooling of the views of a map of this size; the slow literal loop on the smallest only"
     torch.manual_seed(0)
     f = torch.randn(size, device=device, requires_grad=True)
     idx = featreg.anchors(torch.randn(size[0], *size[2:], device=device), k)
     ways = {'local_pool': featreg.local_pool, 'avg_pool and gather': pool_and_gather, 'roi_align': by_roi_align} | ({'literal loop': literal} if size[2]==7 else {})
     torch.testing.assert_close(pool_and_gather(f, idx, sizes), featreg.local_pool(f, idx, sizes), rtol=1e-4, atol=1e-5)
-    return {label: Pooling(function, f, idx) for label,function in ways.items()}
+    return {label: partial(Pooling, function, f, idx) for label,function in ways.items()}
 
 
-def table(what: str, df: pd.DataFrame, to: str, rounds: int) -> pd.DataFrame:
+def table(what: str, makers: dict, to: str, args: argparse.Namespace) -> pd.DataFrame:
     "One row per candidate: milliseconds, ratio to the candidate `to`"
-    ms,mb = df.pivot(index='round', columns='method', values='ms'),df.groupby('method').mb.median()
-    return pd.DataFrame([dict(what=what, method=n, ms=ms[n].median(), **quartiles(ms[n]/ms[to], 'ratio'), memory_ratio=mb[n]/mb[to], rounds=rounds) for n in df.method.unique()])
+    mb = memory(makers, args.device)
+    ms = timed({n: make() for n,make in makers.items()}, args).pivot(index='round', columns='method', values='ms')
+    return pd.DataFrame([dict(what=what, method=n, ms=ms[n].median(), **quartiles(ms[n]/ms[to], 'ratio'), memory_mb=mb[n], memory_ratio=mb[n]/mb[to], rounds=args.rounds) for n in makers])
 
 
 def parse() -> argparse.Namespace:
@@ -113,9 +115,10 @@ def main():
     "Measure, print, write"
     args = parse()
     made = steppers(args)
-    parts = [table('step', timed(made, args), 'plain', args.rounds), table('prediction', timed({n: Predictor(s) for n,s in made.items()}, args), 'plain', args.rounds)]
+    predictors = {n: lambda make=make: Predictor(make()) for n,make in made.items()}
+    parts = [table('step', made, 'plain', args), table('prediction', predictors, 'plain', args)]
     for size in ((16, 256, 14, 14), (16, 256, 7, 7), (4, 256, 56, 56)):
-        parts.append(table('local_pool', timed(poolings(size, args.device), args), 'local_pool', args.rounds).assign(map=' x '.join(map(str, size))))
+        parts.append(table('local_pool', poolings(size, args.device), 'local_pool', args).assign(map=' x '.join(map(str, size))))
     df = pd.concat(parts).assign(arch=args.arch, size=args.size, bs=args.bs, amp=args.amp, threads=torch.get_num_threads(), torch=torch.__version__)
     print(df.drop(columns=['arch', 'size', 'bs', 'amp', 'threads', 'torch']).to_string(index=False, float_format='{:.3f}'.format))
     if args.out: df.to_csv(args.out/f"multiview_{args.device}.csv", index=False)

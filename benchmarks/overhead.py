@@ -1,20 +1,25 @@
 """What a callback costs: training steps with and without it, interleaved in one process.
 
-    python benchmarks/overhead.py                          # CPU: ResNet-18, 64 px, batch 32
+    python benchmarks/overhead.py --out nbs/results        # CPU: ResNet-18, 64 px, batch 32
+    python benchmarks/overhead.py --arch resnet56 --size 32 --bs 128 --rounds 25 --out nbs/results
     python benchmarks/overhead.py --arch resnet50 --size 224 --bs 128 --amp bf16 --channels-last   # GPU
+    python benchmarks/overhead.py --functions --out nbs/results   # the functions on maps, against their literal forms
     python benchmarks/overhead.py --methods 'distillation|attention_transfer|ccm|cat_kd' --out nbs/results   # only these; replaces their rows in the CSV file
 
 Each round runs one plain step and one step of every candidate, in an order that rotates. The ratio of a round is candidate / plain of that same round;
 printed and written are its median and quartiles over the rounds, which a slow minute of the machine moves little. The candidates are the registered
-methods, some of their variants, and plain training once more: the last shows what the measurement itself can tell apart. On a GPU the peak memory of a step stands beside it.
+methods, some of their variants, and plain training once more: the last shows what the measurement itself can tell apart.
 Methods with a teacher are compared with plain knowledge distillation too, again of the same round: that leaves the teacher's own forward pass out.
-The functions behind Feature Mining and SelectScale are timed against their literal forms as well, in a run of all methods.
+
+Memory is the peak of what tensors take in the second step of a learner: its weights, their optimiser's state, activations, and the teacher or heads where there are any.
+It comes from the allocator (CUDA's own figure, or the profiler's list of allocations on a CPU) and has no noise.
 
 A run of some methods leaves the other rows of the file alone. So each row says when it was measured (`run`), how long a plain step took then (`plain_ms`) and what the ratio
 of plain to plain was (`again_q1`, `again_q3`).
 """
-import argparse,re,time
+import argparse,gc,re,time
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
@@ -22,6 +27,7 @@ from fastai_featreg.core import methods
 from fastai_featreg.nets import nets
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, ProgressCallback, set_seed)
 from fastprogress import progress_bar
+from torch.profiler import ProfilerActivity,profile
 
 
 def literal_mined_pool(f: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -45,8 +51,9 @@ def needs_teacher(name: str) -> bool:
 
 
 def candidates(arch: str) -> dict:
-    "label -> list of callbacks, for every registered method; a teacher is as large as the student"
-    made = {name: [partial(cls, make_model(arch)) if needs_teacher(name) else cls] for name,cls in methods.items()}
+    "label -> list of ways to make a callback, for every registered method; a teacher is as large as the student"
+    taught = lambda cls: lambda: cls(make_model(arch))
+    made = {name: [taught(cls) if needs_teacher(name) else cls] for name,cls in methods.items()}
     made['cam_loss'] = [partial(featreg.CAMLoss, start=0)] # on noise the automatic start would never come
     return {**dict.fromkeys(controls, []), **made, 'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
             'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)],
@@ -61,15 +68,34 @@ def make_model(arch: str) -> torch.nn.Module:
     return timm.create_model(arch, num_classes=10)
 
 
-def timed_call(call, cuda: bool, grad: bool = True) -> tuple[float, float]:
-    "Milliseconds and peak megabytes (GPU only)"
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+def timed_call(call, cuda: bool, grad: bool = True) -> float:
+    "Milliseconds"
+    if cuda: torch.cuda.synchronize()
     start = time.perf_counter()
     with torch.set_grad_enabled(grad): call()
     if cuda: torch.cuda.synchronize()
-    return 1000*(time.perf_counter() - start),torch.cuda.max_memory_allocated()/2**20 if cuda else float('nan')
+    return 1000*(time.perf_counter() - start)
+
+
+def allocations(call) -> list:
+    "Bytes taken (and, below zero, given back) on the CPU during `call`, in their order"
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof: call()
+    return [e.nbytes() for e in sorted(prof.profiler.kineto_results.events(), key=lambda e: e.start_ns()) if e.name()=='[memory]']
+
+
+def peak_megabytes(make, cuda: bool) -> float:
+    "Peak of what tensors take in the second step of what `make` makes, all that it holds included"
+    gc.collect()
+    steps = []
+    def begin():
+        steps.append(make().step)
+        steps[0]()
+    if not cuda: return (sum(allocations(begin)) + max(accumulate(allocations(lambda: steps[0]()))))/2**20
+    before = torch.cuda.memory_allocated()
+    begin()
+    torch.cuda.reset_peak_memory_stats()
+    steps[0]()
+    return (torch.cuda.max_memory_allocated() - before)/2**20
 
 
 class Stepper:
@@ -95,9 +121,14 @@ class Stepper:
         learn.dl,learn.n_iter = learn.dls.train,10**6
         learn('before_train')
 
-    def step(self) -> tuple[float, float]:
-        "Milliseconds and peak megabytes (GPU only) of one training step"
+    def step(self) -> float:
+        "Milliseconds of one training step"
         return timed_call(lambda: self.learn.one_batch(0, self.batch), self.batch[0].is_cuda)
+
+
+def memory(makers: dict, device: str) -> pd.Series:
+    "Megabytes of each candidate"
+    return pd.Series({n: peak_megabytes(make, torch.device(device).type=='cuda') for n,make in progress_bar(makers.items())})
 
 
 def quartiles(values: pd.Series, name: str) -> dict:
@@ -113,25 +144,25 @@ def chosen(args: argparse.Namespace) -> dict:
 
 
 def timed(steppers: dict, args: argparse.Namespace) -> pd.DataFrame:
-    "One row per step: round, method, milliseconds, megabytes"
+    "One row per step: round, method, milliseconds"
     names,rows = list(steppers),[]
     for i in progress_bar(range(-args.warmup, args.rounds)):
         k = i % len(names)
         for name in names[k:] + names[:k]:
-            ms,mb = steppers[name].step()
-            if i>=0: rows.append(dict(round=i, method=name, ms=ms, mb=mb))
+            ms = steppers[name].step()
+            if i>=0: rows.append(dict(round=i, method=name, ms=ms))
     return pd.DataFrame(rows)
 
 
 def measure(args: argparse.Namespace) -> pd.DataFrame:
     "One row per candidate: step time, ratios to plain and to knowledge distillation with quartiles, memory ratio"
-    steppers = {k: Stepper(v, args) for k,v in chosen(args).items()}
-    df,start = timed(steppers, args),f'{pd.Timestamp.now():%Y-%m-%d %H:%M}'
-    ms,mb = df.pivot(index='round', columns='method', values='ms'),df.groupby('method').mb.median()
+    makers,start = {k: partial(Stepper, v, args) for k,v in chosen(args).items()},f'{pd.Timestamp.now():%Y-%m-%d %H:%M}'
+    mb = memory(makers, args.device)
+    ms = timed({k: make() for k,make in makers.items()}, args).pivot(index='round', columns='method', values='ms')
     again = quartiles(ms['plain again']/ms['plain'], 'again')
     same = dict(rounds=args.rounds, run=start, plain_ms=ms['plain'].median(), again_q1=again['again_q1'], again_q3=again['again_q3'])
     over_kd = lambda n: quartiles(ms[n]/ms[kd], 'over_kd') if needs_teacher(n) and kd in ms else {}
-    return pd.DataFrame([dict(method=n, step_ms=ms[n].median(), **quartiles(ms[n]/ms['plain'], 'ratio'), **over_kd(n), memory_ratio=mb[n]/mb['plain'], **same) for n in steppers])
+    return pd.DataFrame([dict(method=n, step_ms=ms[n].median(), **quartiles(ms[n]/ms['plain'], 'ratio'), **over_kd(n), memory_mb=mb[n], memory_ratio=mb[n]/mb['plain'], **same) for n in makers])
 
 
 def merged(new: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -151,28 +182,38 @@ def literal_select_scale(f: torch.Tensor, top_rate: float, retain: float) -> tor
     return f*((1-v)*(u-1) + 1)[:,:,None,None]
 
 
+def literal_cam_and_caam(f: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    "Eq. 2 and 3 to the letter: the map times its weights, summed over channels, and the map summed over channels"
+    return torch.stack([(f*w[:,:,None,None]).sum(1), f.sum(1)])
+
+
+def literal_ada_cam(g: torch.Tensor) -> torch.Tensor:
+    "Eq. 2 of MV-FeaAug to the letter: every class's map times the softmax of its mean, summed over classes"
+    return (g*g.mean((2, 3)).softmax(1)[:,:,None,None]).sum(1)
+
+
 def functions(device: str, size: tuple) -> dict:
     "name -> the function of a map, its literal form"
-    mask = featreg.box_mask(*size[2:]).to(device)
+    w,mask = torch.randn(size[:2], device=device),featreg.box_mask(*size[2:]).to(device)
     scale = dict(top_rate=.1, retain=.2)
     return {'mined_pool': (partial(featreg.mined_pool, mask=mask), partial(literal_mined_pool, mask=mask)),
-            'select_scale': (partial(featreg.select_scale, **scale), partial(literal_select_scale, **scale))}
+            'select_scale': (partial(featreg.select_scale, **scale), partial(literal_select_scale, **scale)),
+            'cam_and_caam': (partial(featreg.cam_and_caam, w=w), partial(literal_cam_and_caam, w=w)),
+            'ada_cam': (featreg.ada_cam, literal_ada_cam)}
 
 
-def measure_functions(args: argparse.Namespace, size: tuple = (32, 256, 14, 14)) -> pd.DataFrame:
-    "Forward and backward of each function and of its literal form, interleaved"
-    f = torch.randn(size, device=args.device, requires_grad=True)
-    def once(function) -> float:
-        f.grad = None
-        start = time.perf_counter()
-        function(f).sum().backward()
-        if f.is_cuda: torch.cuda.synchronize()
-        return 1000*(time.perf_counter() - start)
+def measure_functions(args: argparse.Namespace, sizes: tuple = ((32, 256, 14, 14), (32, 512, 7, 7), (128, 64, 8, 8))) -> pd.DataFrame:
+    "Forward and backward of each function and of its literal form, interleaved, on the maps of a ResNet-18's last two stages at 224 px and a ResNet-56's last"
     rows = []
-    for name,(ours,literal) in functions(args.device, size).items():
-        for _ in range(5): once(ours), once(literal)
-        df = pd.DataFrame([dict(ours=once(ours), literal=once(literal)) for _ in range(100)])
-        rows.append(dict(function=f'{name} {size}', ms=df.ours.median(), literal_ms=df.literal.median(), **quartiles(df.literal/df.ours, 'literal_over_ours')))
+    for size in sizes:
+        f = torch.randn(size, device=args.device, requires_grad=True)
+        def once(function) -> float:
+            f.grad = None
+            return timed_call(lambda: function(f).sum().backward(), f.is_cuda)
+        for name,(ours,literal) in functions(args.device, size).items():
+            for _ in range(5): once(ours), once(literal)
+            df = pd.DataFrame([dict(ours=once(ours), literal=once(literal)) for _ in range(100)])
+            rows.append(dict(function=name, map=' x '.join(map(str, size)), ms=df.ours.median(), literal_ms=df.literal.median(), **quartiles(df.literal/df.ours, 'literal_over_ours')))
     return pd.DataFrame(rows)
 
 
@@ -183,6 +224,7 @@ def parse() -> argparse.Namespace:
     p.add_argument('--size', type=int, default=64, help='pixels')
     p.add_argument('--bs', type=int, default=32)
     p.add_argument('--methods', default='', help='regular expression: only candidates whose label has a match, and plain (default: all)')
+    p.add_argument('--functions', action='store_true', help='time the functions on maps instead')
     p.add_argument('--rounds', type=int, default=40)
     p.add_argument('--warmup', type=int, default=5)
     p.add_argument('--amp', choices=['fp16', 'bf16'])
@@ -197,15 +239,14 @@ def parse() -> argparse.Namespace:
 def main():
     "Measure, print, write"
     args = parse()
-    what = f'{args.device}_{args.arch}_{args.size}px_bs{args.bs}' + (f'_{args.amp}' if args.amp else '')
-    said = lambda df: df.assign(setting=what, threads=torch.get_num_threads(), torch=torch.__version__)
-    results = {'overhead': measure(args)} | ({} if args.methods else {'functions': measure_functions(args)})
-    for name,df in results.items():
-        print(f'\n{name}: {what}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
-        if not args.out: continue
-        args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out/f'{name}_{what}.csv'
-        (merged(said(df), path) if args.methods else said(df)).to_csv(path, index=False)
+    setting = f'{args.device}_{args.arch}_{args.size}px_bs{args.bs}' + (f'_{args.amp}' if args.amp else '')
+    name,df = (f'functions_{args.device}', measure_functions(args)) if args.functions else (f'overhead_{setting}', measure(args).assign(setting=setting))
+    df = df.assign(threads=torch.get_num_threads(), torch=torch.__version__)
+    print(f'\n{name}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
+    if not args.out: return
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out/f'{name}.csv'
+    (merged(df, path) if args.methods else df).to_csv(path, index=False)
 
 
 if __name__ == '__main__': main()
