@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, torch, torchvision
 import fastai_featreg.all as featreg
-from fastai.vision.all import AdaptiveConcatPool2d, create_head
+from fastai.vision.all import create_head
 from torch import nn
 from torch.nn import functional as F
 from overhead import Stepper, make_model, memory, quartiles, timed, timed_call

@@ -1,6 +1,6 @@
 "What a notebook needs: `from fastai_featreg.all import *`. The machinery behind it stays in its modules."
 from fastai_featreg.anatomy import Anatomy, body_head, cut_after, get_anatomy, Stage
-from fastai_featreg.core import feature_maps, FeatureCallback, register_method
+from fastai_featreg.core import feature_maps, FeatureCallback, register_method, to_torch
 from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, CamCallback, CamMetric, Cams, centre_map,
                                  class_weights, ClassWeights, energy_inside, get_cams, grad_cam, grad_cam_pp, localisation, map_boxes, mask_iou_at,
                                  max_box_acc, minmax, pointing_game, pooled_map, resize_maps, show_cams)
@@ -14,7 +14,7 @@ from fastai_featreg.cam_loss import cam_loss, CAMLoss, negative_cam_loss, Negati
 from fastai_featreg.distill import (at_loss, AttentionTransfer, binary_kd_loss, cat_loss, CATKD, CCM, ccm_loss, dist_loss, dkd_loss, kd_loss,
                                     KnowledgeDistillation, standardise, standardised_kd_loss, TeacherCallback)
 from fastai_featreg.multiview import (ada_cam, anchors, find_views, get_views, install_views, local_pool, MultiViewHead, MVFeaAug, pooled_classifier, PrototypeClassifier,
-                                      remove_views, show_views, to_torch, view_boxes, view_weights)
+                                      remove_views, show_views, view_boxes, view_weights)
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digit_scenes, digits_dls, folder_dls, get_boxes, load_data, show_boxes
 from fastai_featreg.nets import (resnet8, resnet20, resnet56, resnet110, resnet164, wrn16_4, wrn20_4, wrn20_8, wrn28_2, wrn28_4, wrn28_10, resnext29_8x64d,
                                  densenet100_12, pyramidnet110_270, Truncated)

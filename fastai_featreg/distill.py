@@ -8,13 +8,14 @@ __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 
            'AnswerCache', 'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
 
 # %% ../nbs/40_distill.ipynb #95cc40e7
-import logging,math,numbers
+import logging,math
 from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
-from .core import remove_taps,register_method
+from .core import register_method,remove_taps
+from .core import _check_count,_check_number,_plain,_wide
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp,mixed_classes,pooled_map,resize_maps
-from .maps import _check_distance,_check_in_use,_Start,_like_model,_plain,_run_from,_wide
+from .maps import _check_distance,_check_in_use,_like_model,_run_from,_Start
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
@@ -24,11 +25,6 @@ def _check_logits(name, student, teacher, least=2):
     if student.shape!=teacher.shape:
         raise ValueError(f"{name}: student and teacher must have logits of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}; a teacher must know the student's classes, in the same order")
     if student.shape[1]<least: raise ValueError(f"{name}: {student.shape[1]} class is too few for a softmax; one output is compared by binary_kd_loss (loss='binary')")
-
-def _check_number(name, low=-math.inf, high=math.inf, **numbers_):
-    for arg,v in numbers_.items():
-        if isinstance(v, bool) or not isinstance(v, numbers.Real) or not math.isfinite(v) or not low<=v<=high:
-            raise ValueError(f"{name}: {arg} must be a number" + (f" from {low:g} to {high:g}" if high<math.inf else f" of at least {low:g}" if low>-math.inf else '') + f", got {v!r}")
 
 def _scaled(name, student, teacher, tau, least=2):
     "Logits over `tau`, in float32 at least; the teacher's without a graph"
@@ -577,7 +573,7 @@ class CATKD(TeacherCallback):
         size:int=2, # side of the pooled maps, positions
         **kwargs
     ):
-        if isinstance(size, bool) or not isinstance(size, int) or size<1: raise ValueError(f"CATKD: size must be a whole number of at least 1, got {size!r}")
+        _check_count('CATKD', size=size)
         super().__init__(teacher, beta, gamma, cam='cam', distance='l2', **kwargs)
         self.size = size
 

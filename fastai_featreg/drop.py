@@ -12,19 +12,18 @@ __all__ = ['top_channels', 'spatial_dropout', 'spatial_scale', 'select_scale', '
 # %% ../nbs/20_drop.ipynb #b3cb711d
 import math,numbers,re
 from collections import defaultdict
-from contextlib import ExitStack,contextmanager
+from contextlib import ExitStack
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import drop_block2d
 from .anatomy import Anatomy,Stage,get_anatomy,hooked,untouched
-from .core import FeatureCallback,TapHook,feature_maps,isolated_rng,register_method
-from .maps import _check_f
+from .anatomy import _first_param
+from .core import FeatureCallback,isolated_rng,register_method,tapped
+from .core import _check_count,_check_f,_check_number
 
 # %% ../nbs/20_drop.ipynb #986c9b4a
-def _check_rates(name, **rates):
-    for k,v in rates.items():
-        if isinstance(v, bool) or not isinstance(v, numbers.Real) or not 0<=v<=1: raise ValueError(f"{name}: {k} must be a number between 0 and 1, got {v!r}")
+_check_rates = partial(_check_number, low=0, high=1)
 
 # %% ../nbs/20_drop.ipynb #7b8bc415
 @torch.no_grad()
@@ -224,7 +223,7 @@ def channel_readers(
     def after(module, inp, out):
         for t in _tensors(out): t._held = frozenset([names[module]]) | (frozenset() if is_norm(module) else getattr(t, '_held', frozenset()))
     readers = [m for m in names if is_norm(m) or isinstance(m, (nn.Conv2d,nn.Linear))]
-    x = torch.zeros(1, *anatomy.input_size).to(next(p for p in model.parameters() if p.is_floating_point()))
+    x = torch.zeros(1, *anatomy.input_size).to(_first_param(model))
     with ExitStack() as stack, untouched(model), hooked(names, after), torch.no_grad(), _Carry():
         for m in readers: stack.callback(m.register_forward_pre_hook(before).remove)
         model._call_impl(x)
@@ -304,7 +303,7 @@ def show_drop_layers(
     ax:plt.Axes|None=None, # axes to draw on; None makes them
     figsize:tuple=(9,2.4), # inches
     **kwargs
-):
+)->plt.Axes: # with the bars
     "Where a drop acts and how strongly: a bar for each normalisation and convolution of the network, in order, as high as it has channels"
     anatomy = model if isinstance(model, Anatomy) else get_anatomy(model, check_cam=False)
     acts = {s.name:w for s,w in find_drop_layers(anatomy, layers, strength)}
@@ -371,7 +370,9 @@ class DropCallback(FeatureCallback):
         "Override: the changed map; random numbers may come from torch's global generator"
         raise NotImplementedError
 
-    def find_layers(self, anatomy):
+    def find_layers(self,
+        anatomy:Anatomy, # of the learner's model
+    )->list: # `Stage`s
         "Layers by the rule of `find_drop_layers`, kept by name"
         found = find_drop_layers(anatomy, self.layers, self.strength)
         self.acts_on = {s.name:w for s,w in found}
@@ -379,7 +380,10 @@ class DropCallback(FeatureCallback):
         return [s for s,_ in found]
 
     @torch.compiler.disable
-    def change_map(self, stage, fmap):
+    def change_map(self,
+        stage:Stage, # where
+        fmap:Tensor, # (N,D,H,W)
+    )->Tensor: # shape of `fmap`
         "The drop at this layer's strength, under a seed of its own that is drawn once per batch"
         seed = self.draw_once(stage.name, lambda: torch.randint(2**62, (), generator=self.generator).item())
         with isolated_rng(seed + rank_distrib() + 1000*self.place, fmap.device): # other numbers on other ranks, and for the next drop
@@ -450,7 +454,7 @@ class DropBlock(DropCallback):
         **kwargs
     ):
         _check_rates('DropBlock', p=p)
-        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size<1: raise ValueError(f"DropBlock: block_size must be a whole number of at least 1, got {block_size!r}")
+        _check_count('DropBlock', block_size=block_size)
         super().__init__(**kwargs)
         store_attr('p,block_size')
 
@@ -533,14 +537,6 @@ class _Dropper:
     def __init__(self, drop): self.drop = drop
     def on_map(self, stage, fmap): return self.drop(fmap)
 
-@contextmanager
-def _dropping(layers, drop):
-    "Context where `drop` changes the maps of the `Stage`s `layers`, in evaluation too"
-    owner = _Dropper(drop)
-    with ExitStack() as stack:
-        for s in layers: stack.callback(s.module.register_forward_hook(TapHook(owner, s)).remove)
-        yield
-
 def _top_dropped(f, p): return selectout(f, 1-p, p)
 def _any_dropped(f, p): return selectout(f, 1., p)
 
@@ -565,14 +561,14 @@ def dropped_errors(
     dl = dl or learn.dls.valid
     found = [s for s,_ in find_drop_layers(get_anatomy(learn.model, x=dl.one_batch()[0], check_cam=False), layers)]
     drops,rows = drops or _channel_drops,[]
-    for name,p,seed in progress_bar([(n, p, s) for n in drops for p in retain for s in range(seeds if p<1 else 1)]):
-        with untouched(learn.model), _dropping(found, partial(drops[name], p=p)), isolated_rng(seed, dl.device): rows.append(dict(drop=name, retain=p, seed=seed, error=_error(learn, dl)))
+    for name,p,seed in progress_bar([(n, p, s) for n in drops for p in retain for s in range(seeds if p<1 else 1)], display=hasattr(learn, 'progress')): # `no_bar` silences this one too
+        with untouched(learn.model), tapped(found, _Dropper(partial(drops[name], p=p))), isolated_rng(seed, dl.device): rows.append(dict(drop=name, retain=p, seed=seed, error=_error(learn, dl)))
     return pd.DataFrame(rows)
 
 def plot_dropped_errors(
     df:pd.DataFrame, # from `dropped_errors`
     ax:plt.Axes|None=None, # axes to draw on; None makes them
-):
+)->plt.Axes: # those axes
     "Error against retaining rate, mean and range over the seeds, a line for each drop (SelectScale, Figure 3)"
     ax = ax or plt.subplots(figsize=(5.5,3.4))[1]
     for name,g in df.groupby('drop', sort=False):

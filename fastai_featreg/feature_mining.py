@@ -7,10 +7,11 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'Feature
            'plot_activations']
 
 # %% ../nbs/10_feature_mining.ipynb #0760576f
-import math,numbers
+import math
 from fastai.vision.all import *
-from .core import FeatureCallback,register_method,feature_maps,isolated_rng
-from .maps import _check_f
+from .core import FeatureCallback,feature_maps,register_method
+from .core import _check_f,_check_number
+from .maps import decoded_images
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241
 def _leave_both(
@@ -35,7 +36,7 @@ def box_mask(
     generator:torch.Generator|None=None, # source of random numbers; None takes torch's global one
 )->Tensor: # (h,w) of 0. and 1., neither value missing if h*w>1
     "Random box, one inside (Feature Mining, Eq. 2)"
-    if lam is not None and not (isinstance(lam, numbers.Real) and 0<=lam<=1): raise ValueError(f"box_mask: lam must be a number between 0 and 1, got {lam!r}")
+    if lam is not None: _check_number('box_mask', 0, 1, lam=lam)
     _check_size('box_mask', h, w)
     drawn,cy,cx = torch.rand(3, generator=generator).tolist()
     side = math.sqrt(1 - (drawn if lam is None else lam))
@@ -164,9 +165,8 @@ def show_mining(
     name,f = list(feature_maps(learn.model, x, layers).items())[-1]
     m = (box_mask if mask=='box' else point_mask)(*f.shape[2:], generator=torch.Generator().manual_seed(seed))
     mean = f.float().mean(1).cpu()
-    images = learn.dls.valid.after_batch.decode((TensorImage(b[0][:n].cpu()),))[0]
     fig,axes = plt.subplots(len(x), 5, figsize=figsize or (8, 1.7*len(x)), squeeze=False, **kwargs)
-    for row,image,a in zip(axes, images, mean):
+    for row,image,a in zip(axes, decoded_images(learn, b[0][:n]), mean):
         image.show(ctx=row[0])
         row[2].imshow(m, cmap='gray', vmin=0, vmax=1)
         for ax,part in zip((row[1], row[3], row[4]), (a, a*m, a*(1-m))): ax.imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())

@@ -19,24 +19,15 @@ from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 from .anatomy import Anatomy,Stage,Trace,get_anatomy,hooked,untouched,unwrap
 from .core import FeatureCallback
+from .core import _check_f,_got,_plain,_wide
 from .data import get_boxes,has_boxes
 
 # %% ../nbs/02_maps.ipynb #065d3a8c
-def _got(o): return f'{o.dtype} {tuple(o.shape)}' if isinstance(o, Tensor) else type(o).__name__
-
-def _check_f(f, name):
-    if not isinstance(f, Tensor) or f.ndim!=4 or not f.is_floating_point() or f.numel()==0:
-        raise ValueError(f"{name}: f must be a floating point map (N,D,H,W) that is not empty, got {_got(f)}")
-
 def _check_w(f, w, name):
     _check_f(f, name)
     n,d = f.shape[:2]
     if not isinstance(w, Tensor) or not w.is_floating_point() or w.ndim not in (2,3) or (w.shape[0],w.shape[-1])!=(n,d) or w.shape[1]==0:
         raise ValueError(f"{name}: w must hold floating point weights (N,D) = {(n,d)}, or (N,K,D) for K classes an image, for a map {tuple(f.shape)}, got {_got(w)}; choose rows of a (C,D) matrix by w[y]")
-
-def _plain(o): return o.as_subclass(Tensor) if isinstance(o, TensorBase) else o # fastai's tensor types do not mix; torch.export cannot trace the change
-
-def _wide(o): return _plain(o).to(torch.promote_types(o.dtype, torch.float32))
 
 def _weighted_sums(f, w, plus_ones=False):
     "Sums over channels, (N,D,H,W), (N,K,D) -> (N,K,H,W), in float32 at least, in one read of `f`; with weights 1 as a last row if wanted"
@@ -479,7 +470,7 @@ def _class_name(learn, i):
 
 def _heads(name, got, target):
     "Titles of the two columns of a learner"
-    of = {'target': '', 'predicted': ' of prediction'}.get(target, f' of {target}' if np.ndim(target)==0 else ' as given')
+    of = ' as given' if not isinstance(target, str) and np.ndim(target)>0 else {'target': '', 'predicted': ' of prediction'}.get(target, f' of {target}')
     return [f'{name} {_names[got.method]}{of}'.strip(), f'{name} CAAM'.strip()]
 
 
@@ -706,6 +697,7 @@ class CamMetric(Metric):
         if not callable(measure): raise ValueError(f"CamMetric: measure must be a function, such as pointing_game, got {measure!r}")
         if of not in ('cam', 'caam'): raise ValueError(f"CamMetric: of must be 'cam' or 'caam', got {of!r}")
         store_attr()
+        self.func = getattr(measure, 'func', measure) # of a `partial`
         self.reset()
 
     def reset(self):
@@ -718,10 +710,10 @@ class CamMetric(Metric):
         "Maps of the batch that was just validated"
         if num_distrib()>1: raise ValueError('CamMetric runs in one process, the boxes of a loader that is split over several ranks are unknown; call localisation after training')
         if learn.training: return # fastai's `train_metrics`: shuffled batches, maps of a network that changes
-        if self._make is None: self._make = CamMaker(learn.model, self.method, self.layer, x=_plain(learn.xb[0]), relu=self.measure is not caam_cam_distance)
+        if self._make is None: self._make = CamMaker(learn.model, self.method, self.layer, x=_plain(learn.xb[0]), relu=self.func is not caam_cam_distance)
         o,i = self._make(learn.xb[0], _named(learn, self.target), learn.yb[0] if learn.yb else None),self._n
         self._n += len(learn.xb[0])
-        if self.measure is caam_cam_distance: values = caam_cam_distance(o['maps'], o['caam'])
+        if self.func is caam_cam_distance: values = self.measure(o['maps'], o['caam'])
         else: values = self.measure(o['maps' if self.of=='cam' else 'caam'].cpu(), get_boxes(learn.dl)[i:self._n], tuple(learn.xb[0].shape[-2:]))
         self._values.append(values.cpu())
 
@@ -734,7 +726,7 @@ class CamMetric(Metric):
     @property
     def name(self)->str:
         "Title of the column"
-        return ('caam_' if self.of=='caam' else '') + self.measure.__name__
+        return ('caam_' if self.of=='caam' else '') + self.func.__name__
 
     def __getstate__(self): return {**self.__dict__, '_make': None} # an exported learner holds its model once
 
@@ -800,7 +792,9 @@ class CamCallback(FeatureCallback):
         super().__init__([-1], weight)
         self.cam = cam
 
-    def find_layers(self, anatomy):
+    def find_layers(self,
+        anatomy:Anatomy, # of the learner's model
+    )->list: # that one `Stage`
         "The map that is pooled, and a way to make class maps of it"
         exact,name = bool(anatomy.cam_exact),type(self).__name__
         if self.cam=='cam' and not exact:

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['ada_cam', 'anchors', 'view_boxes', 'inside_views', 'local_pool', 'view_weights', 'Ensemble', 'MultiViewHead',
            'PrototypeClassifier', 'pooled_classifier', 'loss_on_views', 'find_views', 'install_views', 'remove_views',
-           'InputTap', 'MVFeaAug', 'Views', 'get_views', 'show_views', 'to_torch']
+           'InputTap', 'MVFeaAug', 'Views', 'get_views', 'show_views']
 
 # %% ../nbs/50_multiview.ipynb #c8189c45
 import logging
 from collections import OrderedDict
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
-from .core import FeatureCallback,is_compiled,is_validating,isolated_rng,register_method,remove_taps,TapHook,VisitingParams
+from .core import FeatureCallback,is_compiled,is_validating,isolated_rng,register_method,TapHook,VisitingParams
+from .core import _check_count,_check_f,_check_number,_plain,_wide
 from .maps import decoded_images,mixing
-from .maps import _check_f,_check_maps,_class_name,_like_model,_load_for,_overlay,_plain,_wide
+from .maps import _check_maps,_class_name,_like_model,_load_for,_overlay
 
 # %% ../nbs/50_multiview.ipynb #df5bf74e
 def ada_cam(
@@ -30,10 +30,6 @@ def ada_cam(
     return a[:,0].unflatten(1, g.shape[2:])
 
 # %% ../nbs/50_multiview.ipynb #cb0af38b
-def _check_count(name, **counts):
-    for arg,v in counts.items():
-        if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{name}: {arg} must be a whole number of at least 1, got {v!r}")
-
 def anchors(
     a:Tensor, # maps, (N,H,W)
     k:int, # number of positions; at most H*W are there
@@ -124,6 +120,8 @@ class Ensemble(nn.Module):
 
 class MultiViewHead(nn.Sequential):
     "Head that answers `k` times `len(sizes)` local views of a map, and means the answers (MV-FeaAug, 2.2)"
+    kind = None # name of the classifier; None: the layers of a plain head
+
     def __init__(self,
         channels:int, # D, channels of the map
         n_out:int, # C, classes
@@ -133,6 +131,7 @@ class MultiViewHead(nn.Sequential):
     ):
         super().__init__(*pooled_classifier(channels, n_out, classifier))
         self.add_views(channels, n_out, k, sizes)
+        self.kind = _kind(classifier)
 
     def set_views(self,
         k:int=50, # anchors an image
@@ -297,6 +296,8 @@ def _check_classifier(classifier):
     if callable(classifier) or isinstance(classifier, str) and classifier in _classifiers: return
     raise ValueError(f"classifier must be one of {', '.join(map(repr, _classifiers))}, or a function (channels, n_out) -> module, got {classifier!r}")
 
+def _kind(classifier): return getattr(classifier, '__qualname__', classifier) # text: a head must be picklable
+
 def pooled_classifier(
     channels:int, # D, channels of the map
     n_out:int, # C, classes
@@ -384,8 +385,6 @@ def install_views(
     net._modules[list(net._modules)[-1]] = head
     return head
 
-def _kind(classifier): return getattr(classifier, '__qualname__', classifier) # text: a head must be picklable
-
 # %% ../nbs/50_multiview.ipynb #7c065abe
 def _join(learn, params):
     "Parameters of the head that the optimiser does not have yet"
@@ -432,7 +431,7 @@ class MVFeaAug(FeatureCallback):
         _check_count('MVFeaAug', k=k)
         _check_sizes('MVFeaAug', sizes)
         if local_reduction not in ('mean', 'sum'): raise ValueError(f"MVFeaAug: local_reduction must be 'mean' or 'sum', got {local_reduction!r}")
-        if isinstance(global_weight, bool) or not isinstance(global_weight, (int, float)) or not 0<=global_weight<math.inf: raise ValueError(f"MVFeaAug: global_weight must be a number of at least 0, got {global_weight!r}")
+        _check_number('MVFeaAug', 0, global_weight=global_weight)
         if classifier is not None: _check_classifier(classifier)
         super().__init__([-1], seed=seed)
         store_attr('k,local_reduction,global_weight,classifier', sizes=tuple(sizes))
@@ -573,13 +572,3 @@ def show_views(self:Learner,
 ):
     "Where the multi-view head looks, see `show_views`"
     show_views(self, x, n_top, max_n)
-
-# %% ../nbs/50_multiview.ipynb #74a8bf46
-def to_torch(
-    model:nn.Module|Learner, # network or learner; it is not changed
-)->nn.Module: # copy in evaluation mode, without wrappers, hooks of this library, and gradients
-    "A network for use outside fastai, for `torch.export` and ONNX"
-    if not isinstance(model, (nn.Module, Learner)): raise ValueError(f"to_torch: model must be a network or a Learner, got {model!r}; load a file first")
-    net = deepcopy(unwrap(model.model if isinstance(model, Learner) else model))
-    remove_taps(net)
-    return net.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """What a user relies on, for every registered method: a table of methods, a table of cells, and a function that runs one cell.
 `python tests/conformance.py` runs all of it and prints the counts; `--csv FILE` writes the table."""
-import argparse, csv, json, random, re, subprocess, sys, time
+import argparse, csv, random, re, subprocess, sys, time
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field

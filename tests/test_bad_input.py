@@ -28,7 +28,7 @@ arguments = {
     'weight tensor': (lambda: FeatureMining(weight=torch.tensor(1.)), 'weight must be'), 'seed a': (lambda: FeatureMining(seed='a'), 'seed must be a whole number'), 'seed 1.': (lambda: FeatureMining(seed=1.), 'seed must be'),
     'seed 2**70': (lambda: FeatureMining(seed=2**70), 'less than 62 bits'), 'seed True': (lambda: FeatureMining(seed=True), 'seed must be'),
     'top_rate 1.5': (lambda: SelectScale(top_rate=1.5), 'top_rate must be'), 'retain -1': (lambda: SelectScale(retain=-1), 'retain must be'), "retain '0.2'": (lambda: SelectScale(retain='0.2'), 'retain must be'),
-    'retain nan': (lambda: SelectScale(retain=nan), 'retain must be a number between 0 and 1, got nan'), 'retain tensor': (lambda: SpatialScale(retain=torch.tensor(.5)), 'retain must be'),
+    'retain nan': (lambda: SelectScale(retain=nan), 'retain must be a number from 0 to 1, got nan'), 'retain tensor': (lambda: SpatialScale(retain=torch.tensor(.5)), 'retain must be'),
     'candidates': (lambda: Selectout(.1, .8), 'raise p or top_rate'), 'p 2': (lambda: FeatureDropout(2), 'p must be'), 'p True': (lambda: SpatialDropout(True), 'p must be'), 'p inf': (lambda: DropBlock(inf), 'p must be'),
     'block_size 0': (lambda: DropBlock(block_size=0), 'block_size must be a whole number'), 'block_size True': (lambda: DropBlock(block_size=True), 'block_size'), 'block_size 7.': (lambda: DropBlock(block_size=7.), 'block_size'),
     'strength 2': (lambda: SelectScale(strength=2), 'strength must be'), 'strength (1, -1)': (lambda: SelectScale(strength=(1, -1)), 'strength must be'), 'curriculum .5': (lambda: SelectScale(curriculum=.5), 'curriculum must be'),

@@ -1,5 +1,4 @@
 "CAM-loss and NegativeCAM in a learner: what they reach, what they leave alone, and every way to run"
-from functools import partial
 import pytest, timm
 from tiny import *
 

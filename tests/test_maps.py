@@ -1,5 +1,4 @@
 "Maps against the equations, against pytorch-grad-cam and torchvision, and what a learner must not notice of them"
-import pickle
 import numpy as np
 import pytest
 import timm

@@ -1,0 +1,130 @@
+"What was measured, read from the CSV files beside this module: for the README's table, the method cards and the cost report"
+import inspect,re
+from pathlib import Path
+import pandas as pd
+from fastcore.docments import docments
+from matplotlib import pyplot as plt
+from fastai_featreg.all import read_results,summarise
+from fastai_featreg.compare import colours,plot_curves
+from fastai_featreg.core import methods
+
+here = Path(__file__).parent
+# data and budget -> folder, and the network where runs of several lie in one folder
+sets = {'digits, 5 epochs': 'digits', 'digits, 15 epochs': 'digits15', 'digits, ResNet-20, 6 epochs': 'digits_maps', 'CIFAR-10, 3,000 images, 8 epochs': 'cifar10',
+        'CIFAR-10, 1,000 images, ResNet-20, 30 epochs': 'cifar10_long', 'Tiny ImageNet-30, 3,000 images, ResNet-20, 10 epochs': 'tiny30',
+        'CIFAR-100, 3,000 images at 24 px, ResNet-8, 8 epochs': 'cifar100_distill', 'CIFAR-10, 2,000 images, ResNet-8, 8 epochs': 'multiview/cifar10:resnet8',
+        'CIFAR-10, 2,000 images, ResNet-8 without its last stage, 8 epochs': 'multiview/cifar10:resnet8-1', 'Tiny ImageNet-30, 1,500 images, ResNet-8, 6 epochs': 'multiview/tiny30:resnet8',
+        'Tiny ImageNet-30, 1,500 images, ResNet-8 without its last stage, 6 epochs': 'multiview/tiny30:resnet8-1'}
+settings = {'cpu_resnet18_64px_bs32': 'ResNet-18, 64 px, batch 32', 'cpu_resnet56_32px_bs128': 'ResNet-56, 32 px, batch 128', 'cpu_resnet50_128px_bs8': 'ResNet-50, 128 px, batch 8'}
+# step time / plain that a callback should not exceed
+budgets = {'feature_mining': 1.02, 'feature_mining, 2 layers': 1.02, 'cam_loss': 1.02, 'select_scale': 1.04}
+ccm_budget,views_budget = 1.01,1.05 # over distillation alone; 200 views on 14 x 14, over average pooling and a linear layer
+
+
+def markdown(rows: list) -> str:
+    "Markdown table of rows of text, the first of them its head"
+    lines = ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows]
+    return '\n'.join([lines[0], '|' + ' --- |'*len(rows[0]), *lines[1:]])
+
+
+def runs(folder: str) -> pd.DataFrame:
+    "Runs of a folder, or of one network in it (`folder:arch`); a teacher's file is called `teacher`"
+    folder,_,arch = folder.partition(':')
+    df = read_results(here/folder/'results.csv')
+    if arch: df = df[df['arch']==arch]
+    return df.assign(method=df['method'].str.replace(r"teacher='[^']*'", 'teacher', regex=True))
+
+
+def summaries() -> dict:
+    "data and budget -> a row per method, from `summarise`"
+    return {k: summarise(runs(v)) for k,v in sets.items()}
+
+
+def gain(r: pd.Series) -> str:
+    "Difference to plain training and its interval, points"
+    assert r.pairs>=3, f'{r.name}: {r.pairs} seeds are too few to show'
+    return f'{100*r.gain:+.1f} ({100*r.gain_low:+.1f} to {100*r.gain_high:+.1f})'
+
+
+def plot_accuracies(df: pd.DataFrame):
+    "Accuracy of each epoch, for runs whose step times say nothing"
+    ax,colour = plt.subplots(figsize=(8, 4.8))[1],colours(list(df['method'].unique()))
+    plot_curves(ax, df, colour)
+    ax.legend([plt.Line2D([], [], color=c) for c in colour.values()], colour)
+
+
+def overhead() -> pd.DataFrame:
+    "Rows of all networks that were measured, with `network`, in their order"
+    df = pd.concat(pd.read_csv(here/f'overhead_{s}.csv') for s in settings)
+    return df.assign(network=df.setting.map(settings))
+
+
+def spread(r: pd.Series, name: str = 'ratio', form: str = '.2f') -> str:
+    "Median and quartiles"
+    return '{} ({} to {})'.format(*(format(r[f'{name}_{q}'], form) for q in ('median', 'q1', 'q3')))
+
+
+def parameters(name: str) -> dict:
+    "name -> docment of each argument of the callback, those of its base classes included"
+    cls,found = methods[name],{}
+    for c in cls.__mro__:
+        if '__init__' not in vars(c): continue
+        for k,v in docments(c.__init__, full=True, returns=False).items():
+            if k not in ('self', 'kwargs', 'args'): found.setdefault(k, v)
+    taken = inspect.signature(cls).parameters
+    return {k: found[k] for k in taken if k in found}
+
+
+def hyper_parameters(name: str) -> str:
+    "Table of the callback's arguments"
+    taken = inspect.signature(methods[name]).parameters
+    default = lambda k: 'needed' if taken[k].default is inspect.Parameter.empty else f'`{taken[k].default!r}`'
+    return markdown([['argument', 'default', 'meaning']] + [[f'`{k}`', default(k), v.docment or ''] for k,v in parameters(name).items()])
+
+
+def gains(name: str) -> str:
+    "Table of the accuracies of a callback's runs"
+    of = methods[name].__name__ + '('
+    rows = [[where, f'`{label}`', f'{100*s.loc["plain"].accuracy:.1f}', gain(r), int(r.pairs)] for where,s in summaries().items() for label,r in s.iterrows() if label.startswith(of)]
+    return markdown([['data and budget', 'callback', 'plain, %', 'points over plain (95 % interval)', 'seeds'], *rows]) if rows else 'Not measured: no committed run has it.'
+
+
+def costs(name: str) -> str:
+    "Table of a callback's step times and memory"
+    df = overhead()
+    taught = bool(df[df.method==name].over_kd_median.notna().any()) and name!='knowledge_distillation'
+    head = ['network', 'callback', 'step time / plain'] + ['step time / distillation alone']*taught + ['memory / plain', 'plain again']
+    again = lambda r: f'{r.again_q1:.2f} to {r.again_q3:.2f}'
+    rows = [[r.network, r.method.replace('_', ' '), spread(r)] + [spread(r, 'over_kd')]*taught + [f'{r.memory_ratio:.2f}', again(r)]
+            for _,r in df.iterrows() if re.match(rf'{name}\b(?!.*literal)', r.method)]
+    return markdown([head, *rows])
+
+
+def listed(items, n: int = 8) -> str:
+    "Comma-separated, cut after `n`"
+    items = list(items)
+    return ', '.join(items[:n]) + (f' and {len(items)-n} more' if len(items)>n else '')
+
+
+def works_with(name: str) -> str:
+    "Lines on networks, circumstances and other methods"
+    read = lambda file: pd.read_csv(here/file, keep_default_na=False)
+    nets,conf = read('backbones.csv'),read('conformance.csv')
+    nets,conf = nets[nets.method==name],conf[(conf.method==name) | (conf.cell==f'beside {name}')]
+    beside = conf.cell.str.startswith('beside ')
+    other = lambda r: r.cell.removeprefix('beside ') if r.method==name else r.method
+    n,refused = nets.status.value_counts(),nets[nets.status=='refused'].arch
+    ways = listed(f'{n[s]} {s}' for s in ('works', 'works by Grad-CAM', 'works in two parts', 'fails') if s in n).replace('works', 'work')
+    lines = [f'- networks ({len(nets)}): {ways}' + (f'; {len(refused)} refused: {listed(refused)}' if len(refused) else '')]
+    for what,df in {'circumstances': conf[~beside], 'other methods beside it': conf[beside]}.items():
+        refused = df[df.status=='refused']
+        why = listed(refused.cell if what=='circumstances' else [other(r) for r in refused.itertuples()])
+        lines.append(f'- {what} ({len(df)}): {(df.status=="passed").sum()} work' + (f'; refused: {why}' if len(refused) else '')
+                     + (f'; {n} do not apply' if (n := (df.status=='not applicable').sum()) else ''))
+    return '\n'.join(lines)
+
+
+def card(name: str) -> str:
+    "The measured half of a method's card"
+    parts = {'Hyper-parameters': hyper_parameters, 'Measured gain': gains, 'Measured cost': costs, 'Works with': works_with}
+    return '\n\n'.join(f'**{title}**\n\n{make(name)}' for title,make in parts.items())
