@@ -59,7 +59,7 @@ def find_method(
 # %% ../nbs/80_compare.ipynb #0f943778
 def method_label(
     cls:type, # callback class
-    *args, # its arguments
+    *args:object, # its arguments
     **kwargs
 )->str: # e.g. `FeatureMining(layers=2)`
     "Expression that makes the callback, without default arguments"

@@ -483,7 +483,7 @@ class AnswerCache(GetAttr):
 
     def keys(self,
         x:Tensor, # batch
-        *more, # further integers that the answer depends on, (N,K)
+        *more:Tensor, # further integers that the answer depends on, (N,K)
     )->list: # a whole number for each image
         "Sums modulo 2^64 of the bits of each image, times random odd factors: the same in every order of summation"
         bits = _plain(x).flatten(1).contiguous().view(torch.int16 if x.element_size()==2 else torch.int32).long()

@@ -411,7 +411,10 @@ class FeatureDropout(DropCallback):
         super().__init__(**kwargs)
         self.p = p
 
-    def drop(self, f, strength):
+    def drop(self,
+        f:Tensor, # feature map, (N,D,H,W)
+        strength:float, # (0,1], factor on what the rate takes away
+    )->Tensor: # shape of `f`
         "torch's dropout"
         return f if self.p==1 else F.dropout(f, (1-self.p)*strength)
 
@@ -427,7 +430,10 @@ class SpatialDropout(DropCallback):
         super().__init__(**kwargs)
         self.p = p
 
-    def drop(self, f, strength):
+    def drop(self,
+        f:Tensor, # feature map, (N,D,H,W)
+        strength:float, # (0,1], factor on what the rate takes away
+    )->Tensor: # shape of `f`
         "`spatial_dropout`"
         return spatial_dropout(f, eased(self.p, strength))
 
@@ -458,7 +464,10 @@ class DropBlock(DropCallback):
         super().__init__(**kwargs)
         store_attr('p,block_size')
 
-    def drop(self, f, strength):
+    def drop(self,
+        f:Tensor, # feature map, (N,D,H,W)
+        strength:float, # (0,1], factor on what the rate takes away
+    )->Tensor: # shape of `f`
         "`drop_block`"
         return drop_block(f, eased(self.p, strength), self.block_size)
 
@@ -474,7 +483,10 @@ class SpatialScale(DropCallback):
         super().__init__(**kwargs)
         self.retain = retain
 
-    def drop(self, f, strength):
+    def drop(self,
+        f:Tensor, # feature map, (N,D,H,W)
+        strength:float, # (0,1], factor on what the rate takes away
+    )->Tensor: # shape of `f`
         "`spatial_scale`"
         return spatial_scale(f, eased(self.retain, strength))
 
@@ -491,7 +503,10 @@ class Selectout(DropCallback):
         super().__init__(**kwargs)
         store_attr('top_rate,p')
 
-    def drop(self, f, strength):
+    def drop(self,
+        f:Tensor, # feature map, (N,D,H,W)
+        strength:float, # (0,1], factor on what the rate takes away
+    )->Tensor: # shape of `f`
         "`selectout`"
         return selectout(f, self.top_rate, eased(self.p, strength))
 
@@ -508,7 +523,10 @@ class SelectScale(DropCallback):
         super().__init__(**kwargs)
         store_attr('top_rate,retain')
 
-    def drop(self, f, strength):
+    def drop(self,
+        f:Tensor, # feature map, (N,D,H,W)
+        strength:float, # (0,1], factor on what the rate takes away
+    )->Tensor: # shape of `f`
         "`select_scale`"
         return select_scale(f, self.top_rate, eased(self.retain, strength))
 

@@ -412,7 +412,13 @@ _log = logging.getLogger(__name__)
 
 class InputTap(TapHook):
     "Hook that hands on what a layer gets"
-    def __call__(self, module, inputs, output): self.owner.on_map(self.stage, inputs)
+    def __call__(self,
+        module:nn.Module, # layer with the hook
+        inputs:tuple, # what it gets
+        output:Tensor, # not needed
+    ):
+        "Hand on the layer's inputs"
+        self.owner.on_map(self.stage, inputs)
 
 
 @register_method('mv_fea_aug')
@@ -460,13 +466,17 @@ class MVFeaAug(FeatureCallback):
         head.set_views(self.k, self.sizes)
         _join(self.learn, head.parameters())
 
-    def find_layers(self, anatomy:Anatomy)->list:
+    def find_layers(self,
+        anatomy:Anatomy, # of the learner's model
+    )->list: # the head's `Ensemble`, as a `Stage`
         "Where both kinds of logits pass"
         head = find_views(self.learn.model)
         if head is None: raise ValueError("MVFeaAug: the model has lost its multi-view head; remove the callback, or add it again to put the head back")
         return [Stage('ensemble', head.ensemble, anatomy.n_out, 1, (1, 1))]
 
-    def loss_term(self, maps:dict)->dict:
+    def loss_term(self,
+        maps:dict, # layer name -> (views' logits (N,V,C), the image's logits (N,C))
+    )->dict: # column -> scalar
         "Both losses"
         views,overall = first(maps.values())
         self._note_small_maps(views.shape[1]//len(self.sizes))
@@ -478,7 +488,9 @@ class MVFeaAug(FeatureCallback):
         self.idle = f"MVFeaAug: the map has {n} position{'s'*(n!=1)}, so the views are all much the same; take larger images, Truncated(arch), or output_stride in a network of timm"
         _log.warning(self.idle)
 
-    def add_to_loss(self, term:Tensor):
+    def add_to_loss(self,
+        term:Tensor, # scalar, both losses
+    ):
         "Train on the views, show the ensemble's loss"
         self.learn.loss_grad = term
         self.learn.loss = self.learn.loss.detach() + (term - term.detach())

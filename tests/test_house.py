@@ -1,0 +1,58 @@
+"What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, methods that do not import each other"
+import ast
+from pathlib import Path
+import pytest
+
+folder = Path(__file__).parent.parent/'fastai_featreg'
+rooms = ['anatomy', 'core', 'maps'] # what methods may import
+methods = ['feature_mining', 'drop', 'cam_loss', 'distill', 'multiview']
+others = ['data', 'nets', 'compare']
+modules = {name: (folder/f'{name}.py').read_text() for name in rooms + methods + others}
+
+
+def exported(tree: ast.Module) -> set:
+    "The names in `__all__`"
+    return {c.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0])=='__all__' for c in n.value.elts}
+
+
+def patched(f: ast.FunctionDef) -> bool: return any('patch' in ast.unparse(d) for d in f.decorator_list)
+
+
+def public_functions(tree: ast.Module):
+    "(name, function) of public functions, of methods of public classes, and of what is patched into classes"
+    public = exported(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and (node.name in public or patched(node)): yield node.name,node
+        if not isinstance(node, ast.ClassDef) or node.name not in public: continue
+        for f in node.body:
+            if isinstance(f, ast.FunctionDef) and (f.name=='__init__' or not f.name.startswith('_')) and f.name!='extra_repr': yield f'{node.name}.{f.name}',f
+
+
+def arguments(f: ast.FunctionDef) -> list:
+    "All but `self` and `**kwargs`, which `delegates` explains"
+    a = f.args
+    return [x for x in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg])] if x.arg not in ('self', 'cls')]
+
+
+@pytest.mark.parametrize('name', modules)
+def test_public_arguments_are_typed_and_explained(name):
+    lines,tree = modules[name].splitlines(),ast.parse(modules[name])
+    wrong = []
+    for label,f in public_functions(tree):
+        if not ast.get_docstring(f) and not label.endswith('__init__'): wrong.append(f'{label} has no docstring')
+        for x in arguments(f):
+            if x.annotation is None: wrong.append(f'{label}: {x.arg} has no type')
+            elif '#' not in lines[x.end_lineno-1][x.end_col_offset:]: wrong.append(f'{label}: {x.arg} is not explained')
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('name', modules)
+def test_bodies_are_short(name):
+    for f in ast.walk(ast.parse(modules[name])):
+        if isinstance(f, ast.FunctionDef): assert f.end_lineno - f.body[0].lineno < 40, f'{f.name} is too long'
+
+
+@pytest.mark.parametrize('name', methods)
+def test_methods_do_not_import_each_other(name):
+    sources = {n.module.split('.')[-1] for n in ast.walk(ast.parse(modules[name])) if isinstance(n, ast.ImportFrom) and (n.level or n.module.startswith('fastai_featreg'))}
+    assert sources <= set(rooms), sources
