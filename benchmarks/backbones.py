@@ -24,6 +24,7 @@ from fastai.vision.all import Callback,CrossEntropyLossFlat,DataLoaders,Learner,
 from fastprogress import progress_bar
 import fastai_featreg.all as featreg
 from fastai_featreg import nets
+from fastai_featreg.compare import needs_teacher
 from fastai_featreg.core import methods
 
 root = Path(__file__).resolve().parent.parent
@@ -120,7 +121,7 @@ SETTINGS = {'cam_loss': dict(start=0), # on noise the automatic start would neve
 def make_callback(arch: Arch, method: str) -> featreg.FeatureCallback:
     "The method, with its defaults but for `SETTINGS`; its teacher is a twin of the network"
     cls = methods[method]
-    twin = [copy_of(arch, seed=1)] if getattr(cls, 'needs_teacher', False) else []
+    twin = [copy_of(arch, seed=1)] if needs_teacher(cls) else []
     return cls(*twin, **SETTINGS.get(method, {}))
 
 

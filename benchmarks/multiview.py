@@ -7,6 +7,7 @@ Maps have 14 x 14 positions, with 50 anchors and four sizes: 200 views an image.
 the rounds. `overhead.py` says how memory is measured.
 """
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 import pandas as pd, torch, torchvision
@@ -67,7 +68,7 @@ def literal(f: torch.Tensor, idx: torch.Tensor, sizes: tuple) -> torch.Tensor:
 
 class Pooling:
     "Forward and backward of a way to pool the views of one map"
-    def __init__(self, function, f: torch.Tensor, idx: torch.Tensor): self.function,self.f,self.idx = function,f,idx
+    def __init__(self, function: Callable, f: torch.Tensor, idx: torch.Tensor): self.function,self.f,self.idx = function,f,idx
 
     def once(self):
         "Pool, and differentiate"

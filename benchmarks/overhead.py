@@ -1,12 +1,13 @@
 """What a callback costs: training steps with and without it, interleaved in one process.
 
     python benchmarks/overhead.py --out nbs/results        # CPU: ResNet-18, 64 px, batch 32
-    python benchmarks/overhead.py --arch resnet56 --size 32 --bs 128 --rounds 25 --out nbs/results
+    python benchmarks/overhead.py --arch resnet56 --size 32 --bs 128 --rounds 20 --out nbs/results
+    python benchmarks/overhead.py --arch resnet50 --size 128 --bs 8 --rounds 20 --out nbs/results
     python benchmarks/overhead.py --arch resnet50 --size 224 --bs 128 --amp bf16 --channels-last   # GPU
     python benchmarks/overhead.py --functions --out nbs/results   # the functions on maps, against their literal forms
     python benchmarks/overhead.py --methods 'distillation|attention_transfer|ccm|cat_kd' --out nbs/results   # only these; replaces their rows in the CSV file
 
-Each round runs one plain step and one step of every candidate, in an order that rotates. The ratio of a round is candidate / plain of that same round;
+Each round runs one plain step and one step of every candidate, in an order that is drawn anew. The ratio of a round is candidate / plain of that same round;
 printed and written are its median and quartiles over the rounds, which a slow minute of the machine moves little. The candidates are the registered
 methods, some of their variants, and plain training once more: the last shows what the measurement itself can tell apart.
 Methods with a teacher are compared with plain knowledge distillation too, again of the same round: that leaves the teacher's own forward pass out.
@@ -15,14 +16,16 @@ Memory is the peak of what tensors take in the second step of a learner: its wei
 It comes from the allocator (CUDA's own figure, or the profiler's list of allocations on a CPU) and has no noise.
 
 A run of some methods leaves the other rows of the file alone. So each row says when it was measured (`run`), how long a plain step took then (`plain_ms`) and what the ratio
-of plain to plain was (`again_q1`, `again_q3`).
+of plain to plain was (`again_median`, `again_q1`, `again_q3`).
 """
-import argparse,gc,re,time
+import argparse,gc,random,re,time
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
+from fastai_featreg import compare
 from fastai_featreg.core import methods
 from fastai_featreg.nets import nets
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, ProgressCallback, set_seed)
@@ -47,7 +50,7 @@ controls,kd = ['plain', 'plain again'],'knowledge_distillation'
 
 def needs_teacher(name: str) -> bool:
     "Does the method called `name` learn from a trained network?"
-    return getattr(methods.get(name), 'needs_teacher', False)
+    return compare.needs_teacher(methods.get(name))
 
 
 def candidates(arch: str) -> dict:
@@ -68,7 +71,7 @@ def make_model(arch: str) -> torch.nn.Module:
     return timm.create_model(arch, num_classes=10)
 
 
-def timed_call(call, cuda: bool, grad: bool = True) -> float:
+def timed_call(call: Callable, cuda: bool, grad: bool = True) -> float:
     "Milliseconds"
     if cuda: torch.cuda.synchronize()
     start = time.perf_counter()
@@ -77,13 +80,13 @@ def timed_call(call, cuda: bool, grad: bool = True) -> float:
     return 1000*(time.perf_counter() - start)
 
 
-def allocations(call) -> list:
+def allocations(call: Callable) -> list:
     "Bytes taken (and, below zero, given back) on the CPU during `call`, in their order"
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof: call()
     return [e.nbytes() for e in sorted(prof.profiler.kineto_results.events(), key=lambda e: e.start_ns()) if e.name()=='[memory]']
 
 
-def peak_megabytes(make, cuda: bool) -> float:
+def peak_megabytes(make: Callable, cuda: bool) -> float:
     "Peak of what tensors take in the second step of what `make` makes, all that it holds included"
     gc.collect()
     steps = []
@@ -140,15 +143,16 @@ def chosen(args: argparse.Namespace) -> dict:
     "Candidates whose label matches, and plain twice"
     known = candidates(args.arch)
     if not any(re.search(args.methods, k) for k in known): raise SystemExit(f"--methods '{args.methods}' matches none of {', '.join(known)}")
-    return {k: v for k,v in known.items() if k in controls or re.search(args.methods, k)}
+    wanted = [k for k in known if re.search(args.methods, k)]
+    also = [*controls, *([kd] if any(map(needs_teacher, wanted)) else [])] # what the wanted ones are compared with
+    return {k: v for k,v in known.items() if k in wanted or k in also}
 
 
 def timed(steppers: dict, args: argparse.Namespace) -> pd.DataFrame:
     "One row per step: round, method, milliseconds"
     names,rows = list(steppers),[]
     for i in progress_bar(range(-args.warmup, args.rounds)):
-        k = i % len(names)
-        for name in names[k:] + names[:k]:
+        for name in random.Random(i).sample(names, len(names)): # in a fixed order each would have its neighbour's leavings in the caches
             ms = steppers[name].step()
             if i>=0: rows.append(dict(round=i, method=name, ms=ms))
     return pd.DataFrame(rows)
@@ -160,7 +164,7 @@ def measure(args: argparse.Namespace) -> pd.DataFrame:
     mb = memory(makers, args.device)
     ms = timed({k: make() for k,make in makers.items()}, args).pivot(index='round', columns='method', values='ms')
     again = quartiles(ms['plain again']/ms['plain'], 'again')
-    same = dict(rounds=args.rounds, run=start, plain_ms=ms['plain'].median(), again_q1=again['again_q1'], again_q3=again['again_q3'])
+    same = dict(rounds=args.rounds, run=start, plain_ms=ms['plain'].median(), **again)
     over_kd = lambda n: quartiles(ms[n]/ms[kd], 'over_kd') if needs_teacher(n) and kd in ms else {}
     return pd.DataFrame([dict(method=n, step_ms=ms[n].median(), **quartiles(ms[n]/ms['plain'], 'ratio'), **over_kd(n), memory_mb=mb[n], memory_ratio=mb[n]/mb['plain'], **same) for n in makers])
 
