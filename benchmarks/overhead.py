@@ -5,6 +5,7 @@
     python benchmarks/overhead.py --arch resnet50 --size 128 --bs 8 --rounds 20 --out nbs/results
     python benchmarks/overhead.py --arch resnet50 --size 224 --bs 128 --amp bf16 --channels-last   # GPU
     python benchmarks/overhead.py --functions --out nbs/results   # the functions on maps, against their literal forms
+    python benchmarks/overhead.py --profile --arch resnet56 --size 32 --bs 128 --methods 'feature_dropout|select_scale|grad_cam' --out nbs/results   # what takes the time
     python benchmarks/overhead.py --methods 'distillation|attention_transfer|ccm|cat_kd' --out nbs/results   # only these; replaces their rows in the CSV file
 
 Each round runs one plain step and one step of every candidate, in an order that is drawn anew. The ratio of a round is candidate / plain of that same round;
@@ -177,6 +178,22 @@ def merged(new: pd.DataFrame, path: Path) -> pd.DataFrame:
     return pd.concat([rest, new[~new.method.isin(rest.method)]])
 
 
+def operators(make: Callable, steps: int = 3) -> pd.DataFrame:
+    "Milliseconds and calls of each of torch's operators in a step"
+    stepper = make()
+    for _ in range(2): stepper.step()
+    with profile(activities=[ProfilerActivity.CPU]) as prof:
+        for _ in range(steps): stepper.step()
+    return pd.DataFrame([dict(operator=e.key, ms=e.self_cpu_time_total/1000/steps, calls=e.count/steps) for e in prof.key_averages()]).set_index('operator')
+
+
+def measure_operators(args: argparse.Namespace, n: int = 5) -> pd.DataFrame:
+    "The `n` operators of each candidate that take the most time over plain, of those that are called more often than there"
+    made = {k: operators(partial(Stepper, v, args)) for k,v in progress_bar(chosen(args).items())}
+    more = {k: df.sub(made['plain'], fill_value=0).query('calls>0').nlargest(n, 'ms') for k,df in made.items() if k not in controls}
+    return pd.concat(more, names=['method']).reset_index()
+
+
 def literal_select_scale(f: torch.Tensor, top_rate: float, retain: float) -> torch.Tensor:
     "Section 2.3 and Eq. 6 to the letter: sorted scores with their gradients, a factor for every channel"
     scores = f.abs().flatten(2).max(2).values
@@ -229,6 +246,7 @@ def parse() -> argparse.Namespace:
     p.add_argument('--bs', type=int, default=32)
     p.add_argument('--methods', default='', help='regular expression: only candidates whose label has a match, and plain (default: all)')
     p.add_argument('--functions', action='store_true', help='time the functions on maps instead')
+    p.add_argument('--profile', action='store_true', help='list the operators that take the time instead')
     p.add_argument('--rounds', type=int, default=40)
     p.add_argument('--warmup', type=int, default=5)
     p.add_argument('--amp', choices=['fp16', 'bf16'])
@@ -244,13 +262,15 @@ def main():
     "Measure, print, write"
     args = parse()
     setting = f'{args.device}_{args.arch}_{args.size}px_bs{args.bs}' + (f'_{args.amp}' if args.amp else '')
-    name,df = (f'functions_{args.device}', measure_functions(args)) if args.functions else (f'overhead_{setting}', measure(args).assign(setting=setting))
+    if args.functions: name,df = f'functions_{args.device}',measure_functions(args)
+    elif args.profile: name,df = f'profile_{args.device}',measure_operators(args).assign(setting=setting)
+    else: name,df = f'overhead_{setting}',measure(args).assign(setting=setting)
     df = df.assign(threads=torch.get_num_threads(), torch=torch.__version__)
     print(f'\n{name}\n{df.to_string(index=False, float_format="{:.3f}".format)}')
     if not args.out: return
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out/f'{name}.csv'
-    (merged(df, path) if args.methods else df).to_csv(path, index=False)
+    (merged(df, path) if args.methods and not args.profile else df).to_csv(path, index=False)
 
 
 if __name__ == '__main__': main()

@@ -511,7 +511,7 @@ def _by_name(self:Anatomy, name):
     if name not in self.calls and len(ends)==1: return self.taps[ends[0]] # 'layer4' for '0.model.layer4'
     if name not in self.calls:
         close = difflib.get_close_matches(name, self.taps, 3, .5) or [s.name for s in self.stages]
-        raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}?')
+        raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? `layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names.')
     calls = self.calls[name]
     what = f'is called {calls} times in a forward pass' if calls>1 else 'gives no spatial map' if calls else 'is not called in a forward pass'
     raise ValueError(f'layers: module {name!r} {what}; name a module that gives one, e.g. {self.stages[-1].name!r}.')

@@ -336,13 +336,15 @@ result_columns = ['method', 'seed', *measures, *looks, 'curve', 'error', *config
 
 # %% ../nbs/80_compare.ipynb #cf637311
 def results_file(
-    out:str|Path, # folder of the results, made if need be
+    out:str|Path, # folder of the results
 )->Path: # its CSV file
     "Path of the results; `ValueError` unless the folder can be written to"
     out = Path(out).expanduser()
+    new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
+        if new: out.rmdir() # the first row makes it again: a command that is refused leaves no folder
     except OSError as e: raise ValueError(f"cannot write to the output folder '{out}' ({e.strerror}); choose another one with --out") from e
     return out/'results.csv'
 
@@ -368,6 +370,7 @@ def write_row(
     df = pd.concat([d for d in (df[~same_config(df, row, 'method', 'seed')], pd.DataFrame([row])) if len(d)])[result_columns]
     part = Path(path).with_suffix('.part')
     try:
+        part.parent.mkdir(parents=True, exist_ok=True)
         df.to_csv(part, index=False)
         os.replace(part, path)
     except OSError as e: raise ValueError(f"cannot write '{path}' ({e.strerror}); free some space, then start the same command again") from e
@@ -677,7 +680,8 @@ def add_compare(commands:argparse._SubParsersAction):
     p = commands.add_parser('compare', help='train plain and each method alike; tell what each gains and costs', formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Train plain and each method on the same data, network, budget and seeds; tell what each gains and costs.\n'
                     'Alone, it takes the embedded digits and ends in minutes on a CPU.',
-        epilog='example: featreg compare photos --arch resnet34 --methods feature_mining,mixup --epochs 5 --seeds 3 --size 224 --fp16')
+        epilog='\n'.join(['What suits the data:', *(f"  {k}: {', '.join(f'{a} {v}' for a,v in b.items() if v is not None)}" for k,b in (budgets | {'your own images': own_images}).items()), '',
+                          'example: featreg compare photos --arch resnet34 --methods feature_mining,mixup --epochs 5 --seeds 3 --size 224 --fp16']))
     p.add_argument('path', nargs='?', help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
     p.add_argument('--data', help='the same as PATH')
     p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
@@ -686,7 +690,7 @@ def add_compare(commands:argparse._SubParsersAction):
     p.add_argument('--teacher', help='file of an exported learner or of a network saved whole, for the methods that distil one (opening it runs code: only your own)')
     for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),
                            ('lr', float, 'highest learning rate'), ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
-        p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data)')
+        p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data, see below)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
     p.add_argument('--pretrained', action=argparse.BooleanOptionalAction, help='fine-tune downloaded weights (default: for your own images)')
     p.add_argument('--fp16', action='store_true', help='mixed precision on a CUDA GPU; without one, float32 and a warning')

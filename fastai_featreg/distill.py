@@ -13,7 +13,7 @@ from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
 from .core import register_method,remove_taps
-from .core import _check_count,_check_number,_plain,_wide
+from .core import _check_count,_check_number,_got,_plain,_wide
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp,mixed_classes,pooled_map,resize_maps
 from .maps import _check_distance,_check_in_use,_like_model,_run_from,_Start
 
@@ -21,7 +21,7 @@ from .maps import _check_distance,_check_in_use,_like_model,_run_from,_Start
 def _check_logits(name, student, teacher, least=2):
     for arg,o in dict(student=student, teacher=teacher).items():
         if not isinstance(o, Tensor) or o.ndim!=2 or not o.is_floating_point() or o.numel()==0:
-            raise ValueError(f"{name}: {arg} must be logits (N,C) that are not empty, got {f'{o.dtype} {tuple(o.shape)}' if isinstance(o, Tensor) else type(o).__name__}")
+            raise ValueError(f"{name}: {arg} must be logits (N,C) that are not empty, got {_got(o)}")
     if student.shape!=teacher.shape:
         raise ValueError(f"{name}: student and teacher must have logits of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}; a teacher must know the student's classes, in the same order")
     if student.shape[1]<least: raise ValueError(f"{name}: {student.shape[1]} class is too few for a softmax; one output is compared by binary_kd_loss (loss='binary')")

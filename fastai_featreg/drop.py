@@ -10,7 +10,7 @@ __all__ = ['top_channels', 'spatial_dropout', 'spatial_scale', 'select_scale', '
            'dropped_errors', 'plot_dropped_errors']
 
 # %% ../nbs/20_drop.ipynb #b3cb711d
-import math,numbers,re
+import math,numbers,re,warnings
 from collections import defaultdict
 from contextlib import ExitStack
 from fastai.vision.all import *
@@ -24,6 +24,11 @@ from .core import _check_count,_check_f,_check_number
 
 # %% ../nbs/20_drop.ipynb #986c9b4a
 _check_rates = partial(_check_number, low=0, high=1)
+
+def _check_kept(name, p):
+    "`p` is the share that is kept, and `nn.Dropout(p)` means the opposite"
+    _check_rates(name, p=p)
+    if p<.5: warnings.warn(f"{name}: p={p} keeps {p:.0%} and drops the rest; p is the share that is kept, unlike in nn.Dropout. Did you mean p={1-p:g}?", stacklevel=3)
 
 # %% ../nbs/20_drop.ipynb #7b8bc415
 @torch.no_grad()
@@ -407,7 +412,7 @@ class FeatureDropout(DropCallback):
         p:float=0.9, # retaining rate, share of activations that is kept, [0,1]
         **kwargs
     ):
-        _check_rates('FeatureDropout', p=p)
+        _check_kept('FeatureDropout', p)
         super().__init__(**kwargs)
         self.p = p
 
@@ -426,7 +431,7 @@ class SpatialDropout(DropCallback):
         p:float=0.9, # retaining rate, share of channels that is kept, [0,1]
         **kwargs
     ):
-        _check_rates('SpatialDropout', p=p)
+        _check_kept('SpatialDropout', p)
         super().__init__(**kwargs)
         self.p = p
 
@@ -459,7 +464,7 @@ class DropBlock(DropCallback):
         block_size:int=7, # side of the blocks, positions; a smaller map takes the largest odd side that fits
         **kwargs
     ):
-        _check_rates('DropBlock', p=p)
+        _check_kept('DropBlock', p)
         _check_count('DropBlock', block_size=block_size)
         super().__init__(**kwargs)
         store_attr('p,block_size')

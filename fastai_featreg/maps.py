@@ -268,7 +268,7 @@ _names = dict(cam='CAM', grad_cam='Grad-CAM', grad_cam_pp='Grad-CAM++')
 def _check_in_use(anatomy, name, remedy=''):
     "Grad-CAM of a map that has no part in the logits would be zero everywhere"
     if anatomy.cam_of=='nothing':
-        raise ValueError(f"{name}: there are no class maps of '{anatomy.last.name}', for {anatomy.cam_why}; average the tokens (`global_pool='avg'` in timm){remedy}")
+        raise ValueError(f"{name}: there are no class maps of '{anatomy.last.name}', for {anatomy.cam_why.partition(':')[0]}; average the tokens (`global_pool='avg'` in timm's create_model and in vision_learner){remedy}")
 
 def _choose(anatomy, method, layer):
     "Stage, method and the line that says why"
@@ -460,6 +460,7 @@ def _overlay(image, a, ctx, head='', title='', box=None, alpha=0.55, color='blac
         big = minmax(resize_maps(a[None], tuple(image.shape[-2:])))[0]
         ctx.imshow(big, cmap='magma', alpha=alpha)
         if big.max()>0: ctx.plot(*reversed(divmod(int(big.argmax()), big.shape[1])), 'x', color='cyan', markersize=5)
+        else: ctx.text(.5, .5, 'no evidence', transform=ctx.transAxes, ha='center', va='center', color='white', fontsize=8)
     if box is not None: TensorBBox(box - .5).show(ctx=ctx)
     ctx.set_title(title, fontsize=9, color=color)
     ctx.annotate(head, (.5, 1), (0, 17), 'axes fraction', 'offset points', ha='center', fontsize=9)
@@ -485,7 +486,7 @@ def show_cams(
     figsize:tuple|None=None, # inches
     alpha:float=0.55, # opacity of the maps
 ):
-    "Grid of images with their label, CAM with the prediction (green if right), and CAAM, for one learner or for several"
+    "Grid of images with their label, CAM with the prediction (green if right), and CAAM (the sum of the channels), a cross on the highest point, for one learner or for several"
     learners = learn if isinstance(learn, dict) else {'': learn}
     one = first(learners.values())
     loaded,target = _load_for(one, x, target)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 from .core import FeatureCallback,is_compiled,is_validating,isolated_rng,register_method,TapHook,VisitingParams
-from .core import _check_count,_check_f,_check_number,_plain,_wide
+from .core import _check_count,_check_f,_check_number,_got,_plain,_wide
 from .maps import decoded_images,mixing
 from .maps import _check_maps,_class_name,_like_model,_load_for,_overlay
 
@@ -49,7 +49,7 @@ def _check_sizes(name, sizes):
 
 def _check_idx(name, idx, n):
     if not isinstance(idx, Tensor) or idx.ndim!=2 or idx.is_floating_point() or idx.dtype==torch.bool or idx.shape[0]!=n or idx.shape[1]==0:
-        raise ValueError(f"{name}: idx must hold flat positions ({n},k), one row an image, got {f'{idx.dtype} {tuple(idx.shape)}' if isinstance(idx, Tensor) else type(idx).__name__}; `anchors` makes them")
+        raise ValueError(f"{name}: idx must hold flat positions ({n},k), one row an image, got {_got(idx)}; `anchors` makes them")
 
 def view_boxes(
     idx:Tensor, # anchors as flat positions, (N,k)

@@ -1,8 +1,12 @@
-"The README's snippets, pasted one by one, run in a fresh process"
+"The README's snippets, pasted one by one, run in a fresh process; what its table and the pages of results show is what the CSV files say"
 import os, re, subprocess, sys
 from pathlib import Path
+import pytest
+from execnb.shell import CaptureShell
+from fastcore.nbio import read_nb
 
-readme = (Path(__file__).parent.parent/'README.md').read_text()
+root = Path(__file__).parent.parent
+readme = (root/'README.md').read_text()
 
 
 def test_snippets_run(tmp_path):
@@ -17,4 +21,23 @@ def test_snippets_run(tmp_path):
 def test_every_local_link_and_picture_exists():
     links = [l for l in re.findall(r'\]\(([^)#]+)\)', readme) if '://' not in l]
     assert links
-    for link in links: assert (Path(__file__).parent.parent/link).exists(), link
+    for link in links: assert (root/link).exists(), link
+
+
+def markdown_of(cell) -> list:
+    "Markdown among the outputs of a cell, with the spaces of the README"
+    return [''.join(o['data']['text/markdown']) for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+
+
+@pytest.mark.parametrize('name', ['index', 'results/cards', 'results/cost'])
+def test_stored_tables_are_those_of_the_files(name, monkeypatch):
+    monkeypatch.chdir((root/f'nbs/{name}.ipynb').parent)
+    stored = read_nb(root/f'nbs/{name}.ipynb')
+    before = [markdown_of(c) for c in stored.cells]
+    cells = [c for c in stored.cells if c.cell_type=='code' and 'eval: false' not in c.source]
+    shell = CaptureShell('.')
+    for c in cells:
+        shell.cell(c)
+        assert not shell.exc, shell.exc
+    assert any(before)
+    assert [markdown_of(c) for c in stored.cells]==before

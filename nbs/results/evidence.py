@@ -1,5 +1,6 @@
 "What was measured, read from the CSV files beside this module: for the README's table, the method cards and the cost report"
 import inspect,re
+from collections.abc import Iterable
 from pathlib import Path
 import pandas as pd
 from fastcore.docments import docments
@@ -38,6 +39,13 @@ def runs(folder: str) -> pd.DataFrame:
 def summaries() -> dict:
     "data and budget -> a row per method, from `summarise`"
     return {k: summarise(runs(v)) for k,v in sets.items()}
+
+
+def over_distillation(df: pd.DataFrame) -> pd.DataFrame:
+    "Rows of `summarise` for runs with a teacher, in which distillation alone stands in the place of plain training"
+    alone = 'KnowledgeDistillation(teacher)'
+    if not (df['method']==alone).any(): return pd.DataFrame()
+    return summarise(df[df['method']!='plain'].replace({'method': {alone: 'plain'}}))
 
 
 def gain(r: pd.Series) -> str:
@@ -82,11 +90,26 @@ def hyper_parameters(name: str) -> str:
     return markdown([['argument', 'default', 'meaning']] + [[f'`{k}`', default(k), v.docment or ''] for k,v in parameters(name).items()])
 
 
+looks = {'pointing_game': 'pointing game, %', 'max_box_acc': 'boxes found, %'}
+
+
+def gain_row(where: str, folder: str, label: str, r: pd.Series, plain: pd.Series) -> dict:
+    "One row of `gains`; a column that has nothing to say is left out"
+    row = {'data and budget': where, 'callback': f'`{label}`', 'plain, %': f'{100*plain.accuracy:.1f}', 'points over plain (95 % interval)': gain(r)}
+    over = over_distillation(runs(folder))
+    if label in over.index: row['points over distillation alone'] = gain(over.loc[label])
+    row |= {title: f'{100*plain[look]:.1f} → {100*r[look]:.1f}' for look,title in looks.items() if pd.notna(r[look])}
+    return row | {'seeds': int(r.pairs)}
+
+
 def gains(name: str) -> str:
-    "Table of the accuracies of a callback's runs"
+    "Table of the accuracies of a callback's runs, and of its class activation maps where objects have known boxes"
     of = methods[name].__name__ + '('
-    rows = [[where, f'`{label}`', f'{100*s.loc["plain"].accuracy:.1f}', gain(r), int(r.pairs)] for where,s in summaries().items() for label,r in s.iterrows() if label.startswith(of)]
-    return markdown([['data and budget', 'callback', 'plain, %', 'points over plain (95 % interval)', 'seeds'], *rows]) if rows else 'Not measured: no committed run has it.'
+    rows = [gain_row(where, sets[where], label, r, s.loc['plain']) for where,s in summaries().items() for label,r in s.iterrows() if label.startswith(of)]
+    if not rows: return 'Not measured: no committed run has it.'
+    df = pd.DataFrame(rows).fillna('')
+    df = df[[c for c in df if c!='seeds'] + ['seeds']]
+    return markdown([list(df), *df.values])
 
 
 def costs(name: str) -> str:
@@ -100,7 +123,7 @@ def costs(name: str) -> str:
     return markdown([head, *rows])
 
 
-def listed(items, n: int = 8) -> str:
+def listed(items: Iterable, n: int = 8) -> str:
     "Comma-separated, cut after `n`"
     items = list(items)
     return ', '.join(items[:n]) + (f' and {len(items)-n} more' if len(items)>n else '')
@@ -116,7 +139,7 @@ def works_with(name: str) -> str:
     n,refused = nets.status.value_counts(),nets[nets.status=='refused'].arch
     ways = listed(f'{n[s]} {s}' for s in ('works', 'works by Grad-CAM', 'works in two parts', 'fails') if s in n).replace('works', 'work')
     lines = [f'- networks ({len(nets)}): {ways}' + (f'; {len(refused)} refused: {listed(refused)}' if len(refused) else '')]
-    for what,df in {'circumstances': conf[~beside], 'other methods beside it': conf[beside]}.items():
+    for what,df in {'circumstances': conf[~beside], 'together with each of the other methods': conf[beside]}.items():
         refused = df[df.status=='refused']
         why = listed(refused.cell if what=='circumstances' else [other(r) for r in refused.itertuples()])
         lines.append(f'- {what} ({len(df)}): {(df.status=="passed").sum()} work' + (f'; refused: {why}' if len(refused) else '')
