@@ -345,3 +345,9 @@ def test_a_teacher_from_a_file(tmp_path, capsys):
     assert labels(teacher=tmp_path/'teacher.pkl') - labels()=={'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD'}
     one_sentence(capsys, main(['compare', '--methods', 'ccm', '--out', str(tmp_path/'b')]), 'needs a teacher')
     one_sentence(capsys, main(['compare', '--methods', 'ccm', '--teacher', str(tmp_path/'none.pkl'), '--out', str(tmp_path/'b')]), 'there is no file')
+
+
+def test_a_refused_command_leaves_no_folder(tmp_path):
+    out = tmp_path/'new'
+    assert compare(out, '--arch', 'resnt18')!=0
+    assert not out.exists()

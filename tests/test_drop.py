@@ -198,3 +198,11 @@ def test_a_predicate_serves_the_next_network_too():
         learn.model[0].insert(1, nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())) if width==12 else None
         learn.fit(1, cbs=cb)
         assert len(cb.acts_on)==(4 if width==12 else 3)
+
+
+@pytest.mark.parametrize('cls', [FeatureDropout, SpatialDropout, DropBlock])
+def test_p_is_the_share_that_is_kept(cls, recwarn):
+    with pytest.warns(UserWarning, match=r"p=0.1 keeps 10% .* Did you mean p=0.9\?"): cls(p=.1)
+    recwarn.clear()
+    cls(p=.5)
+    assert not recwarn

@@ -31,11 +31,12 @@ def markdown_of(cell) -> list:
 
 @pytest.mark.parametrize('name', ['index', 'results/cards', 'results/cost'])
 def test_stored_tables_are_those_of_the_files(name, monkeypatch):
-    monkeypatch.chdir((root/f'nbs/{name}.ipynb').parent)
+    folder = (root/f'nbs/{name}.ipynb').parent
+    monkeypatch.chdir(folder)
     stored = read_nb(root/f'nbs/{name}.ipynb')
     before = [markdown_of(c) for c in stored.cells]
     cells = [c for c in stored.cells if c.cell_type=='code' and 'eval: false' not in c.source]
-    shell = CaptureShell('.')
+    shell = CaptureShell(folder)
     for c in cells:
         shell.cell(c)
         assert not shell.exc, shell.exc
