@@ -575,6 +575,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_featreg.drop._around_groups': ('drop.html#_around_groups', 'fastai_featreg/drop.py'),
                                      'fastai_featreg.drop._by_stage': ('drop.html#_by_stage', 'fastai_featreg/drop.py'),
                                      'fastai_featreg.drop._check_kept': ('drop.html#_check_kept', 'fastai_featreg/drop.py'),
+                                     'fastai_featreg.drop._check_same_shape': ('drop.html#_check_same_shape', 'fastai_featreg/drop.py'),
                                      'fastai_featreg.drop._check_selectout': ('drop.html#_check_selectout', 'fastai_featreg/drop.py'),
                                      'fastai_featreg.drop._chosen': ('drop.html#_chosen', 'fastai_featreg/drop.py'),
                                      'fastai_featreg.drop._error': ('drop.html#_error', 'fastai_featreg/drop.py'),

@@ -462,7 +462,7 @@ class Anatomy:
     doubt:str = '' # why the last stage may not be the last map, one sentence
 
     @property
-    def last(self):
+    def last(self)->Stage:
         "The stage whose map is pooled and classified"
         if self.doubt: raise ValueError(self.doubt)
         return self.stages[-1]

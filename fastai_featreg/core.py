@@ -345,7 +345,7 @@ def set_up(self:FeatureCallback):
     self._fit.stages,self._fit.hooks = stages,[self.tap(self, s) for s in stages]
 
 @patch(as_prop=True)
-def start_seed(self:FeatureCallback):
+def start_seed(self:FeatureCallback)->int:
     "Seed of the heads; the generator's is one more. Derived from torch's seed it is another one, lest the heads repeat the model's first numbers"
     return (torch.initial_seed() + 20210831) % 2**62 if self.seed is None else self.seed
 

@@ -346,7 +346,7 @@ class TeacherCallback(CamCallback):
         self._check({k: v for k,v in dict(beta=beta, gamma=gamma, tau=tau).items() if not callable(v)})
 
     @property
-    def teacher(self): # network, learner or path; None in a learner that was exported
+    def teacher(self)->nn.Module|Learner|str|Path|None: # network, learner or path; None in a learner that was exported
         "What was given"
         return self.given.teacher
 

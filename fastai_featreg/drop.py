@@ -25,6 +25,10 @@ from .core import _check_count,_check_f,_check_number
 # %% ../nbs/20_drop.ipynb #986c9b4a
 _check_rates = partial(_check_number, low=0, high=1)
 
+def _check_same_shape(name, new, f):
+    if not isinstance(new, Tensor) or new.shape!=f.shape:
+        raise ValueError(f"{name}: drop must give a map of the shape of f, {tuple(f.shape)}, got {tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__}")
+
 def _check_kept(name, p):
     "`p` is the share that is kept, and `nn.Dropout(p)` means the opposite"
     _check_rates(name, p=p)
@@ -112,7 +116,7 @@ def select_drop(
 )->Tensor: # shape of `f`
     "`drop(f)` in the top channels of each image, `f` in the others (SelectScale, section 5)"
     chosen,new = top_channels(f, top_rate),drop(f)
-    if not isinstance(new, Tensor) or new.shape!=f.shape: raise ValueError(f"select_drop: drop must give a map of the shape of f, {tuple(f.shape)}, got {tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__}")
+    _check_same_shape('select_drop', new, f)
     return torch.where(chosen[:,:,None,None], new.to(f.dtype), f)
 
 # %% ../nbs/20_drop.ipynb #1b2f399c
@@ -393,8 +397,7 @@ class DropCallback(FeatureCallback):
         seed = self.draw_once(stage.name, lambda: torch.randint(2**62, (), generator=self.generator).item())
         with isolated_rng(seed + rank_distrib() + 1000*self.place, fmap.device): # other numbers on other ranks, and for the next drop
             new = self.drop(fmap, self._fit.weight*self.acts_on[stage.name])
-        if not isinstance(new, Tensor) or new.shape!=fmap.shape:
-            raise ValueError(f"{type(self).__name__}: drop must give a map of the shape of f, {tuple(fmap.shape)}, got {tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__}")
+        _check_same_shape(type(self).__name__, new, fmap)
         return new
 
     def __repr__(self):
