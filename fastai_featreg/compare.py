@@ -9,7 +9,7 @@ __all__ = ['known_methods', 'find_method', 'method_label', 'parse_methods', 'kno
            'run_order', 'compare']
 
 # %% ../nbs/80_compare.ipynb #063fa52f
-import argparse,ast,difflib,gc,importlib.metadata,inspect,re,sys,tempfile
+import argparse,ast,difflib,gc,hashlib,importlib.metadata,inspect,re,sys,tempfile
 import timm,torchvision
 from scipy.stats import t as student_t
 from fastai.vision.all import *
@@ -107,6 +107,16 @@ def with_teacher(calls:list, teacher:str|Path):
     "`calls`, with the teacher where one is needed and none is given"
     return [(cls, args, kwargs if args or not needs_teacher(cls) else {'teacher': str(teacher)} | kwargs) for cls,args,kwargs in calls]
 
+def fingerprint(path:str|Path):
+    "Eight digits that tell one content of a file from another"
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+
+def marked(cls:type, args:list, kwargs:dict):
+    "Arguments for the label; a teacher's file is marked by its content, for another network in the same file is another method"
+    if not needs_teacher(cls): return args,kwargs
+    mark = lambda o: f'{o}#{fingerprint(o)}' if isinstance(o, (str, Path)) and Path(o).is_file() else o
+    return [mark(o) for o in args[:1]] + args[1:],{k: mark(v) if k=='teacher' else v for k,v in kwargs.items()}
+
 def method_of(calls:list):
     "Label and factory of one or several callbacks, made once to see that their arguments are valid"
     names = [cls.__name__ for cls,_,_ in calls]
@@ -114,7 +124,8 @@ def method_of(calls:list):
         if needs_teacher(cls) and not args and 'teacher' not in kwargs:
             raise ValueError(f"methods: {cls.__name__} needs a teacher; give the file of a trained network or exported learner with --teacher (teacher=)")
     if len(set(names))<len(names): raise ValueError(f"methods: {'+'.join(names)} has one class twice; give that one several layers instead")
-    label = '+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in calls)
+    told = [(cls, *marked(cls, args, kwargs)) for cls,args,kwargs in calls]
+    label = '+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in told)
     try: make_callbacks(calls)
     except TypeError as e: raise ValueError(f"methods: {label} has an argument of a wrong type ({e}); correct it") from e
     return label, partial(make_callbacks, calls)
@@ -635,6 +646,7 @@ def compare(
     "Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated"
     if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
     data,plan,path = data or 'digits',dict(parse_methods(as_text(methods), teacher)),results_file(out)
+    if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(data, arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr, pretrained=pretrained, n_train=n_train, n_valid=n_valid)
     read_results(path)
     dls,order = open_data(data, budget),run_order(list(plan), seeds)

@@ -1,4 +1,5 @@
 "The command `featreg`: errors in one sentence and exit code 2, interruption and resuming, what is in the CSV"
+import hashlib
 import os
 import signal
 import subprocess
@@ -340,7 +341,14 @@ def test_a_teacher_from_a_file(tmp_path, capsys):
     learn = module.make_learner(fastai_featreg.all.digits_dls(n_train=16, n_valid=10, bs=8), 'test_resnet', head='gap')
     learn.export(tmp_path/'teacher.pkl')
     df = module.compare(methods='ccm, KnowledgeDistillation(beta=0.9)', teacher=tmp_path/'teacher.pkl', out=tmp_path/'a', **small)
-    assert (df.error=='').all() and df.method.tolist()[1:]==[f"CCM(teacher={str(tmp_path/'teacher.pkl')!r})", f"KnowledgeDistillation(teacher={str(tmp_path/'teacher.pkl')!r}, beta=0.9)"]
+    file = tmp_path/'teacher.pkl'
+    told = lambda: repr(f'{file}#{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}')
+    expected = lambda: [f'CCM(teacher={told()})', f'KnowledgeDistillation(teacher={told()}, beta=0.9)']
+    assert (df.error=='').all() and df.method.tolist()[1:]==expected()
+    with torch.no_grad(): next(learn.model.parameters()).mul_(2)
+    learn.export(file) # another teacher in the same file: nothing of the first one counts for it
+    again = module.compare(methods='ccm, KnowledgeDistillation(beta=0.9)', teacher=file, out=tmp_path/'a', **small)
+    assert again.method.tolist()[1:]==expected() and set(again.method)&set(df.method)=={'plain'}
     labels = lambda **kwargs: {label.partition('(')[0] for label,_ in parse_methods('all', **kwargs)}
     assert labels(teacher=tmp_path/'teacher.pkl') - labels()=={'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD'}
     one_sentence(capsys, main(['compare', '--methods', 'ccm', '--out', str(tmp_path/'b')]), 'needs a teacher')
