@@ -95,7 +95,7 @@ def start(out):
 
 def wait_for_rows(process, out, n):
     "Wait until `n` runs have ended"
-    end = time.time() + 120
+    end = time.time() + 600 # it is nice, so a busy machine may starve it for minutes
     while time.time()<end and process.poll() is None:
         if (out/'results.csv').exists() and len(rows(out))>=n: return
         time.sleep(0.01)
