@@ -1,6 +1,7 @@
 "What was measured, read from the CSV files beside this module: for the README's table, the method cards and the cost report"
 import inspect,re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 import pandas as pd
 from fastcore.docments import docments
@@ -28,6 +29,7 @@ def markdown(rows: list) -> str:
     return '\n'.join([lines[0], '|' + ' --- |'*len(rows[0]), *lines[1:]])
 
 
+@cache
 def runs(folder: str) -> pd.DataFrame:
     "Runs of a folder, or of one network in it (`folder:arch`); a teacher's file is called `teacher`"
     folder,_,arch = folder.partition(':')
@@ -36,6 +38,7 @@ def runs(folder: str) -> pd.DataFrame:
     return df.assign(method=df['method'].str.replace(r"teacher='[^']*'", 'teacher', regex=True))
 
 
+@cache
 def summaries() -> dict:
     "data and budget -> a row per method, from `summarise`"
     return {k: summarise(runs(v)) for k,v in sets.items()}
@@ -61,6 +64,7 @@ def plot_accuracies(df: pd.DataFrame):
     ax.legend([plt.Line2D([], [], color=c) for c in colour.values()], colour)
 
 
+@cache
 def overhead() -> pd.DataFrame:
     "Rows of all networks that were measured, with `network`, in their order"
     df = pd.concat(pd.read_csv(here/f'overhead_{s}.csv') for s in settings)
@@ -78,9 +82,8 @@ def parameters(name: str) -> dict:
     for c in cls.__mro__:
         if '__init__' not in vars(c): continue
         for k,v in docments(c.__init__, full=True, returns=False).items():
-            if k not in ('self', 'kwargs', 'args'): found.setdefault(k, v)
-    taken = inspect.signature(cls).parameters
-    return {k: found[k] for k in taken if k in found}
+            found.setdefault(k, v)
+    return {k: found[k] for k in inspect.signature(cls).parameters}
 
 
 def hyper_parameters(name: str) -> str:
