@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps', 'tapped', 'feature_maps', 'to_torch',
-           'VisitingParams', 'is_validating', 'FitState', 'FeatureCallback', 'is_compiled', 'EpochGuard']
+           'VisitingParams', 'is_validating', 'FitState', 'Acted', 'FeatureCallback', 'is_compiled', 'EpochGuard']
 
 # %% ../nbs/01_core.ipynb #822d6b0c
 import inspect,math,numbers,weakref
 from contextlib import ExitStack,contextmanager
-from copy import deepcopy
+from copy import copy,deepcopy
 from dataclasses import dataclass,field
 import torch.distributed as dist
 from fastai.vision.all import *
@@ -191,14 +191,18 @@ class FitState:
     totals:dict = field(default_factory=dict) # column -> sum of its term over the batches of the epoch
     counts:Counter = field(default_factory=Counter) # column -> batches that had its term
     count:int = 0 # batches that had a term
+    acted:bool = False # the batch that runs has a term or a changed map
+    frozen:bool = False # nothing in front of the tapped layers can learn in the batch that runs
     metrics:list = field(default_factory=list) # the table's columns, while they are announced
     snapshot:dict|None = None # heads before `lr_find`, to be put back
+    before:object = None # what `acted` held before `lr_find`
 
     def new_batch(self,
         weight:float, # of the term in this batch
     ):
         "Forget the last batch"
         self.maps,self.drawn,self.no_grad,self.weight = {},{},[],weight
+        self.acted = self.frozen = False
 
     def new_epoch(self):
         "Begin the means of the terms anew"
@@ -209,6 +213,7 @@ class FitState:
     ):
         "Add the terms of a batch to the sums of their columns"
         self.count += 1
+        self.acted = True
         for k,term in terms.items(): self.totals[k] = self.totals.get(k, 0.) + term.detach()
         self.counts.update(terms.keys())
 
@@ -223,6 +228,40 @@ class FitState:
         for h in self.handles: h.remove()
         self.handles = []
 
+# %% ../nbs/01_core.ipynb #a0c7ed02
+@dataclass
+class Acted:
+    "What a callback has done since it met its learner; `lr_find` does not count"
+    layers:int = 0 # layers it is tapped into
+    asked:int = 0 # layers it was asked to act on
+    batches:int = 0 # training batches
+    terms:int = 0 # of those, batches with a term or a changed map
+    frozen:int = 0 # of those with a term, batches in which nothing in front of the layers could learn
+    first:float = math.nan # epochs that were done when the first of them came
+
+    def count(self,
+        acted:bool, # had the batch a term or a changed map?
+        frozen:bool, # could nothing in front of the layers learn?
+        n_iter:int, # batches of an epoch
+    ):
+        "Count a training batch"
+        if acted and not self.terms: self.first = self.batches/n_iter
+        self.batches += 1
+        self.terms += acted
+        self.frozen += acted and frozen
+
+    @property
+    def share(self)->float: # NaN before the first batch
+        "Share of the training batches in which the callback acted"
+        return self.terms/self.batches if self.batches else math.nan
+
+    def notes(self)->list: # of sentences without a subject
+        "What a reader of the results has to know"
+        if not self.batches: return []
+        if not self.terms: return ['had no term and changed no map in any batch']
+        if not self.frozen: return []
+        return [f'taught only its own layers in {self.frozen/self.terms:.0%} of its batches: nothing in front of them could learn (frozen?)']
+
 # %% ../nbs/01_core.ipynb #2640552d
 class FeatureCallback(Callback):
     "Base of all methods: taps `layers` in training batches, adds `weight * loss_term`, leaves nothing behind"
@@ -230,9 +269,11 @@ class FeatureCallback(Callback):
     column = None # override: name of the term's column in the table, or a tuple of names for a term of several parts
     tap = TapHook # override to read something else than a layer's output
     check_cam = False # override: shall `find_layers` get an anatomy that says whether CAM is exact?
-    learned = ('aux_heads', 'generator', 'visitors') # what is forgotten when another learner is given
-    _learn = _last = _fit = aux_heads = generator = visitors = _pending = None
-    _stateattrs = ('_last', '_fit', 'aux_heads', 'generator', 'visitors', '_pending')
+    idle = '' # override: why it has little or nothing to do; a note in the row of a run
+    asked = None # `find_layers` may set it: layers it was asked to act on, where those are more than it found
+    learned = ('aux_heads', 'generator', 'visitors', 'acted') # what is forgotten when another learner is given
+    _learn = _last = _fit = aux_heads = generator = visitors = acted = _pending = None
+    _stateattrs = ('_last', '_fit', 'aux_heads', 'generator', 'visitors', 'acted', '_pending')
 
     def __init__(self,
         layers:int|str|nn.Module|list=1, # the last n stages, or names, modules, stage numbers
@@ -336,6 +377,7 @@ def set_up(self:FeatureCallback):
         raise ValueError(f"{type(self).__name__} cannot tap a model inside nn.DataParallel; train on several GPUs with `learn.distrib_ctx()` (one process per GPU)")
     anatomy = get_anatomy(model, x=self.learn.x, check_cam=self.check_cam)
     stages = self.find_layers(anatomy)
+    self._count_layers(len(stages))
     if any(isinstance(l, nn.Module) for l in ([self.layers] if isinstance(self.layers, nn.Module) else L(self.layers))):
         self.layers = [s.name for s in stages] # names can be printed, copied and exported
     if self.generator is None: self.generator = torch.Generator().manual_seed(self.start_seed + 1)
@@ -343,6 +385,12 @@ def set_up(self:FeatureCallback):
     self._fit.compiled = is_compiled(model)
     if self._fit.compiled: torch.compiler.reset() # what is traced already has no hooks of ours
     self._fit.stages,self._fit.hooks = stages,[self.tap(self, s) for s in stages]
+
+@patch
+def _count_layers(self:FeatureCallback, n):
+    "Layers found, and those asked for"
+    self.acted = self.acted or Acted()
+    self.acted.layers,self.acted.asked = n,n if self.asked is None else self.asked
 
 @patch(as_prop=True)
 def start_seed(self:FeatureCallback)->int:
@@ -403,6 +451,7 @@ def on_map(self:FeatureCallback,
     if fit is None or inference: return
     act = self._changes and fit.weight!=0 and training # the module itself may be frozen in evaluation mode (BnFreeze)
     new = self.change_map(stage, fmap) if act else None
+    fit.acted = fit.acted or new is not None
     fit.maps[stage.name] = (fmap if new is None else new) if self._reads else None # who only changes maps must not keep them alive
     if not self._changes and not torch.is_grad_enabled(): fit.no_grad.append(stage.name)
     return new
@@ -428,6 +477,8 @@ def after_loss(self:FeatureCallback):
     fit = self._fit
     maps,fit.maps = fit.maps,{}
     if not maps or fit.weight==0 or not self._reads or not len(self.learn.yb): return
+    tensors = [t for f in maps.values() for t in (f if isinstance(f, tuple) else (f,))]
+    fit.frozen = not any(t.requires_grad for t in tensors)
     term = self.loss_term(maps)
     if term is None: return
     terms = term if isinstance(term, dict) else {self.column: term}
@@ -458,7 +509,9 @@ def after_backward(self:FeatureCallback):
 
 @patch
 def after_batch(self:FeatureCallback):
-    "The heads leave the optimiser, the taps the model"
+    "The heads leave the optimiser, the taps the model; the batch is counted"
+    self.acted = self.acted or Acted()
+    self.acted.count(self._fit.acted, self._fit.frozen, self.learn.n_iter)
     self._fit.unhook()
     self._fit.maps = {}
     if self.visitors is not None: self.visitors.leave()
@@ -530,7 +583,7 @@ def before_fit(self:FeatureCallback):
     if is_validating(self.learn): return self._take_back()
     self.clean_up()
     self._fit = FitState()
-    if hasattr(self.learn, 'lr_finder'): self._fit.snapshot = self.state_dict()
+    if hasattr(self.learn, 'lr_finder'): self._fit.snapshot,self._fit.before = self.state_dict(),copy(self.acted)
     self._announce_columns()
 
 @patch
@@ -567,8 +620,20 @@ def clean_up(self:FeatureCallback):
     if self.learn is None: return
     self.end_epoch()
     self._take_back()
-    if self._fit is not None and self._fit.snapshot is not None: self.load_state_dict(self._fit.snapshot)
+    if self._fit is not None and self._fit.snapshot is not None:
+        self.load_state_dict(self._fit.snapshot)
+        self.acted = self._fit.before
     self._fit = None
+
+# %% ../nbs/01_core.ipynb #a0c7ed05
+@patch
+def report(self:FeatureCallback,
+)->dict: # `acted` ('19/19': layers acted on of layers asked for), `term_share`, `start_epoch`, `note`
+    "What the callback did since it met its learner"
+    done = self.acted or Acted()
+    notes = [self.idle] if self.idle else [f'{type(self).__name__} {note}' for note in done.notes()]
+    layers = f'{done.layers}/{done.asked}' if done.asked else ''
+    return dict(acted=layers, term_share=done.share, start_epoch=done.first, note='; '.join(notes))
 
 # %% ../nbs/01_core.ipynb #1e608c6d
 @patch
