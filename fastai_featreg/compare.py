@@ -219,7 +219,13 @@ def make_learner(
     pretrained:bool=False, # start from downloaded weights?
     head:str='default', # fastai's; 'linear': average pooling and one linear layer; 'gap': a BatchNorm between the two
 )->Learner:
-    "Fresh learner; a failed download is a `ValueError` that says what to do"
+    """Fresh learner; a failed download is a `ValueError` that says what to do
+
+    Reading (CL 3.1): how the classifier behind the pooling begins is said by no paper. With the head 'linear' it begins as
+        torch makes a linear layer, not by fastai's Kaiming initialisation.
+    Departure (CL 3.1): fastai's default head has a hidden layer, BatchNorm and dropout, and pools by the maximum too; all
+        four papers have average pooling and one linear layer. letter: `head='linear'`.
+    """
     top5 = [partial(top_k_accuracy, k=5)] if dls.c>10 else []
     metrics = [accuracy, *top5]
     try: return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=metrics, **heads[head])
@@ -738,7 +744,15 @@ def compare(
     say:Callable=print, # takes the lines of the report; `noop` for silence
     bars:bool=None, # progress bars; None: on a terminal and in a notebook
 )->pd.DataFrame: # a row per run
-    "Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated"
+    """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
+
+    Departure (FM 4): "the highest validation accuracy over the full training course is chosen as the result"; `accuracy`
+        is that of the last epoch, as in the other papers. Best accuracy and best epoch stand in the same row
+        (`best_accuracy`, `best_epoch`).
+    Departure (FM 4.1.1): all methods are compared by Adam and one cycle, with fastai's weight decay; the papers train by
+        SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a constant rate (MV 3.1). No
+        argument gives their schedules yet, so no number here stands beside a paper's.
+    """
     if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
     data,plan,path = data or 'digits',dict(parse_methods(as_text(methods), teacher)),results_file(out)
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
