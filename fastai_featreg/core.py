@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps', 'tapped', 'feature_maps', 'to_torch',
-           'VisitingParams', 'is_validating', 'FitState', 'Acted', 'FeatureCallback', 'is_compiled', 'EpochGuard']
+           'VisitingParams', 'is_validating', 'FitState', 'Acted', 'FeatureCallback', 'is_compiled', 'ColumnMetric',
+           'EpochGuard']
 
 # %% ../nbs/01_core.ipynb #822d6b0c
 import inspect,math,numbers,weakref
@@ -184,7 +185,7 @@ class FitState:
     hooks:list = field(default_factory=list) # their `TapHook`s, made once, so that a compiled model keeps seeing the same objects
     handles:list = field(default_factory=list) # handles of the hooks now installed
     maps:dict = field(default_factory=dict) # layer name -> map of the batch that runs
-    no_grad:list = field(default_factory=list) # layers whose map came without a graph in the batch that runs
+    no_grad:set = field(default_factory=set) # layers whose map came without a graph in the batch that runs
     drawn:dict = field(default_factory=dict) # random choices of the batch that runs
     weight:float = 0. # weight of the term for the batch that runs
     compiled:bool = False # the model is compiled, so the hooks must be there from the first trace on
@@ -194,6 +195,8 @@ class FitState:
     acted:bool = False # the batch that runs has a term or a changed map
     frozen:bool = False # nothing in front of the tapped layers can learn in the batch that runs
     metrics:list = field(default_factory=list) # the table's columns, while they are announced
+    place:int = 0 # of the first of them among the learner's metrics
+    modules:tuple = () # numbers of the network's modules at set-up; other ones mean another network
     snapshot:dict|None = None # heads before `lr_find`, to be put back
     before:object = None # what `acted` held before `lr_find`
 
@@ -201,7 +204,7 @@ class FitState:
         weight:float, # of the term in this batch
     ):
         "Forget the last batch"
-        self.maps,self.drawn,self.no_grad,self.weight = {},{},[],weight
+        self.maps,self.drawn,self.no_grad,self.weight = {},{},set(),weight
         self.acted = self.frozen = False
 
     def new_epoch(self):
@@ -219,9 +222,9 @@ class FitState:
 
     def mean(self,
         column:str, # one of the table's
-    )->float|None: # None if no batch had its term
+    )->float: # NaN if no batch had its term: loggers and trackers want a number
         "Mean of a column's term over the epoch"
-        return float(self.totals[column])/self.counts[column] if self.counts[column] else None
+        return float(self.totals[column])/self.counts[column] if self.counts[column] else math.nan
 
     def unhook(self):
         "Remove the installed hooks"
@@ -385,6 +388,7 @@ def set_up(self:FeatureCallback):
     self._fit.compiled = is_compiled(model)
     if self._fit.compiled: torch.compiler.reset() # what is traced already has no hooks of ours
     self._fit.stages,self._fit.hooks = stages,[self.tap(self, s) for s in stages]
+    self._fit.modules = tuple(map(id, model.modules()))
 
 @patch
 def _count_layers(self:FeatureCallback, n):
@@ -430,11 +434,17 @@ def weight_now(self:FeatureCallback)->float: # weight of the term in this batch
     return w
 
 @patch
+def _is_other_network(self:FeatureCallback):
+    "Has somebody swapped a part of the network since the set-up? Asked in the first batch of an epoch"
+    known = self._fit.modules
+    return self.learn.iter==0 and bool(known) and known!=tuple(map(id, self.learn.model.modules()))
+
+@patch
 def before_batch(self:FeatureCallback):
     "Install the taps for one forward pass"
     if self._fit is None: self._fit = FitState()
     fit = self._fit
-    if not fit.stages: self.set_up()
+    if not fit.stages or self._is_other_network(): self.set_up()
     fit.new_batch(self.weight_now())
     if fit.weight==0 and not fit.compiled: return
     fit.handles = [s.module.register_forward_hook(h) for s,h in zip(fit.stages, fit.hooks)]
@@ -452,9 +462,18 @@ def on_map(self:FeatureCallback,
     act = self._changes and fit.weight!=0 and training # the module itself may be frozen in evaluation mode (BnFreeze)
     new = self.change_map(stage, fmap) if act else None
     fit.acted = fit.acted or new is not None
-    fit.maps[stage.name] = (fmap if new is None else new) if self._reads else None # who only changes maps must not keep them alive
-    if not self._changes and not torch.is_grad_enabled(): fit.no_grad.append(stage.name)
+    self._keep(stage.name, fmap if new is None else new)
     return new
+
+@patch
+def _keep(self:FeatureCallback, name, fmap):
+    "Keep the map of the pass that is differentiated; passes without gradients before and after it are somebody else's"
+    fit,grad = self._fit,torch.is_grad_enabled()
+    if not grad and name in fit.maps and name not in fit.no_grad: return
+    fit.maps[name] = fmap if self._reads else None # who only changes maps must not keep them alive
+    if self._changes: return
+    if grad: fit.no_grad.discard(name)
+    else: fit.no_grad.add(name)
 
 @patch
 def after_pred(self:FeatureCallback):
@@ -467,8 +486,9 @@ def after_pred(self:FeatureCallback):
             raise ValueError(f"{type(self).__name__}: layer '{s.name}' was not run in this forward pass (gradient checkpointing can bypass a stage's container); "
                              "name a layer that is run, e.g. the last block inside it, with `layers=`")
     if fit.no_grad:
-        raise ValueError(f"{type(self).__name__}: layer '{fit.no_grad[0]}' ran without gradients, so its term could not train the network (reentrant gradient checkpointing does that); "
-                         "checkpoint with use_reentrant=False, or name a layer outside with `layers=`")
+        raise ValueError(f"{type(self).__name__}: layer '{min(fit.no_grad)}' ran without gradients, so its term could not "
+                         "train the network (reentrant gradient checkpointing does that); checkpoint with "
+                         "use_reentrant=False, or name a layer outside with `layers=`")
 
 # %% ../nbs/01_core.ipynb #a8d126ed
 @patch
@@ -517,6 +537,13 @@ def after_batch(self:FeatureCallback):
     if self.visitors is not None: self.visitors.leave()
 
 # %% ../nbs/01_core.ipynb #56e71a81
+class ColumnMetric(ValueMetric):
+    "Announces a column of the table; it measures nothing"
+
+class _Announced(L):
+    "A learner's metrics while columns are announced; a learner that is exported or copied meanwhile has its own only"
+    def __reduce__(self): return L,([m for m in self if not isinstance(m, ColumnMetric)],)
+
 @patch(as_prop=True)
 def columns(self:FeatureCallback)->L: # of text
     "Names of the columns in the table"
@@ -525,8 +552,9 @@ def columns(self:FeatureCallback)->L: # of text
 @patch
 def _announce_columns(self:FeatureCallback):
     if not self.columns: return
-    self._fit.metrics = [ValueMetric(noop, c) for c in self.columns]
-    self.learn.metrics = self.learn.metrics + self._fit.metrics
+    self._fit.metrics = [ColumnMetric(noop, c) for c in self.columns]
+    self._fit.place = len(self.learn.metrics)
+    self.learn._metrics = _Announced([*self.learn.metrics, *self._fit.metrics])
 
 @patch
 def _take_columns_back(self:FeatureCallback):
@@ -540,12 +568,25 @@ def _take_back(self:FeatureCallback):
     self._take_columns_back()
     EpochGuard.remove(self.learn)
 
+def _fill_row(recorder, n_metrics):
+    "A cancelled training or validation leaves its cells out: NaN in their place, lest ours stand under other names"
+    each = 1 + n_metrics # a loss and the metrics
+    train = each if recorder.train_metrics else 1
+    missing = 1 + train + (each if recorder.valid_metrics else 0) - len(recorder.log) # the epoch's number comes first
+    at = 1 if recorder.cancel_train else len(recorder.log)
+    for _ in range(missing): recorder.log.insert(at, math.nan)
+
 @patch
 def _write_columns(self:FeatureCallback):
     recorder = getattr(self.learn, 'recorder', None)
-    ours = {f'{part}{c}': None if part=='valid_' else self._fit.mean(c) for c in self.columns for part in ('', 'train_', 'valid_')}
-    for i,name in enumerate([] if recorder is None else recorder.metric_names):
-        if name in ours: recorder.log.insert(i, ours[name])
+    if recorder is None or not self.columns: return
+    writers = [cb for cb in self.learn.cbs.sorted('order') if isinstance(cb, FeatureCallback) and cb.columns]
+    if writers[0] is self: _fill_row(recorder, len(self.learn.metrics))
+    both = recorder.train_metrics and recorder.valid_metrics
+    first = self._fit.place + (3 if recorder.valid_metrics and not both else 2) # behind epoch and losses
+    second = first + (len(recorder.metric_names) - recorder.add_time - 1)//2 # by place: another metric may have the name
+    for i,c in enumerate(self.columns): recorder.log.insert(first+i, self._fit.mean(c))
+    for i,_ in enumerate(self.columns if both else ()): recorder.log.insert(second+i, math.nan)
 
 # %% ../nbs/01_core.ipynb #d88e9d41
 class EpochGuard:
@@ -555,6 +596,7 @@ class EpochGuard:
         cb:Callback, # its `end_epoch()` is called when the epoch ends, its `clean_up()` as well if nobody else will
     ):
         self.learn,self.cb,self.epoch = learn,cb,learn._do_epoch_train
+        self.own = learn.__dict__.get('_do_epoch_train') # the user's own, or another guard
         learn._do_epoch_train = self
 
     def __call__(self):
@@ -573,8 +615,10 @@ class EpochGuard:
     def remove(
         learn:Learner, # that may be guarded
     ):
-        "Take any guard off `learn`"
-        learn.__dict__.pop('_do_epoch_train', None)
+        "Take all guards off `learn`; what somebody else has put there stays"
+        while isinstance(guard := learn.__dict__.get('_do_epoch_train'), EpochGuard):
+            if guard.own is None: del learn._do_epoch_train
+            else: learn._do_epoch_train = guard.own
 
 # %% ../nbs/01_core.ipynb #47496fcc
 @patch
