@@ -4,21 +4,16 @@
 
 # %% auto #0
 __all__ = ['top_channels', 'spatial_dropout', 'spatial_scale', 'select_scale', 'selectout', 'select_drop', 'SpatialScale2d',
-           'SelectScale2d', 'Selectout2d', 'SelectDrop2d', 'has_running_stats', 'is_norm', 'channel_readers',
-           'find_drop_layers', 'show_drop_layers', 'linear_curriculum', 'eased', 'DropCallback', 'FeatureDropout',
-           'SpatialDropout', 'drop_block', 'DropBlock', 'SpatialScale', 'Selectout', 'SelectScale', 'show_drops',
-           'dropped_errors', 'plot_dropped_errors']
+           'SelectScale2d', 'Selectout2d', 'SelectDrop2d', 'find_drop_layers', 'show_drop_layers', 'linear_curriculum',
+           'eased', 'DropCallback', 'FeatureDropout', 'SpatialDropout', 'drop_block', 'DropBlock', 'SpatialScale',
+           'Selectout', 'SelectScale', 'show_drops', 'dropped_errors', 'plot_dropped_errors']
 
 # %% ../nbs/20_drop.ipynb #b3cb711d
-import math,numbers,re,warnings
-from collections import defaultdict
-from contextlib import ExitStack
+import math,numbers,warnings
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import drop_block2d
-from .anatomy import Anatomy,Stage,get_anatomy,hooked,untouched
-from .anatomy import _first_param
+from .anatomy import Anatomy,Stage,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
 from .core import FeatureCallback,isolated_rng,register_method,tapped
 from .core import _check_count,_check_f,_check_number
 
@@ -182,61 +177,6 @@ class SelectDrop2d(nn.Module):
         "Apply the drop to the top channels"
         return select_drop(f, self.drop, self.top_rate) if self.training else f
     def extra_repr(self): return f'top_rate={self.top_rate}'
-
-# %% ../nbs/20_drop.ipynb #99da8429
-def has_running_stats(
-    m:nn.Module, # any module
-)->bool:
-    "Does `m` itself keep running statistics, as BatchNorm does?"
-    return m._buffers.get('running_mean') is not None or m._buffers.get('running_var') is not None
-
-def is_norm(
-    m:nn.Module, # any module
-)->bool:
-    "Is `m` a normalisation layer: one with running statistics, one of torch's, or one named so that has no other inside?"
-    if has_running_stats(m) or isinstance(m, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)): return True
-    return bool(re.fullmatch(r'(?!.*(Conv|Linear))\w*Norm\w*', type(m).__name__)) and not any(is_norm(c) for c in m.children())
-
-_mixing = re.compile(r'aten\.(mm|addmm|bmm|baddbmm|linear|_?scaled_dot\w*)\.')
-
-def _mixes(func, args):
-    "Does each channel of this operation's output depend on several channels of its input?"
-    if 'convolution' in str(func): return args[8]<args[0].shape[1] # groups, channels
-    return bool(_mixing.match(str(func)))
-
-def _tensors(o): return [o] if isinstance(o, Tensor) else [t for x in o for t in _tensors(x)] if isinstance(o, (list,tuple)) else []
-
-def _held(o):
-    "Names of the layers whose channels the tensors within `o` hold apart"
-    return frozenset().union(*(getattr(t, '_held', ()) for t in _tensors(o)))
-
-class _Carry(TorchDispatchMode):
-    "Every operation hands on the names that its arguments carry, unless it mixes channels"
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        held = frozenset() if _mixes(func, args) else _held([args, list((kwargs or {}).values())])
-        for t in _tensors(out) if held else ():
-            for o in (t, t._base): # writing to a part of a tensor is writing to the tensor
-                if o is not None: o._held = held | getattr(o, '_held', frozenset())
-        return out
-
-# %% ../nbs/20_drop.ipynb #d891164e
-def channel_readers(
-    anatomy:Anatomy, # of the network
-)->dict: # name of a layer -> names of the convolutions, linear layers and normalisations that its output runs into
-    "What each layer's output runs into, one channel to one channel: through activations, sums, concatenations, pooling and depthwise convolutions"
-    model,res = anatomy.modules[''],defaultdict(set)
-    names = {m:n for n,m in anatomy.modules.items()}
-    def before(module, inp):
-        for source in _held(inp): res[source].add(names[module])
-    def after(module, inp, out):
-        for t in _tensors(out): t._held = frozenset([names[module]]) | (frozenset() if is_norm(module) else getattr(t, '_held', frozenset()))
-    readers = [m for m in names if is_norm(m) or isinstance(m, (nn.Conv2d,nn.Linear))]
-    x = torch.zeros(1, *anatomy.input_size).to(_first_param(model))
-    with ExitStack() as stack, untouched(model), hooked(names, after), torch.no_grad(), _Carry():
-        for m in readers: stack.callback(m.register_forward_pre_hook(before).remove)
-        model._call_impl(x)
-    return res
 
 # %% ../nbs/20_drop.ipynb #26233ff1
 def _hurts(anatomy, flow, name):

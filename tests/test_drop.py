@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from tiny import *
 from fastai_featreg.core import isolated_rng
 import fastai_featreg.drop
-from fastai_featreg.drop import channel_readers, has_running_stats, is_norm
+from fastai_featreg.anatomy import channel_readers, has_running_stats, is_norm
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 24), st.integers(1, 5), st.integers(1, 5))
 rates = st.floats(0, 1)
