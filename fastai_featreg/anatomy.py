@@ -505,34 +505,47 @@ def get_anatomy(
 
 # %% ../nbs/00_anatomy.ipynb #87b10cf8
 @patch
+def _full_name(self:Anatomy, name):
+    "Name of the module that `name` means: its own, or its end, such as 'layer4' for '0.model.layer4'"
+    if name in self.calls: return name
+    ends = [n for n in self.taps if n.endswith(f'.{name}')]
+    if len(ends)>1:
+        raise ValueError(f"layers: {name!r} is the end of {len(ends)} names, {', '.join(map(repr, ends[:5]))}"
+                         f"{', ...'*(len(ends)>5)}; give more of the name.")
+    return ends[0] if ends else name
+
+@patch
 def _by_name(self:Anatomy, name):
     "`Stage` of the module `name`, or a `ValueError` that says why it cannot be tapped"
+    name = self._full_name(name)
     if name in self.taps: return self.taps[name]
-    ends = [n for n in self.taps if n.endswith(f'.{name}')]
-    if name not in self.calls and len(ends)==1: return self.taps[ends[0]] # 'layer4' for '0.model.layer4'
     if name not in self.calls:
         close = difflib.get_close_matches(name, self.taps, 3, .5) or [s.name for s in self.stages]
-        raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? `layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names.')
+        raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? '
+                         '`layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names.')
     calls = self.calls[name]
-    what = f'is called {calls} times in a forward pass' if calls>1 else 'gives no spatial map' if calls else 'is not called in a forward pass'
+    what = (f'is called {calls} times in a forward pass' if calls>1 else
+            'gives no spatial map' if calls else 'is not called in a forward pass')
     raise ValueError(f'layers: module {name!r} {what}; name a module that gives one, e.g. {self.stages[-1].name!r}.')
 
 @patch
 def _by_number(self:Anatomy, i):
     "Stage number `i`"
     n = len(self.stages)
-    if not -n<=i<n: raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module.')
-    return self.stages[i]
+    if -n<=i<n: return self.stages[i]
+    raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module.')
 
 @patch
 def _one(self:Anatomy, o):
     "The `Stage` that one element of `layers` means"
     if isinstance(o, str): return self._by_name(o)
     if isinstance(o, numbers.Integral) and not isinstance(o, bool): return self._by_number(int(o))
-    if not isinstance(o, nn.Module): raise ValueError(f'layers: {o!r} is no layer; use a stage number, a module or its name.')
+    if not isinstance(o, nn.Module):
+        raise ValueError(f'layers: {o!r} is no layer; use a stage number, a module or its name.')
     name = next((n for n,m in self.modules.items() if m is unwrap(o)), None)
-    if name is None: raise ValueError(f'layers: this {type(o).__name__} is not a module of the model; take it from the model itself, or give its name.')
-    return self._by_name(name)
+    if name is not None: return self._by_name(name)
+    raise ValueError(f'layers: this {type(o).__name__} is not a module of the model; '
+                     'take it from the model itself, or give its name.')
 
 # %% ../nbs/00_anatomy.ipynb #ea2dcf17
 @patch
