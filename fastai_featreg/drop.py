@@ -768,8 +768,9 @@ def show_drops(
 ):
     "The top channels of a map, as they are and after each drop"
     _check_f(f, 'show_drops')
-    order = f.abs().amax((2,3))[0].argsort(descending=True)[:n]
-    fig,axes = plt.subplots(len(drops)+1, len(order), figsize=figsize or (.62*len(order)+1.6, .68*(len(drops)+1)), squeeze=False)
+    order = _score(f, default_score)[0].argsort(descending=True)[:n]
+    rows,cols = len(drops)+1,len(order)
+    fig,axes = plt.subplots(rows, cols, figsize=figsize or (.62*cols+1.6, .68*rows), squeeze=False)
     for row,(name,drop) in zip(axes, [('map', noop)] + list(drops.items())):
         with isolated_rng(seed, f.device): out = drop(f)[0,order].float().cpu()
         for ax,channel in zip(row, out): ax.imshow(channel, cmap='magma', vmin=0, vmax=1.5*f.max().item())
@@ -785,29 +786,41 @@ class _Dropper:
 def _top_dropped(f, p): return selectout(f, 1-p, p)
 def _any_dropped(f, p): return selectout(f, 1., p)
 
-_channel_drops = {'SpatialDropout': spatial_dropout, 'as many random channels': _any_dropped, 'top channels (Selectout)': _top_dropped}
+_channel_drops = {
+    'SpatialDropout': spatial_dropout,
+    'as many random channels': _any_dropped,
+    'top channels (Selectout)': _top_dropped,
+}
 
 def _error(learn, dl):
     "Share of wrong predictions"
     with learn.no_bar(), learn.no_logging(): preds,targs = learn.get_preds(dl=dl, reorder=False)
-    if targs.ndim!=1 or targs.is_floating_point(): raise ValueError(f"dropped_errors: the data must have one class per image, got targets {targs.dtype} {tuple(targs.shape)}")
-    return (preds.argmax(1)!=targs).float().mean().item()
+    if targs.ndim==1 and not targs.is_floating_point(): return (preds.argmax(1)!=targs).float().mean().item()
+    raise ValueError("dropped_errors: the data must have one class per image, "
+                     f"got targets {targs.dtype} {tuple(targs.shape)}")
 
 def dropped_errors(
     learn:Learner, # trained learner
-    drops:dict=None, # name -> function of a map and a retaining rate `p`; None takes top channels, as many at random, and SpatialDropout
+    drops:dict|None=None, # name -> function of a map and a rate `p`; None: top channels, as many others, SpatialDropout
     retain:list=(1., .98, .96, .94, .92, .9, .85, .8), # retaining rates
-    layers:int|str|nn.Module|Callable|list='all', # as in `find_drop_layers`
+    layers:int|str|nn.Module|Callable|list='all', # as in `plan_drops`
     dl:DataLoader|None=None, # labelled images; None takes the validation set
     seeds:int=3, # repetitions, each with draws of its own
 )->pd.DataFrame: # a row for each `drop`, `retain`, `seed`, with the `error`, [0,1]
-    "Error of a trained network with a drop applied at test time (SelectScale, Figure 3)"
+    """Error of a trained network with a drop applied at test time (SelectScale, Figure 3)
+
+    Reading (SS Figure 3): the drops act where they would in training, so that `layers='all'` leaves out what runs into
+        a BatchNorm.
+    """
     _check_rates('dropped_errors', **{f'retain[{i}]': p for i,p in enumerate(retain)})
     dl = dl or learn.dls.valid
-    found = [s for s,_ in find_drop_layers(get_anatomy(learn.model, x=dl.one_batch()[0], check_cam=False), layers)]
-    drops,rows = drops or _channel_drops,[]
-    for name,p,seed in progress_bar([(n, p, s) for n in drops for p in retain for s in range(seeds if p<1 else 1)], display=hasattr(learn, 'progress')): # `no_bar` silences this one too
-        with untouched(learn.model), tapped(found, _Dropper(partial(drops[name], p=p))), isolated_rng(seed, dl.device): rows.append(dict(drop=name, retain=p, seed=seed, error=_error(learn, dl)))
+    anatomy = get_anatomy(learn.model, x=dl.one_batch()[0], check_cam=False)
+    found,drops,rows = [s for s,_ in plan_drops(anatomy, layers).acts],drops or _channel_drops,[]
+    runs = [(n, p, s) for n in drops for p in retain for s in range(seeds if p<1 else 1)]
+    for name,p,seed in progress_bar(runs, display=hasattr(learn, 'progress')): # `no_bar` silences this one too
+        dropper = _Dropper(partial(drops[name], p=p))
+        with untouched(learn.model), tapped(found, dropper), isolated_rng(seed, dl.device): error = _error(learn, dl)
+        rows.append(dict(drop=name, retain=p, seed=seed, error=error))
     return pd.DataFrame(rows)
 
 def plot_dropped_errors(
