@@ -411,8 +411,8 @@ def plan_drops(
     Reading (SS 3.5): the last two groups, and "the drop rate in the third group is decreased by a factor" of 0.5: what
         the rates take away, 1-p or 1-retain, is halved.
     Departure (SS 3.1, 3.5): a layer whose output runs into a BatchNorm without a convolution between is left out, as is
-        the last of each residual block where the head begins with a BatchNorm (with a head of one linear layer, none);
-        letter: `layers=lambda n, m: isinstance(m, nn.BatchNorm2d)`.
+        the last of each block of a ResNet where the head begins with a BatchNorm (under a head of one linear layer a
+        ResNet's are all acted on); letter: `layers=lambda n, m: isinstance(m, nn.BatchNorm2d)`.
     Reading (FM 4.1.1): "the output of penultimate group" is the output of the named stage, BatchNorm behind it or not.
     """
     flow = channel_readers(anatomy)
