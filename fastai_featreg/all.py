@@ -6,9 +6,10 @@ from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance,
                                  max_box_acc, minmax, pointing_game, pooled_map, resize_maps, show_cams)
 from fastai_featreg.feature_mining import (activation_counts, box_mask, FeatureMining, FeatureMiningHead, mined_pool, plot_activations, point_mask,
                                            show_mining)
-from fastai_featreg.drop import (drop_block, DropBlock, DropCallback, dropped_errors, FeatureDropout, find_drop_layers, plot_dropped_errors,
-                                 select_drop, select_scale, SelectDrop2d, Selectout, selectout, Selectout2d, SelectScale, SelectScale2d,
-                                 show_drop_layers, show_drops, spatial_dropout, spatial_scale, SpatialDropout, SpatialScale, SpatialScale2d,
+from fastai_featreg.drop import (drop_block, DropBlock, DropCallback, dropped_errors, DropPlan, FeatureDropout,
+                                 find_drop_layers, plan_drops, plot_dropped_errors, select_drop, select_scale, SelectDrop2d,
+                                 Selectout, selectout, Selectout2d, SelectScale, SelectScale2d, show_drop_layers,
+                                 show_drops, spatial_dropout, spatial_scale, SpatialDropout, SpatialScale, SpatialScale2d,
                                  top_channels)
 from fastai_featreg.cam_loss import cam_loss, CAMLoss, negative_cam_loss, NegativeCAM, show_cam_loss
 from fastai_featreg.distill import (at_loss, AttentionTransfer, binary_kd_loss, cat_loss, CATKD, CCM, ccm_loss, dist_loss, dkd_loss, kd_loss,

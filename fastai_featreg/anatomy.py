@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['unwrap', 'untouched', 'Stage', 'Trace', 'hooked', 'walk_stages', 'timm_stages', 'cam_check', 'Anatomy', 'get_anatomy',
-           'cut_after', 'body_head']
+           'cut_after', 'body_head', 'has_running_stats', 'is_norm', 'channel_readers']
 
 # %% ../nbs/00_anatomy.ipynb #7990044b
 import difflib, math, numbers, random, re, weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass, field
 from fastai.vision.all import *
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../nbs/00_anatomy.ipynb #b0f03514
 def unwrap(
@@ -504,34 +505,47 @@ def get_anatomy(
 
 # %% ../nbs/00_anatomy.ipynb #87b10cf8
 @patch
+def _full_name(self:Anatomy, name):
+    "Name of the module that `name` means: its own, or its end, such as 'layer4' for '0.model.layer4'"
+    if name in self.calls: return name
+    ends = [n for n in self.taps if n.endswith(f'.{name}')]
+    if len(ends)>1:
+        raise ValueError(f"layers: {name!r} is the end of {len(ends)} names, {', '.join(map(repr, ends[:5]))}"
+                         f"{', ...'*(len(ends)>5)}; give more of the name.")
+    return ends[0] if ends else name
+
+@patch
 def _by_name(self:Anatomy, name):
     "`Stage` of the module `name`, or a `ValueError` that says why it cannot be tapped"
+    name = self._full_name(name)
     if name in self.taps: return self.taps[name]
-    ends = [n for n in self.taps if n.endswith(f'.{name}')]
-    if name not in self.calls and len(ends)==1: return self.taps[ends[0]] # 'layer4' for '0.model.layer4'
     if name not in self.calls:
         close = difflib.get_close_matches(name, self.taps, 3, .5) or [s.name for s in self.stages]
-        raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? `layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names.')
+        raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? '
+                         '`layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names.')
     calls = self.calls[name]
-    what = f'is called {calls} times in a forward pass' if calls>1 else 'gives no spatial map' if calls else 'is not called in a forward pass'
+    what = (f'is called {calls} times in a forward pass' if calls>1 else
+            'gives no spatial map' if calls else 'is not called in a forward pass')
     raise ValueError(f'layers: module {name!r} {what}; name a module that gives one, e.g. {self.stages[-1].name!r}.')
 
 @patch
 def _by_number(self:Anatomy, i):
     "Stage number `i`"
     n = len(self.stages)
-    if not -n<=i<n: raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module.')
-    return self.stages[i]
+    if -n<=i<n: return self.stages[i]
+    raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module.')
 
 @patch
 def _one(self:Anatomy, o):
     "The `Stage` that one element of `layers` means"
     if isinstance(o, str): return self._by_name(o)
     if isinstance(o, numbers.Integral) and not isinstance(o, bool): return self._by_number(int(o))
-    if not isinstance(o, nn.Module): raise ValueError(f'layers: {o!r} is no layer; use a stage number, a module or its name.')
+    if not isinstance(o, nn.Module):
+        raise ValueError(f'layers: {o!r} is no layer; use a stage number, a module or its name.')
     name = next((n for n,m in self.modules.items() if m is unwrap(o)), None)
-    if name is None: raise ValueError(f'layers: this {type(o).__name__} is not a module of the model; take it from the model itself, or give its name.')
-    return self._by_name(name)
+    if name is not None: return self._by_name(name)
+    raise ValueError(f'layers: this {type(o).__name__} is not a module of the model; '
+                     'take it from the model itself, or give its name.')
 
 # %% ../nbs/00_anatomy.ipynb #ea2dcf17
 @patch
@@ -623,3 +637,64 @@ def body_head(
         raise ValueError(f'a {type(unwrap(model)).__name__} classifies its map before it pools, so a head that pools first would have nothing left to classify; use `vision_learner`, which gives it another head.')
     if found is None: raise ValueError(f'a {type(unwrap(model)).__name__} does more than run its children one after the other, so it cannot be parted in body and head; use `vision_learner`, or part it by hand.')
     return found
+
+# %% ../nbs/00_anatomy.ipynb #99da8429
+def has_running_stats(
+    m:nn.Module, # any module
+)->bool:
+    "Does `m` itself keep running statistics, as BatchNorm does?"
+    return m._buffers.get('running_mean') is not None or m._buffers.get('running_var') is not None
+
+def is_norm(
+    m:nn.Module, # any module
+)->bool:
+    "Is `m` a normalisation layer: one with running statistics, one of torch's, or one named so that has no other inside?"
+    if has_running_stats(m) or isinstance(m, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)): return True
+    named = re.fullmatch(r'(?!.*(Conv|Linear))\w*Norm\w*', type(m).__name__)
+    return bool(named) and not any(is_norm(c) for c in m.children())
+
+_mixing = re.compile(r'aten\.(mm|addmm|bmm|baddbmm|linear|_?scaled_dot\w*)\.')
+
+def _mixes(func, args):
+    "Does each channel of this operation's output depend on several channels of its input?"
+    if 'convolution' in str(func): return args[8]<args[0].shape[1] # groups, channels
+    return bool(_mixing.match(str(func)))
+
+def _tensors(o):
+    "The tensors within nested lists and tuples"
+    if isinstance(o, Tensor): return [o]
+    return [t for x in o for t in _tensors(x)] if isinstance(o, (list,tuple)) else []
+
+def _held(o):
+    "Names of the layers whose channels the tensors within `o` hold apart"
+    return frozenset().union(*(getattr(t, '_held', ()) for t in _tensors(o)))
+
+class _Carry(TorchDispatchMode):
+    "Every operation hands on the names that its arguments carry, unless it mixes channels"
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        held = frozenset() if _mixes(func, args) else _held([args, list((kwargs or {}).values())])
+        for t in _tensors(out) if held else ():
+            for o in (t, t._base): # writing to a part of a tensor is writing to the tensor
+                if o is not None: o._held = held | getattr(o, '_held', frozenset())
+        return out
+
+# %% ../nbs/00_anatomy.ipynb #d891164e
+def channel_readers(
+    anatomy:Anatomy, # of the network
+)->dict: # name of a layer -> names of the convolutions, linear layers and normalisations that its output runs into
+    "What each layer's output runs into, one channel to one channel: through activations, sums, pooling and the like"
+    model,res = anatomy.modules[''],defaultdict(set)
+    names = {m:n for n,m in anatomy.modules.items()}
+    def before(module, inp):
+        for source in _held(inp): res[source].add(names[module])
+    def after(module, inp, out):
+        for t in _tensors(out):
+            kept = frozenset() if is_norm(module) else getattr(t, '_held', frozenset())
+            t._held = kept | {names[module]}
+    readers = [m for m in names if is_norm(m) or isinstance(m, (nn.Conv2d,nn.Linear))]
+    x = torch.zeros(1, *anatomy.input_size).to(_first_param(model))
+    with ExitStack() as stack, untouched(model), hooked(names, after), torch.no_grad(), _Carry():
+        for m in readers: stack.callback(m.register_forward_pre_hook(before).remove)
+        model._call_impl(x)
+    return res

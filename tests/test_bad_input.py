@@ -29,6 +29,10 @@ arguments = {
     'seed 2**70': (lambda: FeatureMining(seed=2**70), 'less than 62 bits'), 'seed True': (lambda: FeatureMining(seed=True), 'seed must be'),
     'top_rate 1.5': (lambda: SelectScale(top_rate=1.5), 'top_rate must be'), 'retain -1': (lambda: SelectScale(retain=-1), 'retain must be'), "retain '0.2'": (lambda: SelectScale(retain='0.2'), 'retain must be'),
     'retain nan': (lambda: SelectScale(retain=nan), 'retain must be a number from 0 to 1, got nan'), 'retain tensor': (lambda: SpatialScale(retain=torch.tensor(.5)), 'retain must be'),
+    'score median': (lambda: SelectScale(score='median'), "score must be one of 'max'.*or a function.*got 'median'"),
+    'score None': (lambda: Selectout(score=None), 'score must be'), 'score []': (lambda: SelectDrop2d(nn.Dropout(.1), score=[]), 'score must be'),
+    'score 1': (lambda: SelectScale.cifar(score=1), 'score must be'), 'recipe rate': (lambda: SelectScale.cifar(top_rate=2), 'top_rate must be'),
+    'recipe retain': (lambda: SelectScale.imagenet(retain='a'), 'retain must be'),
     'candidates': (lambda: Selectout(.1, .8), 'raise p or top_rate'), 'p 2': (lambda: FeatureDropout(2), 'p must be'), 'p True': (lambda: SpatialDropout(True), 'p must be'), 'p inf': (lambda: DropBlock(inf), 'p must be'),
     'block_size 0': (lambda: DropBlock(block_size=0), 'block_size must be a whole number'), 'block_size True': (lambda: DropBlock(block_size=True), 'block_size'), 'block_size 7.': (lambda: DropBlock(block_size=7.), 'block_size'),
     'strength 2': (lambda: SelectScale(strength=2), 'strength must be'), 'strength (1, -1)': (lambda: SelectScale(strength=(1, -1)), 'strength must be'), 'curriculum .5': (lambda: SelectScale(curriculum=.5), 'curriculum must be'),
@@ -99,6 +103,8 @@ class Answers(nn.Module):
 mlp = lambda n_in=3*16*16: nn.Sequential(nn.Flatten(), nn.Linear(n_in, 10))
 one_position = lambda: nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
 hidden = lambda: tiny_teacher(hidden=True)
+all_into_norms = lambda: nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8),
+                                       nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 10))
 one_hot = lambda y: F.one_hot(y, 10).float()
 
 def learner(cb, model=None, x=noop, y=noop, loss=None, **kwargs):
@@ -122,7 +128,9 @@ in_a_fit = {
     'layers tensor': (lambda: learner(FeatureMining(torch.ones(2))), 'is no layer'), 'no such name': (lambda: learner(FeatureMining('layer9')), "no module 'layer9'; did you mean"), 'the whole network': (lambda: learner(FeatureMining('')), 'gives no spatial map'),
     'foreign module': (lambda: learner(FeatureMining(nn.Conv2d(3, 3, 1))), 'not a module of the model'), 'given twice': (lambda: learner(FeatureMining([-1, -1])), 'given twice'), 'a linear layer': (lambda: learner(FeatureMining(['1.3'])), 'gives no spatial map'),
     'drop layers 9': (lambda: learner(SelectScale(layers=9)), 'from 1 to 3'), 'drop nowhere': (lambda: learner(SelectScale(layers='nowhere')), 'did you mean'), 'drop misspelt all': (lambda: learner(SelectScale(layers='al')), "no module 'al'"),
-    'before a BatchNorm': (lambda: learner(SelectScale(layers='0.1.0')), "act behind that one: '0.1.1'"), 'no layer chosen': (lambda: learner(SelectScale(layers=lambda n, m: False)), 'no layer of the network'),
+    'no layer chosen': (lambda: learner(SelectScale(layers=lambda n, m: False)), 'no layer of the network'),
+    'nowhere to act': (lambda: learner(SelectScale(layers='all'), all_into_norms()), r'no layer of the network.*\(2 run into a BatchNorm\)'),
+    'ambiguous name': (lambda: learner(SelectScale(layers='2')), "'2' is the end of 4 names, '0.0.2'.*give more of the name"),
     'three strengths': (lambda: learner(SelectScale(strength=(1, 1, 1))), 'one for each'), 'no strengths': (lambda: learner(SelectScale(strength=[])), 'one for each'),
     'curriculum above 1': (lambda: learner(SelectScale(curriculum=lambda p: 2*p + 2)), 'curriculum after'), 'curriculum None': (lambda: learner(SelectScale(curriculum=lambda p: None)), 'curriculum after'),
     'weight schedule word': (lambda: learner(FeatureMining(weight=lambda p: 'a')), 'weight must give a finite number.*0% of training'), 'weight schedule None': (lambda: learner(NegativeCAM(weight=lambda p: None)), 'weight must give'),
@@ -147,6 +155,7 @@ in_a_fit |= {f'teacher file {name}': (lambda name=name: learner(CCM(files_at(nam
 # these need a map of the first batch: its forward pass has moved BatchNorm's statistics, as any does, and no step follows
 behind_the_forward_pass = {
     'one position': (lambda: learner(FeatureMining(['1.0'])), "layer '1.0' has one position only.*layers="), 'drop gives nothing': (lambda: learner(type('Nothing', (DropCallback,), dict(drop=lambda self, f, s: None))()), 'drop must give'),
+    'score function': (lambda: learner(SelectScale(score=lambda f: f.mean())), 'score must give one number for each image and channel'),
     'drop gives half': (lambda: learner(type('Half', (DropCallback,), dict(drop=lambda self, f, s: f[:,:,::2]))()), 'drop must give'),
     'loss gives nothing': (lambda: learner(KnowledgeDistillation(tiny_teacher(), loss=lambda s, t, tau: None)), 'loss must give a scalar'), 'loss gives one an image': (lambda: learner(KnowledgeDistillation(tiny_teacher(), loss=lambda s, t, tau: (s - t)**2)), 'loss must give'),
     'not run': (lambda: learner(FeatureMining(['0.2']), Skips()), "'0.2' was not run")}
@@ -309,6 +318,10 @@ functions = {
     'mined_pool mask': (lambda: mined_pool(f, torch.ones(2, 2)), r'mask must be \(H,W\)'), 'mined_pool list': (lambda: mined_pool(f, [1]), 'mask must be a tensor'), 'box_mask size': (lambda: box_mask(0, 3), 'at least 1'), 'box_mask lam': (lambda: box_mask(3, 3, 2.), 'lam must be'),
     'box_mask word': (lambda: box_mask(3, 3, 'a'), 'lam must be'), 'point_mask': (lambda: point_mask(), 'size of a mask'), 'cam int8': (lambda: cam(f.to(torch.int8), w), 'f must be'), 'cam weights': (lambda: cam(f, w[:,:2]), r'w must hold.*\(N,D\)'), 'cam whole numbers': (lambda: cam(f, w.long()), 'w must hold floating'),
     'caam empty': (lambda: caam(f[:0]), 'not empty'), 'minmax shape': (lambda: minmax(torch.ones(3)), 'a must be'), 'minmax int': (lambda: minmax(torch.ones(2, 3, 3).long()), 'floating'), 'grad_cam score': (lambda: grad_cam(f, torch.ones(2)), 'score does not depend on f'),
+    'top_channels score': (lambda: top_channels(f, .1, 'sum'), 'score must be one of'),
+    'selectout score': (lambda: selectout(f, .5, .5, lambda f: f), r'score must give one number for each image and channel, \(2, 4\)'),
+    'select_scale score': (lambda: select_scale(f, .1, 1, 'sum'), 'score must be one of'),
+    'select_drop score': (lambda: select_drop(f, noop, .1, lambda f: 3), 'score must give.*got int'),
     'top_channels int8': (lambda: top_channels(f.to(torch.int8), .1), 'f must be'), 'select_scale rate': (lambda: select_scale(f, 2., .1), 'top_rate must be'), 'spatial_dropout p': (lambda: spatial_dropout(f, 2), 'p must be'), 'select_drop nothing': (lambda: select_drop(f, lambda f: None, .1), 'drop must give'),
     'select_drop part': (lambda: select_drop(f, lambda f: f[:1,:1], .1), 'drop must give a map of the shape of f'), 'cam_loss distance': (lambda: cam_loss(f, w, 'l3'), 'distance must be'), 'negative_cam_loss': (lambda: negative_cam_loss(f[0]), r'maps must be \(k,N,H,W\)'),
     'kd_loss shapes': (lambda: kd_loss(z, z[:,:3]), 'one shape'), 'kd_loss int': (lambda: kd_loss(z.long(), z), 'student must be logits'), 'kd_loss tau': (lambda: kd_loss(z, z, tau=-1), 'tau must be'), 'dkd_loss target': (lambda: dkd_loss(z, z, torch.ones(2)), 'target must be class numbers'),

@@ -1,11 +1,14 @@
 "The drops: their functions on random shapes and values, and what their callbacks do in a learner"
+import warnings
 from functools import partial
-import pytest, timm
+import matplotlib, pandas as pd, pytest, timm
+from fastai.vision.learner import create_vision_model
 from hypothesis import given, settings, strategies as st
 from tiny import *
 from fastai_featreg.core import isolated_rng
 import fastai_featreg.drop
-from fastai_featreg.drop import channel_readers, has_running_stats, is_norm
+from fastai_featreg.anatomy import channel_readers, has_running_stats, is_norm
+from fastai_featreg.drop import channel_scores
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 24), st.integers(1, 5), st.integers(1, 5))
 rates = st.floats(0, 1)
@@ -206,3 +209,146 @@ def test_p_is_the_share_that_is_kept(cls, recwarn):
     recwarn.clear()
     cls(p=.5)
     assert not recwarn
+
+
+# ---- which channels ----
+
+@settings(deadline=None, max_examples=100)
+@given(sizes, seeds, rates, st.sampled_from(list(channel_scores)))
+def test_scores(size, seed, t, score):
+    "The score of every channel, value by value"
+    f,k = draw_map(size, seed),max(1, round(t*size[1]))
+    top = top_channels(f, t, score)
+    for image,chosen in zip(f, top):
+        values = [c.flatten().tolist() for c in image]
+        kept = [[max(v, 0.) for v in c] if 'relu' in score else [abs(v) for v in c] for c in values]
+        each = [max(c) if 'max' in score else sum(c)/len(c) for c in kept]
+        inside,outside = ([v for v,o in zip(each, chosen) if o==yes] for yes in (True, False))
+        assert len(inside)==k and min(inside) >= max(outside, default=0) - 1e-6
+
+
+@pytest.mark.parametrize('score', ['relu_max', 'mean', 'relu_mean', lambda f: f.amin((2, 3))])
+def test_every_selecting_form_takes_the_score(score):
+    "Function, module and callback change the channels that `top_channels` takes"
+    f = draw_map((3, 20, 4, 4), 0)
+    chosen = top_channels(f, .2, score)
+    assert not torch.equal(chosen, top_channels(f, .2))
+    outs = [select_scale(f, .2, 0., score), SelectScale2d(.2, 0., score)(f), SelectScale(.2, 0., score).drop(f, 1.),
+            selectout(f, .2, .8, score), Selectout2d(.2, .8, score)(f), Selectout(.2, .8, score).drop(f, 1.),
+            select_drop(f, lambda f: 2*f, .2, score), SelectDrop2d(nn.Dropout(1.), .2, score)(f)]
+    for out in outs:
+        m = (out/f).flatten(2).mean(2)
+        assert torch.equal((m-m.median()).abs()>1e-4, chosen)
+
+
+@pytest.mark.parametrize('recipe', SelectScale.recipes)
+def test_recipes(recipe):
+    cb = getattr(SelectScale, recipe)()
+    assert type(cb) is SelectScale and repr(eval(repr(cb)))==repr(cb)
+    learn = tiny_learner(cb)
+    learn.fit(1)
+    assert list(cb.acts_on.values())==([1., 1., 1.] if recipe=='cifar' else [.5, 1.])
+    assert callable(cb.weight)==(recipe=='imagenet') # the curriculum
+
+
+# ---- where ----
+
+linear = dict(concat_pool=False, lin_ftrs=[], ps=0., first_bn=False)
+
+def in_vision_learner(net, **head): return create_vision_model(net, 10, pretrained=False, **head)
+
+def anatomy_of(net, **head): return get_anatomy(in_vision_learner(net, **head), size=32, check_cam=False)
+
+
+@pytest.mark.parametrize('net,n', [(resnet20, 19), (resnet56, 55), (wrn16_4, 13)])
+def test_every_convolution_of_the_papers_nets(net, n):
+    "Behind every convolution with the papers' head; what fastai's head costs is said"
+    plan = plan_drops(anatomy_of(net, **linear), 'all')
+    assert (len(plan.acts), plan.asked, plan.left_out, plan.idle)==(n, n, {}, '')
+    behind = plan_drops(anatomy_of(net), 'all')
+    assert behind.asked==n and 0<len(behind.acts)<n and f'acts on {len(behind.acts)} of {n} layers' in behind.idle
+    assert not set(behind.acts_on) & set(behind.left_out)
+
+
+def test_what_is_left_out_is_what_a_BatchNorm_follows():
+    "By numbers, with nothing coming through the second convolutions: what is tripled in one channel arrives in one"
+    torch.manual_seed(0)
+    model,x = in_vision_learner(resnet8),torch.randn(2, 3, 32, 32)
+    plan = plan_drops(get_anatomy(model, size=32, check_cam=False), 'all')
+    for n,m in model.named_modules():
+        if n.endswith('convs.4'): m.weight.data,m.bias.data = torch.zeros_like(m.weight),torch.ones_like(m.bias)
+    plain = inputs_of_running_stats(model, x)['1.2']
+    def arrived(layer): return (inputs_of_running_stats(model, x, layer)['1.2']!=plain).any(0).sum().item()
+    assert len(plan.left_out)==4 and set(plan.left_out.values())=={'1.2'}
+    assert {arrived(n) for n in plan.left_out}=={2} # one channel, pooled in two ways
+    assert len(plan.acts)==3 and {arrived(n) for n in plan.acts_on}=={0}
+
+
+@pytest.mark.parametrize('head', [{}, dict(concat_pool=False, lin_ftrs=[], ps=0.), linear], ids=['default', 'gap', 'linear'])
+@pytest.mark.parametrize('net', [resnet20, wrn16_4])
+def test_the_baselines_of_feature_mining(net, head):
+    "They run where the paper has them, and warn if and only if a BatchNorm follows"
+    drops = FeatureDropout(layers=['stage2']),SpatialDropout(layers=['stage2']),DropBlock(layers=['stage1', 'stage2'])
+    learn = tiny_learner(n=16)
+    for dl in learn.dls: dl.dataset[:] = [(F.interpolate(x[None], 32)[0], y) for x,y in dl.dataset]
+    learn.model,learn.splitter = in_vision_learner(net, **head),trainable_params
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        learn.fit(1, cbs=list(drops))
+    texts = [str(w.message) for w in said if 'BatchNorm' in str(w.message)]
+    harmless = net is resnet20 and head is linear
+    assert len(texts)==(0 if harmless else 3), texts
+    for cb,n in zip(drops, (1, 1, 2)):
+        assert cb.asked==n and list(cb.acts_on)==[f'0.0.stage{i}' for i in ((2,) if n==1 else (1, 2))]
+        assert (cb.idle=='')==harmless and len(cb.harmful)==(0 if harmless else n)
+        assert repr(eval(repr(cb)))==repr(cb).split('  #')[0]
+    for t,cb in zip(texts, drops): assert t.startswith(type(cb).__name__) and '\n' not in t and 'inference; to avoid it' in t
+
+
+def test_a_stem_in_front_of_grouped_convolutions_is_left_alone():
+    "SelectScale, 3.1: before and after the grouped convolutions only"
+    plan = plan_drops(anatomy_of(resnext29_8x64d, **linear), 'all')
+    assert len(plan.acts)==18 and not plan.left_out and not any('stem' in n for n in plan.acts_on)
+
+
+def test_an_end_of_a_name_is_enough_if_there_is_one():
+    a = anatomy_of(resnet8)
+    assert a.find('stage2')==a.find('0.0.stage2')==a.find([1]) and a.find('stage1.0')[0].name=='0.0.stage1.0'
+    with pytest.raises(ValueError, match=r"'convs' is the end of 3 names, '0.0.stage1.0.convs'.*more of the name"): a.find('convs')
+    assert a.find('0')[0].name=='0' # a whole name wins over ends
+
+
+def test_the_bars_show_the_plan():
+    "As many bars of each colour as the plan has layers"
+    a = anatomy_of(resnet20)
+    for layers in ('all', 2, 'stage2'):
+        plan,ax = plan_drops(a, layers),show_drop_layers(a, layers)
+        labels = [t.get_text() for t in ax.get_legend().get_texts()]
+        assert any(f'acts on {sum(w==1. for _,w in plan.acts)}, strength 1' in t for t in labels)
+        assert any(f'left out: {len(plan.left_out)} ' in t for t in labels)==bool(plan.left_out)
+        assert any(f'named: {len(plan.harmful)} ' in t for t in labels)==bool(plan.harmful)
+        red = [p for p in ax.patches if p.get_height() and p.get_facecolor()==matplotlib.colors.to_rgba('lightcoral')]
+        assert len(red)==len(plan.left_out)
+        plt.close(ax.figure)
+
+
+def test_a_callback_forgets_the_last_plan():
+    "asked and idle are those of the last fit"
+    cb = SelectScale(layers='all')
+    assert cb.asked is None and cb.idle==''
+    learn = tiny_learner()
+    learn.model[1].insert(2, nn.BatchNorm1d(16))
+    learn.fit(1, cbs=cb)
+    assert cb.asked==3 and cb.idle=='acts on 2 of 3 layers: the others run into a BatchNorm'
+    assert '2 of 3 layers at strength 1' in repr(cb) and "1 runs into a BatchNorm: '0.2.1' into '1.2'" in repr(cb)
+    tiny_learner().fit(1, cbs=cb)
+    assert cb.asked==3 and cb.idle=='' and 'BatchNorm' not in repr(cb)
+
+
+def test_places_table():
+    "The committed table has every net under three heads, and the papers' places under a linear one"
+    table = pd.read_csv(Path(__file__).parent.parent/'nbs/results/drop_places.csv')
+    assert set(table.groupby('net')['head'].nunique())=={3}
+    row = table[(table.net=='resnet20') & (table['head']=='linear')].iloc[0]
+    assert (row.norms, row.asked_all, row.acts_all, row.asked_2, row.acts_2)==(19, 19, 19, 12, 12)
+    assert table[['feature_dropout', 'spatial_dropout', 'drop_block']].stack().str.startswith('runs').all()
