@@ -135,8 +135,9 @@ class Stepper:
         set_seed(0)
         # the same layers in two parts, for the method that replaces the head
         model = model or featreg.body_head(make_model(args.arch))
-        x,y = torch.randn(args.bs, 3, args.size, args.size),torch.randint(0, 10, (args.bs,))
-        if args.uint8: x = (64*x + 128).clamp(0, 255).to(torch.uint8)
+        size = args.bs,3,args.size,args.size
+        x = torch.randint(0, 256, size, dtype=torch.uint8) if args.uint8 else torch.randn(size)
+        y = torch.randint(0, 10, (args.bs,))
         pairs = list(zip(x, y))
         dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device, num_workers=0)
         extra = ([MixedPrecision(args.amp)] if args.amp else []) + [ChannelsLast()]*args.channels_last
@@ -306,7 +307,8 @@ def measure_functions(args: argparse.Namespace) -> pd.DataFrame:
             return timed_call(lambda: function(f).sum().backward(), f.is_cuda)
         for name,(ours,literal) in functions(args.device, size).items():
             for _ in range(5): once(ours), once(literal)
-            df = pd.DataFrame([dict(ours=once(ours), literal=once(literal)) for _ in range(100)])
+            rounds = range(2 if args.trial else 100)
+            df = pd.DataFrame([dict(ours=once(ours), literal=once(literal)) for _ in rounds])
             rows.append(dict(function=name, map=' x '.join(map(str, size)), ms=df.ours.median(),
                              literal_ms=df.literal.median(), **quartiles(df.literal/df.ours, 'literal_over_ours')))
     return pd.DataFrame(rows)
