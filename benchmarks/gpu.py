@@ -81,8 +81,8 @@ def name_of(args: argparse.Namespace) -> str: return 'cpu' if args.device=='cpu'
 def pytest_command(seconds: float, args: argparse.Namespace) -> list:
     "All tests marked `cuda`; those of two methods in a trial"
     some = ['-k', 'not test_cell and not resnet or feature_mining or ccm']*args.tiny
-    return [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'cuda', '--device', args.device,
-            '--seconds', f'{seconds:.0f}', '--junitxml', str(args.out/'pytest.xml'), *some,
+    return [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'cuda', '--test-device', args.device,
+            '--test-seconds', f'{seconds:.0f}', '--junitxml', str(args.out/'pytest.xml'), *some,
             str(root/'tests'/'test_cuda.py'), str(root/'tests'/'test_maps.py')]
 
 

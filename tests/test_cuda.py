@@ -1,5 +1,5 @@
-"""What is claimed for a GPU. All is skipped without one; `pytest -m cuda --device cpu tests/test_cuda.py` tries the
-tests themselves on a CPU, with stand-ins for what is fastai's own on a GPU."""
+"""What is claimed for a GPU. All is skipped without one; `pytest -m cuda --test-device cpu tests/test_cuda.py` tries
+the tests themselves on a CPU, with stand-ins for what is fastai's own on a GPU."""
 import gc
 from types import SimpleNamespace
 import overhead, pytest
@@ -58,7 +58,7 @@ def test_a_resnet_in_channels_last(device, name, precision):
     "Maps, and a teacher, in half precision and in another layout, of a network of the size that is used"
     set_seed(0)
     pairs = [(torch.randn(3, 64, 64), i) for i in range(8)]
-    dls = DataLoaders.from_dsets(pairs, pairs[:4], bs=4, device=device, num_workers=0)
+    dls = DataLoaders.from_dsets(pairs, pairs[:4], bs=4, device=torch.device(device), num_workers=0)
     learn = Learner(dls, body_head(resnet18(num_classes=10)), loss_func=CrossEntropyLossFlat(), metrics=hits,
                     cbs=[makers[name](), precision(), ChannelsLast()])
     learn.remove_cb(ProgressCallback)

@@ -1,9 +1,9 @@
 "The script for a GPU and the options it asks of the cost benchmark, tried on a CPU"
-import argparse, math, sys
+import argparse, importlib, math, shutil, sys
 from pathlib import Path
 import gpu, overhead, pandas as pd, pytest, torch
 
-root = Path(__file__).parent.parent
+results = Path(__file__).parent.parent/'nbs'/'results'
 few = '--arch resnet8 --size 16 --bs 4 --rounds 2 --warmup 1 --trial --device cpu'.split()
 
 
@@ -19,7 +19,7 @@ def test_costs_of_one_callback(tmp_path, monkeypatch):
     args = [*few, '--methods', '^feature_mining$|^ccm$', *how, '--out', tmp_path]
     assert call(overhead.main, monkeypatch, *args)==0
     df = pd.read_csv(tmp_path/'overhead_cpu_resnet8_16px_bs4_channels_last_uint8_burst2.csv')
-    committed = pd.read_csv(root/'nbs'/'results'/'overhead_cpu_resnet56_32px_bs128.csv')
+    committed = pd.read_csv(results/'overhead_cpu_resnet56_32px_bs128.csv')
     assert set(df)==set(committed) | {'device'} and (df.device=='cpu').all() and (df.rounds==2).all()
     assert df.method.tolist()==['plain', 'plain again', 'feature_mining', 'knowledge_distillation', 'ccm']
     assert (df[['step_ms', 'memory_mb', 'ratio_median']]>0).all(axis=None)
@@ -101,6 +101,23 @@ def test_what_pytest_found_is_read(tmp_path):
     assert read('pytest_gpu.csv').outcome.tolist()==['passed', 'failed', 'skipped', 'passed']
     cells = [['a', 'b', 'refused', 'a sentence'], ['a', 'c', 'failed', 'it did not act']]
     assert read('conformance_gpu.csv').values.tolist()==cells
+
+
+def test_a_gpus_file_beside_those_of_a_cpu_is_not_read(tmp_path, monkeypatch):
+    "It can lie there; the reports show it once `evidence.settings` names it"
+    monkeypatch.syspath_prepend(str(results))
+    evidence = importlib.import_module('evidence')
+    before = evidence.overhead()
+    for file in results.glob('overhead_cpu_*.csv'): shutil.copy(file, tmp_path)
+    gpus = pd.read_csv(results/'overhead_cpu_resnet56_32px_bs128.csv').assign(device='a card', setting='gpu_resnet56')
+    gpus.to_csv(tmp_path/'overhead_gpu_resnet56.csv', index=False)
+    monkeypatch.setattr(evidence, 'here', tmp_path)
+    evidence.overhead.cache_clear()
+    pd.testing.assert_frame_equal(evidence.overhead(), before)
+    evidence.overhead.cache_clear()
+    monkeypatch.setitem(evidence.settings, 'gpu_resnet56', 'ResNet-56, on a GPU')
+    assert (evidence.overhead().network=='ResNet-56, on a GPU').sum()==len(gpus)
+    evidence.overhead.cache_clear()
 
 
 @pytest.mark.slow

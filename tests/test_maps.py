@@ -322,7 +322,7 @@ def test_on_a_gpu(device):
     learn.dls.cpu(); learn.model.cpu()
     expected = {m: learn.cams([0, 1, 2], method=m) for m in ('cam', 'grad_cam', 'grad_cam_pp')}
     table = localisation(learn)
-    learn.dls.to(device); learn.model.to(device)
+    learn.dls.to(torch.device(device)); learn.model.to(device)
     for m,o in expected.items(): check(learn.cams([0, 1, 2], method=m).maps, o.maps, rtol=1e-2, atol=1e-3)
     np.testing.assert_allclose(localisation(learn), table, atol=1e-2)
     f,w = torch.randn(4, 64, 7, 7, device=device).half(),torch.randn(4, 64, device=device)

@@ -91,7 +91,8 @@ class Checkpointed(nn.Module):
 def tiny_learner(cbs=None, n=48, bs=8, path=None, seed=1, **kwargs):
     set_seed(seed)
     x,y = torch.randn(n, 3, 16, 16),torch.randint(0, 10, (n,))
-    dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=bs, device=where.device, num_workers=0)
+    dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=bs,
+                                  device=torch.device(where.device), num_workers=0)
     path = path or Path(tempfile.mkdtemp())
     learn = Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cbs, splitter=lambda m: [params(m[0]), params(m[1])], path=path, **kwargs)
     learn.remove_cb(ProgressCallback)
