@@ -71,6 +71,17 @@ def test_without_a_gpu_it_is_one_sentence(monkeypatch, args):
     with pytest.raises(SystemExit, match=sentence): call(gpu.main, monkeypatch, *args)
 
 
+@pytest.mark.parametrize('gib,capability,batch,precision', [(79.1, '9.0', '128', 'bf16'), (15.8, '7.5', '64', 'fp16')])
+def test_the_plan_follows_the_card(tmp_path, gib, capability, batch, precision):
+    args = argparse.Namespace(parts=['cost'], device='cuda', tiny=False, methods='', out=tmp_path)
+    steps = gpu.plan(args, dict(gib=gib, capability=capability))
+    assert [s.name for s in steps]==['cost_resnet50', 'cost_resnet56', 'functions']
+    command = steps[0].command(100., args)
+    after = lambda option: command[command.index(option) + 1]
+    assert [after(o) for o in ('--size', '--bs', '--amp', '--seconds')]==['224', batch, precision, '100']
+    assert '--trial' not in command and '--channels-last' in command and '--uint8' in command
+
+
 def test_steps_and_their_ends(tmp_path, monkeypatch, capsys):
     "One that fails, one that does not end and one that is well; the exit status is 1, all is told"
     def step(name, code): return gpu.Step(name, 'cost', 1., lambda seconds, args: [sys.executable, '-c', code], name)
