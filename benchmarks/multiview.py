@@ -109,6 +109,7 @@ def parse() -> argparse.Namespace:
     p.add_argument('--channels-last', action='store_true')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--out', type=Path, help='folder for the CSV file')
+    p.set_defaults(uint8=False, burst=1) # which `Stepper` asks for too
     return p.parse_args()
 
 

@@ -1,5 +1,6 @@
 """What a user relies on, for every registered method: a table of methods, a table of cells, and a function that runs one cell.
-`python tests/conformance.py` runs all of it and prints the counts; `--csv FILE` writes the table."""
+`python tests/conformance.py` runs all of it and prints the counts; `--csv FILE` writes the table. Half precision is a
+stand-in there, as fastai's does nothing on a CPU: `--device cuda` runs the cells of a GPU, with fastai's own."""
 import argparse, csv, random, re, subprocess, sys, time
 from collections import Counter
 from copy import deepcopy
@@ -41,7 +42,9 @@ reads_no_map = {k: v for k,v in reads.items() if k not in ('before_batch', 'afte
 changes = dict(before_epoch={'guard'}, before_batch={'taps'}, after_batch={'taps'})
 
 reentrant = {'reentrant checkpointing': 'use_reentrant=False'}
-no_term = {'train_loss is the task loss': 'it adds no term, it changes the map that the task loss is made of', 'bf16 is near float32': 'it has no column to compare'}
+no_term = {'train_loss is the task loss': 'it adds no term, it changes the map that the task loss is made of',
+           **dict.fromkeys(('bf16 is near float32', 'fp16 is near float32 on CUDA', 'CUDA is near a CPU'),
+                           'it has no column to compare')}
 
 
 def same_mask(cb):
@@ -113,12 +116,12 @@ class Cell:
     variants: bool = False # is it asked of the variants too?
     refused: str|None = None # expression that the sentence matches, where every method refuses by design
 
-cells = {}
+cells,cuda_cells = {},{} # those of `cuda_cells` make learners where `where.device` says
 
-def cell(name, variants=False, refused=None):
+def cell(name, variants=False, refused=None, table=cells):
     "Enter a function of a `Row` among the cells"
     def _enter(f):
-        cells[name] = Cell(f, variants, refused)
+        table[name] = Cell(f, variants, refused)
         return f
     return _enter
 
@@ -217,10 +220,12 @@ def trained(way, cb=None, **kwargs):
     "A learner that has gone that way, and what the global generators give next"
     learn = tiny_learner(**dict(n=16, metrics=hits) | kwargs)
     ways[way](learn, [cb] if cb else [])
-    return learn,(torch.rand(1).item(), random.random(), np.random.rand())
+    return learn,(torch.rand(1).item(), random.random(), np.random.rand(), torch.rand(1, device=where.device).item())
+
+def plain(way): return plain_on(where.device, way)
 
 @lru_cache
-def plain(way):
+def plain_on(device, way):
     "Weights, draws and table of a learner without a callback"
     learn,draws = trained(way)
     return weights(learn),draws,learn.opt.state_dict(),list(learn.recorder.values)
@@ -296,8 +301,8 @@ def task_loss(row):
     assert learn.validate()==other.validate()
 
 @cell('bf16 is near float32', variants=True)
-def near_float32(row):
-    full,half = [fitted([row.make()] + extra).recorder.values[0][3:] for extra in ([], [CpuMixedPrecision()])]
+def near_float32(row, half=CpuMixedPrecision):
+    full,half = [fitted([row.make()] + extra).recorder.values[0][3:] for extra in ([], [half()])]
     assert full and all(abs(a - b) < .03*max(1, a) for a,b in zip(full, half))
 
 @cell('accumulated batches equal a big one')
@@ -342,7 +347,7 @@ def torch_loader(row):
     assert_clean(learn)
 
 @cell('finite gradients everywhere')
-def gradients(row):
+def gradients(row, losses=('fit', 'bf16 and scaler')):
     class Look(Callback):
         order,run_valid = 60,False
         def before_step(self):
@@ -350,7 +355,7 @@ def gradients(row):
             for p in self.heads(): assert p.grad.isfinite().all() and p.grad.any()
         def heads(self): return [] if cb.aux_heads is None else cb.aux_heads.parameters()
     cb = row.make()
-    for loss in ('fit', 'bf16 and scaler'):
+    for loss in losses:
         learn = small([cb, Look()])
         ways[loss](learn, [])
 
@@ -622,6 +627,70 @@ def data_parallel(row):
     learn.model,learn.splitter = nn.DataParallel(learn.model),trainable_params
     learn.fit(1)
 
+# ---- on a GPU; all of it runs on a CPU too, to be tried there ----
+
+cuda_ways = {
+    'fit on CUDA': beside(), 'channels_last on CUDA': beside(ChannelsLast), 'fp16 and scaler on CUDA': beside(fp16),
+    'fp16, MixUp and accumulation on CUDA': beside(fp16, MixUp, accumulate),
+    'fp16 and GradientClip on CUDA': beside(fp16, partial(GradientClip, .1)),
+    'bf16 and channels_last on CUDA': beside(bf16, ChannelsLast)}
+ways |= cuda_ways
+for way in cuda_ways:
+    cell(way, variants=way.startswith(('fp16 and scaler', 'bf16')), table=cuda_cells)(partial(acts, way=way))
+    cell(f'neutral: {way}', table=cuda_cells)(partial(neutral, way=way))
+cell('fp16 is near float32 on CUDA', variants=True, table=cuda_cells)(partial(near_float32, half=fp16))
+cell('finite gradients in fp16 on CUDA', table=cuda_cells)(partial(gradients, losses=('fp16 and scaler on CUDA',)))
+
+@cell('CUDA is near a CPU', table=cuda_cells)
+def near_cpu(row):
+    "The same numbers, drawn and computed, where no dropout draws on the device"
+    def columns():
+        learn = small(row.make())
+        for m in learn.model.modules():
+            if isinstance(m, nn.Dropout): m.p = 0.
+        learn.fit(1, 0.)
+        return learn.recorder.values[0][3:]
+    here = columns()
+    with learners_on('cpu'): there = columns()
+    assert here and all(abs(a - b) < .01*max(1, b) for a,b in zip(here, there, strict=True)), (here, there)
+
+@cell('an overflow skips the step on CUDA', table=cuda_cells)
+def overflow(row):
+    "Gradients that overflow in float16 move neither the network nor a head, and what joined the optimiser has left it"
+    cb = row.make()
+    learn = small([cb, fp16(2.**60)])
+    before = [p.clone() for p in learn.model.parameters()]
+    learn.fit(1, 1e-2)
+    assert all(torch.equal(p.cpu(), q) for p,q in zip(learn.model.parameters(), before, strict=True))
+    if cb.aux_heads is not None:
+        with isolated_rng(cb.start_seed): fresh = cb.make_heads(get_anatomy(learn.model).find(cb.layers), 10)
+        assert_same(fresh.state_dict(), {k: v.cpu() for k,v in cb.aux_heads.state_dict().items()})
+    assert_clean(learn)
+    learn.remove_cb(MixedPrecision)
+    next_fit_is_sound(learn)
+
+class Placed(Callback):
+    "Looks in the middle of a batch where the tensors of a callback and of the optimiser are"
+    order,run_valid = 60,False
+    def __init__(self, cb): self.cb,self.devices = cb,set()
+    def before_step(self):
+        holders = [self.cb, getattr(self.cb, 'guide', None), getattr(self.cb, 'maker', None)]
+        found = [o for h in holders if h is not None for o in vars(h).values()]
+        tensors = [t for m in found if isinstance(m, nn.Module) for t in (*m.parameters(), *m.buffers())]
+        tensors += [o for p,_,state,_ in self.opt.all_params() for o in (p, *state.values())] + found
+        self.devices |= {t.device.type for t in tensors if isinstance(t, Tensor)}
+
+@cell('device of heads, teacher and generator on CUDA', variants=True, table=cuda_cells)
+def placed(row):
+    "Everything is where the model is; the generator stays on the CPU, lest a draw make the GPU wait"
+    cb = row.make()
+    look = Placed(cb)
+    learn = small([cb, look])
+    learn.fit(1, 1e-2)
+    assert look.devices=={where.device}=={p.device.type for p in learn.model.parameters()}
+    assert cb.generator is None or cb.generator.device.type=='cpu'
+    assert cb.aux_heads is None or {p.device.type for p in cb.aux_heads.parameters()}=={where.device}
+
 # ---- pairs ----
 
 def pair(a, b):
@@ -642,6 +711,8 @@ def one_epoch_draw():
     return torch.rand(1).item()
 
 # ---- the table ----
+
+every_cell = cells | cuda_cells
 
 def refusal(test):
     "The one sentence that `test` is refused with; no weight has moved, nothing is left, and the learner trains without the callback"
@@ -665,7 +736,7 @@ def refusal(test):
 
 def declared(row, name):
     "What the table says of a cell: (status, expression that a refusal matches or why it does not apply)"
-    entry,refused = row.entry,row.entry.refused.get(name, cells[name].refused)
+    entry,refused = row.entry,row.entry.refused.get(name, every_cell[name].refused)
     if name in entry.without: return 'not applicable',entry.without[name]
     if name.startswith('neutral: ') and isinstance(entry.neutral, str): return 'not applicable',entry.neutral
     return ('refused',refused) if refused else ('passed','')
@@ -673,7 +744,11 @@ def declared(row, name):
 def check(row, name):
     "Run one cell: (status, why); a failure raises"
     status,why = declared(row, name)
-    return (status, why) if status=='not applicable' else expect(lambda: cells[name].test(row), why or None)
+    return (status, why) if status=='not applicable' else expect(lambda: every_cell[name].test(row), why or None)
+
+def check_on(device, row, name):
+    "Run one cell with learners on `device`"
+    with learners_on(device): return check(row, name)
 
 def check_pair(a, b):
     "Run one pair: (status, why)"
@@ -694,11 +769,21 @@ def table():
         for name in cells: yield row.name,name,partial(check, row, name)
     for a,b in combinations(entries, 2): yield a,f'beside {b}',partial(check_pair, a, b)
 
+def asked(cells):
+    "(row, cell): the cells of each method, and of its variants those that are marked so"
+    return [(row, name) for row in rows() for name in cells] + [
+        (row, name) for row in rows(True) for name,c in cells.items() if c.variants]
+
+def table_on(device):
+    "The same for the cells of a GPU, variants included"
+    for row,name in asked(cuda_cells): yield row.name,name,partial(check_on, device, row, name)
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('.')[0])
     parser.add_argument('--csv', help='file for the table: method, cell, status, why')
+    parser.add_argument('--device', help="run a GPU's cells on this device (cuda; cpu to try them) instead of the others")
     args,found,start = parser.parse_args(),[],time.time()
-    for method,name,run in table():
+    for method,name,run in table_on(args.device) if args.device else table():
         try: status,why = run()
         except Exception as e: status,why = 'failed',f'{type(e).__name__}: {e}'.replace('\n', ' ')
         if status=='failed': print(f'{method}: {name}: {why}', flush=True)

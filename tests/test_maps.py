@@ -316,15 +316,16 @@ def test_a_batch_of_maps_is_its_images_one_by_one():
         check(many.maps, torch.cat([learn.cams([i], method=method, target='predicted').maps for i in range(16)]))
         assert torch.equal(many.boxes, get_boxes(learn.dls.valid))
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_on_a_gpu():
+@pytest.mark.cuda
+def test_on_a_gpu(device):
     learn = digits_learner()
     learn.dls.cpu(); learn.model.cpu()
     expected = {m: learn.cams([0, 1, 2], method=m) for m in ('cam', 'grad_cam', 'grad_cam_pp')}
     table = localisation(learn)
-    learn.dls.cuda(); learn.model.cuda()
+    learn.dls.to(torch.device(device)); learn.model.to(device)
     for m,o in expected.items(): check(learn.cams([0, 1, 2], method=m).maps, o.maps, rtol=1e-2, atol=1e-3)
     np.testing.assert_allclose(localisation(learn), table, atol=1e-2)
-    f,w = torch.randn(4, 64, 7, 7, device='cuda').half(),torch.randn(4, 64, device='cuda')
-    with torch.autocast('cuda'): check(cam_and_caam(f, w).cpu(), cam_and_caam(f.cpu(), w.cpu()), rtol=1e-2, atol=1e-2)
+    f,w = torch.randn(4, 64, 7, 7, device=device).half(),torch.randn(4, 64, device=device)
+    with torch.autocast(device):
+        check(cam_and_caam(f, w).cpu(), cam_and_caam(f.cpu(), w.cpu()), rtol=1e-2, atol=1e-2)
     learn.show_cams(max_n=1)

@@ -1,5 +1,5 @@
 "A small learner on noise, the same for the same seed, and what the tests ask of it"
-import tempfile
+import os, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -9,6 +9,8 @@ from torch import nn
 from torch.amp import GradScaler, autocast
 from fastai_featreg.all import *
 from fastai_featreg.core import TapHook
+
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8') # without it cuBLAS need not give the same bits again
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # pytest would take fastai's helpers for tests
 
@@ -30,7 +32,39 @@ class Inert(FeatureCallback):
 
 class CpuMixedPrecision(MixedPrecision):
     "fastai's mixed precision does nothing on a CPU; this does, with a scaler"
-    def before_fit(self): self.autocast,self.learn.scaler,self.scales = autocast('cpu', dtype=torch.bfloat16),GradScaler('cpu'),L()
+    dtype = torch.bfloat16
+    def before_fit(self):
+        scaler = GradScaler('cpu', **self.kwargs)
+        self.autocast,self.learn.scaler,self.scales = autocast('cpu', dtype=self.dtype),scaler,L()
+
+class CpuHalf(CpuMixedPrecision): dtype = torch.float16
+
+
+class where:
+    "Device of the learners that `tiny_learner` makes"
+    device = 'cpu'
+
+@contextmanager
+def learners_on(device):
+    "Learners that are made inside train there, by algorithms that give the same bits again"
+    before,algorithms = where.device,torch.are_deterministic_algorithms_enabled()
+    where.device = device
+    # only a warning: what a method computes beside the model may have no other algorithm
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try: # benchmark, which fastai turns on, may choose another algorithm each time; TF32 is no float32
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False): yield
+    finally:
+        where.device = before
+        torch.use_deterministic_algorithms(algorithms)
+
+def fp16(init_scale=2.**10):
+    """fastai's own mixed precision on a GPU, the same by hand on a CPU. With the default scale, 2^16, the first steps
+    overflow and are skipped, and these fits have no others"""
+    return (CpuHalf if where.device=='cpu' else MixedPrecision)(init_scale=init_scale)
+
+def bf16():
+    "fastai's own on a GPU, the same by hand on a CPU"
+    return CpuMixedPrecision() if where.device=='cpu' else MixedPrecision('bf16')
 
 
 def tiny_model(n_out=10):
@@ -57,7 +91,8 @@ class Checkpointed(nn.Module):
 def tiny_learner(cbs=None, n=48, bs=8, path=None, seed=1, **kwargs):
     set_seed(seed)
     x,y = torch.randn(n, 3, 16, 16),torch.randint(0, 10, (n,))
-    dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=bs, device='cpu', num_workers=0)
+    dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=bs,
+                                  device=torch.device(where.device), num_workers=0)
     path = path or Path(tempfile.mkdtemp())
     learn = Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cbs, splitter=lambda m: [params(m[0]), params(m[1])], path=path, **kwargs)
     learn.remove_cb(ProgressCallback)
