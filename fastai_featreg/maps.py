@@ -806,14 +806,20 @@ class CamCallback(FeatureCallback):
         self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None
         return [anatomy.last]
 
+    def channel_weights(self,
+        f:Tensor, # output of the last stage, (N,D,H,W)
+        classes:Tensor, # (N,K)
+    )->Tensor: # (N,K,D), without a graph
+        "Weights of the channels for K classes of each image: CAM's where it is exact, else Grad-CAM's"
+        if self.maker: return self.maker.of(classes)
+        return head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method)
+
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)
         classes:Tensor, # (N,K)
     )->tuple[Tensor,Tensor]: # maps (K,N,H,W) of those classes and the class-agnostic map (N,H,W)
         "Maps of K classes of each image; gradients flow through `f` only"
-        if self.maker: w = self.maker.of(classes)
-        else: w = head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method)
-        *own,everything = cam_and_caam(pooled_map(f, self.anatomy), w)
+        *own,everything = cam_and_caam(pooled_map(f, self.anatomy), self.channel_weights(f, classes))
         return torch.stack(own),everything
 
     def clean_up(self):
