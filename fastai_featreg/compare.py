@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['known_methods', 'find_method', 'method_label', 'parse_methods', 'known_archs', 'find_arch', 'make_learner',
-           'StepTimer', 'StepTimerEnd', 'StopDiverged', 'Curve', 'reset_peak_memory', 'peak_memory', 'run_once',
-           'results_file', 'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'plot_comparison',
-           'run_order', 'compare']
+           'StepTimer', 'StepTimerEnd', 'StopDiverged', 'Curve', 'TrainAccuracy', 'reset_peak_memory', 'peak_memory',
+           'run_once', 'results_file', 'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'notes',
+           'plot_comparison', 'run_order', 'compare']
 
 # %% ../nbs/80_compare.ipynb #063fa52f
 import argparse,ast,difflib,gc,hashlib,importlib.metadata,inspect,re,sys,tempfile
@@ -19,7 +19,8 @@ from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from . import core
 from .core import register_method
 from .data import has_boxes,load_data
-from .maps import localisation
+from .cam_loss import n_right
+from .maps import localisation,mixed_classes
 from .nets import nets,Truncated
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
@@ -79,15 +80,33 @@ def parse_list(text:str):
     if not nodes: raise ValueError("methods: the list is empty; write e.g. feature_mining,mixup")
     return nodes
 
+def literal_arguments(call:ast.Call):
+    "Positional and keyword arguments of a call"
+    text,names = ast.unparse(call),[k.arg for k in call.keywords]
+    if None in names: raise ValueError(f"methods: '{text}' has arguments behind **; write them out, such as layers=2")
+    if len(set(names))<len(names): raise ValueError(f"methods: '{text}' gives an argument twice; give it once")
+    try: return [ast.literal_eval(a) for a in call.args],{k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    except (ValueError, TypeError):
+        raise ValueError(f"methods: the arguments in '{text}' must be literals, such as 2, 0.5 or 'box'") from None
+
+def parse_recipe(call:ast.Call):
+    "Class, positional and keyword arguments that a recipe such as `SelectScale.cifar()` stands for"
+    cls,name = find_method(call.func.value.id),call.func.attr
+    known = getattr(cls, 'recipes', ())
+    if name not in known:
+        raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; its recipes are {', '.join(known) or 'none'}")
+    args,kwargs = literal_arguments(call)
+    try: made = getattr(cls, name)(*args, **kwargs)
+    except TypeError as e: raise ValueError(f"methods: '{ast.unparse(call)}': {e}") from None
+    return parse_callback(parse_list(repr(made))[0])
+
 def parse_callback(node:ast.AST):
     "Class, positional and keyword arguments of one callback"
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name): raise ValueError(f"methods: '{ast.unparse(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
-    cls,names = find_method(call.func.id),[k.arg for k in call.keywords]
-    if None in names: raise ValueError(f"methods: '{ast.unparse(node)}' has arguments behind **; write them out, such as layers=2")
-    if len(set(names))<len(names): raise ValueError(f"methods: '{ast.unparse(node)}' gives an argument twice; give it once")
-    try: return cls, [ast.literal_eval(a) for a in call.args], {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except (ValueError, TypeError): raise ValueError(f"methods: the arguments in '{ast.unparse(node)}' must be literals, such as 2, 0.5 or 'box'") from None
+    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name): return parse_recipe(call)
+    if not isinstance(call.func, ast.Name):
+        raise ValueError(f"methods: '{ast.unparse(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
+    return find_method(call.func.id), *literal_arguments(call)
 
 def summands(node:ast.AST):
     "Callbacks joined by `+`"
@@ -186,17 +205,30 @@ def find_arch(
     raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show="Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."))
 
 # %% ../nbs/80_compare.ipynb #5747af17
-heads = {'default': {}, 'gap': dict(concat_pool=False, lin_ftrs=[], ps=0.)}
+one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
+heads = {'default': {}, 'linear': one_layer | dict(first_bn=False, init=None), 'gap': one_layer} # init=None: as torch makes a linear layer
+
+def heads_known():
+    "The heads, as a user types them"
+    return ', '.join(repr(h) for h in heads)
 
 # %% ../nbs/80_compare.ipynb #7a1be506
 def make_learner(
     dls:DataLoaders, # images and classes
     arch:str, # see `find_arch`
     pretrained:bool=False, # start from downloaded weights?
-    head:str='default', # fastai's head, or 'gap': average pooling, batch norm and one linear layer
+    head:str='default', # fastai's; 'linear': average pooling and one linear layer; 'gap': a BatchNorm between the two
 )->Learner:
-    "Fresh learner; a failed download is a `ValueError` that says what to do"
-    try: return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=accuracy, **heads[head])
+    """Fresh learner; a failed download is a `ValueError` that says what to do
+
+    Reading (CL 3.1): how the classifier behind the pooling begins is said by no paper. With the head 'linear' it begins as
+        torch makes a linear layer, not by fastai's Kaiming initialisation.
+    Departure (CL 3.1): fastai's default head has a hidden layer, BatchNorm and dropout, and pools by the maximum too; all
+        four papers have average pooling and one linear layer. letter: `head='linear'`.
+    """
+    top5 = [partial(top_k_accuracy, k=5)] if dls.c>10 else []
+    metrics = [accuracy, *top5]
+    try: return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=metrics, **heads[head])
     except Exception as e:
         remedy = "use --no-pretrained (pretrained=False) to train from scratch" if pretrained else "choose another architecture"
         what = 'load the pretrained weights of' if pretrained else 'build a vision_learner from'
@@ -245,6 +277,21 @@ class Curve(Callback):
         "Keep the row of the epoch"
         self.rows.append(dict(zip(self.recorder.metric_names[1:-1], self.recorder.values[-1])))
 
+class TrainAccuracy(Callback):
+    "Share of right predictions in the training batches of each epoch; under MixUp, of the class with the larger weight"
+    order,run_valid = 1002,False # after StepTimerEnd: no part of a step's time
+    def __init__(self): self.values = []
+    def before_train(self):
+        "Begin to count"
+        self.right,self.seen = 0,0
+    def after_batch(self):
+        "Count a batch"
+        self.right += n_right(self.pred.detach(), *mixed_classes(self.learn))
+        self.seen += len(self.pred)
+    def after_train(self):
+        "Keep the share"
+        if self.seen: self.values.append(self.right/self.seen)
+
 # %% ../nbs/80_compare.ipynb #3f5ccbd1
 def reset_peak_memory(
     device:torch.device, # where the run takes place
@@ -289,17 +336,45 @@ def device_of(dls:DataLoaders):
     return dls.device or default_device()
 
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
+looks = 'pointing_game energy_inside max_box_acc'.split()
+bests = 'best_accuracy best_epoch top5'.split()
+doings = 'acted term_share start_epoch note train_curve'.split() # text: of several callbacks, joined by +
+
+def plural(n:int, word:str):
+    "`n` and the word, with an s unless `n` is 1"
+    return f"{n} {word}{'s'*(int(n)!=1)}"
+
+def best_of(curve:list):
+    "The best accuracy and its epoch, counted from 1; of equals the first"
+    known = [(a, -i) for i,a in enumerate(curve, 1) if np.isfinite(a)]
+    if not known: return dict(best_accuracy=np.nan, best_epoch=np.nan)
+    best,i = max(known)
+    return dict(best_accuracy=best, best_epoch=float(-i))
+
+def joined(values:list):
+    "Numbers of the epochs as text"
+    return ';'.join(f'{v:.6g}' for v in values)
 
 def measured(learn:Learner, seconds:float, peak:float):
     "What a run has shown; no accuracy where the loss was not finite"
     rows,times = learn.curve.rows,learn.step_timer.times
-    res = dict(step_ms=float(np.median(times)) if times else np.nan, seconds=seconds, peak_mb=peak, curve=';'.join(f"{r.get('accuracy', np.nan):.6g}" for r in rows))
+    accuracies = [float(r.get('accuracy', np.nan)) for r in rows]
+    res = dict(step_ms=float(np.median(times)) if times else np.nan, seconds=seconds, peak_mb=peak)
+    res |= dict(curve=joined(accuracies), train_curve=joined(learn.train_accuracy.values))
     last = rows[-1] if rows else {}
-    values = {k: float(last.get(k, np.nan)) for k in measures[:3]}
-    if not learn.stop_diverged.diverged and all(np.isfinite(v) for v in values.values()): return res | values | dict(error='')
-    return res | dict.fromkeys(measures[:3], np.nan) | dict(error=f'diverged: the loss is not finite after {plural(len(rows), "whole epoch")}')
+    values = {k: float(last.get(k, np.nan)) for k in measures[:3]} | best_of(accuracies)
+    values['top5'] = float(last.get('top_k_accuracy', np.nan))
+    if not learn.stop_diverged.diverged and all(np.isfinite(values[k]) for k in measures[:3]):
+        return res | values | dict(error='')
+    return res | dict.fromkeys(values, np.nan) | dict(error=f'diverged: the loss is not finite after {plural(len(rows), "whole epoch")}')
 
-looks = 'pointing_game energy_inside max_box_acc'.split()
+def what_it_did(learn:Learner):
+    "Layers, share of batches with a term, start and notes of the callbacks, see `FeatureCallback.report`"
+    reports = [cb.report() for cb in learn.cbs.sorted('order') if isinstance(cb, core.FeatureCallback)]
+    number = lambda k: '+'.join('-' if np.isnan(r[k]) else f'{r[k]:.4g}' for r in reports)
+    layers = '+'.join(r['acted'] or '-' for r in reports)
+    return dict(acted=layers, term_share=number('term_share'), start_epoch=number('start_epoch'),
+                note='; '.join(r['note'] for r in reports if r['note']))
 
 def where_it_looks(learn:Learner):
     "How well the class activation maps find the objects; NaN where no boxes are known"
@@ -310,10 +385,6 @@ def where_it_looks(learn:Learner):
         print(f"the maps could not be marked: {one_line(e)}", file=sys.stderr)
         return none
 
-def plural(n:int, word:str):
-    "`n` and the word, with an s unless `n` is 1"
-    return f"{n} {word}{'s'*(int(n)!=1)}"
-
 # %% ../nbs/80_compare.ipynb #825c4109
 def run_once(
     dls:DataLoaders, # images; their order is reset
@@ -323,10 +394,10 @@ def run_once(
     epochs:int=1, # passes over the training images
     lr:float=3e-3, # highest learning rate
     pretrained:bool=False, # fine-tune downloaded weights?
-    head:str='default', # 'default' or 'gap'
+    head:str='default', # see `make_learner`
     fp16:bool=False, # mixed precision, on a GPU
     progress:Callback=None, # progress bar; None for none
-)->dict: # accuracy, losses, `step_ms`, `seconds`, `peak_mb`, `curve`, `error`, and where boxes are known `pointing_game`, `energy_inside`, `max_box_acc`
+)->dict: # the measures of a row: see `result_columns`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
     can_measure = reset_peak_memory(device)
@@ -334,16 +405,19 @@ def run_once(
         same_start(dls, seed)
         learn = make_learner(dls, arch, pretrained, head)
         learn.remove_cb(ProgressCallback)
-        learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, StopDiverged, *L(progress)])
+        learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, TrainAccuracy, StopDiverged, *L(progress)])
         learn.logger = noop
         train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
-        return measured(learn, time.perf_counter() - start, peak_memory(device) if can_measure else np.nan) | where_it_looks(learn) | dict(note='; '.join(cb.idle for cb in learn.cbs if getattr(type(cb), 'idle', None) and cb.idle))
+        peak = peak_memory(device) if can_measure else np.nan
+        return measured(learn, time.perf_counter() - start, peak) | where_it_looks(learn) | what_it_did(learn)
     except Exception as e:
-        return dict.fromkeys(measures + looks, np.nan) | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
+        nothing = dict.fromkeys(measures + looks + bests, np.nan) | dict.fromkeys(doings, '')
+        return nothing | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
 
 # %% ../nbs/80_compare.ipynb #9625a6be
-config_names = 'data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes device n_threads featreg torch fastai timm'.split()
-result_columns = ['method', 'seed', *measures, *looks, 'curve', 'error', *config_names]
+config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
+                  device n_threads featreg torch fastai timm""".split()
+result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error', *config_names]
 
 # %% ../nbs/80_compare.ipynb #cf637311
 def results_file(
@@ -364,13 +438,17 @@ def read_results(
 )->pd.DataFrame: # its rows; none if there is no file
     "Rows written so far; a damaged file is a `ValueError` and is left alone"
     if not Path(path).exists(): return pd.DataFrame(columns=result_columns)
-    text = dict.fromkeys(['method', 'curve', 'error', *config_names], str)
+    numbers,text = measures + looks + bests,dict.fromkeys(['method', 'curve', 'error', *doings, *config_names], str)
     try:
-        df = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={m: [''] for m in measures + looks})
-        df = df.assign(**{l: np.nan for l in looks if l not in df})[result_columns] # files of the first version have no such columns
-    except Exception as e: raise ValueError(f"'{path}' is not a table of results ({one_line(e, 80)}); move it away or choose another folder with --out") from e
-    try: return df.astype({m: float for m in measures + looks} | {'seed': int})
-    except ValueError as e: raise ValueError(f"'{path}' is damaged ({e}); move it away or choose another folder with --out") from e
+        df = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={m: [''] for m in numbers})
+        later = {l: np.nan for l in looks + bests} | dict.fromkeys(doings, '') # files of earlier versions have no such columns
+        df = df.assign(**{k: v for k,v in later.items() if k not in df})[result_columns]
+    except Exception as e:
+        raise ValueError(f"'{path}' is not a table of results ({one_line(e, 80)}); "
+                         "move it away or choose another folder with --out") from e
+    try: return df.astype({m: float for m in numbers} | {'seed': int})
+    except ValueError as e:
+        raise ValueError(f"'{path}' is damaged ({e}); move it away or choose another folder with --out") from e
 
 def write_row(
     path:Path, # CSV file
@@ -402,15 +480,22 @@ def std(x:pd.Series):
     "Sample standard deviation, NaN for a single value"
     return np.std(x, ddof=1) if len(x)>1 else np.nan
 
+def different(rows:pd.DataFrame, column:str):
+    "The different texts of a column, as one; '' where there are none"
+    return '; '.join(dict.fromkeys(v for v in rows.get(column, ()) if v))
+
 def summary_row(label:str, rows:pd.DataFrame, plain:pd.DataFrame):
     "One method against the runs of plain"
     good = rows[rows['error']==''].set_index('seed')
     pair = good.join(plain.add_suffix('_plain'), how='inner')
     gain = pair['accuracy'] - pair['accuracy_plain']
     low,high = interval(gain)
+    mean = lambda c: good[c].mean() if c in good else np.nan
     ratio = lambda c: (pair[c]/pair[f'{c}_plain']).median()
-    return dict(method=label, runs=len(rows), failed=len(rows) - len(good), accuracy=good['accuracy'].mean(), accuracy_std=std(good['accuracy']), pairs=len(pair), gain=gain.mean(),
-                gain_std=std(gain), gain_low=low, gain_high=high, **{l: good[l].mean() if l in good else np.nan for l in looks}, step_ms=good['step_ms'].median(), step_ratio=ratio('step_ms'), memory_ratio=ratio('peak_mb'))
+    res = dict(method=label, runs=len(rows), failed=len(rows) - len(good), accuracy=good['accuracy'].mean(),
+               accuracy_std=std(good['accuracy']), pairs=len(pair), gain=gain.mean(), gain_std=std(gain), gain_low=low, gain_high=high)
+    res |= {c: mean(c) for c in looks + bests} | {c: different(rows, c) for c in ('acted', 'note')}
+    return res | dict(step_ms=good['step_ms'].median(), step_ratio=ratio('step_ms'), memory_ratio=ratio('peak_mb'))
 
 # %% ../nbs/80_compare.ipynb #dadfc033
 def summarise(
@@ -444,8 +529,11 @@ def summary_table(
     head = [['', '', 'accuracy', 'minus plain', '95 % interval', 'step', 'step time', 'peak memory'],
             ['method', 'runs', '%, mean ± sd', 'points', 'points', 'ms', '/ plain', '/ plain']]
     rows = head + [table_row(label, r) for label,r in zip(summary.index, summary.itertuples())]
-    seen = {'pointing_game': ['pointing', 'game, %'], 'max_box_acc': ['box found', '%']}
-    for look in [o for o in seen if summary[o].notna().any()]: rows = [r + [c] for r,c in zip(rows, seen[look] + [number(100*o, '.1f') for o in summary[look]])]
+    seen = {'best_accuracy': ['best epoch', '%'], 'top5': ['top-5', '%'],
+            'pointing_game': ['pointing', 'game, %'], 'max_box_acc': ['box found', '%']}
+    for column in [o for o in seen if summary[o].notna().any()]:
+        rows = [r + [c] for r,c in zip(rows, seen[column] + [number(100*o, '.1f') for o in summary[column]])]
+    if (summary['acted']!='').any(): rows = [r + [c] for r,c in zip(rows, ['layers', 'of asked', *summary['acted']])]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ['  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, widths))) for r in rows]
     return '\n'.join([*lines[:2], '-'*len(lines[0]), *lines[2:]])
@@ -455,6 +543,12 @@ def verdicts(
 )->list: # a sentence per method
     "What may be said about each method's accuracy, and no more"
     return [verdict(label, r) for label,r in zip(summary.index, summary.itertuples()) if label!='plain']
+
+def notes(
+    summary:pd.DataFrame, # from `summarise`
+)->list: # a line for each method that has one
+    "What a method did otherwise than it was asked to"
+    return [f'{label}: {note}' for label,note in summary['note'].items() if note]
 
 # %% ../nbs/80_compare.ipynb #7b33f286
 def verdict(label:str, r:tuple):
@@ -519,14 +613,21 @@ def run_order(
     return [(s, labels[(i+s)%len(labels)]) for s in range(seeds) for i in range(len(labels))]
 
 # %% ../nbs/80_compare.ipynb #a02d983e
-cifar = dict(arch='resnet18', head='gap', size=64, bs=128, epochs=10, n_train=None, n_valid=None, pretrained=False, lr=3e-3)
-budgets = {'digits': dict(arch='resnet10t', head='gap', size=64, bs=32, epochs=5, n_train=1200, n_valid=500, pretrained=False, lr=1e-2), 'cifar10': cifar, 'cifar100': cifar}
-own_images = dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, n_train=None, n_valid=None, pretrained=True, lr=2e-3)
+whole = dict(n_train=None, n_valid=None)
+cifar = dict(arch='resnet18', head='linear', size=64, bs=128, epochs=10, pretrained=False, lr=3e-3) | whole
+digits = dict(arch='resnet10t', head='linear', size=64, bs=32, epochs=5, n_train=1200, n_valid=500, pretrained=False, lr=1e-2)
+budgets = {'digits': digits, 'cifar10': cifar, 'cifar100': cifar}
+own_images = dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, pretrained=True, lr=2e-3) | whole
 
-def complete(data:str|Path|None, **given):
+def papers_head(arch:str, labels:list):
+    "Do the network or the methods ask for the papers' head, average pooling and one linear layer?"
+    return arch.rpartition('-')[0] in nets or arch in nets or any('MVFeaAug(' in label for label in labels)
+
+def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
     usual = budgets.get(str(data), own_images)
     budget = usual | {k: v for k,v in given.items() if v is not None}
+    if given.get('head') is None and papers_head(budget['arch'], labels): budget['head'] = 'linear'
     if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None: budget['lr'] = 2e-3 if budget['pretrained'] else 3e-3
     if budget['head'] not in heads: raise ValueError(unknown_name('head', budget['head'], list(heads)))
     find_arch(budget['arch'])
@@ -636,18 +737,27 @@ def compare(
     lr:float=None, # highest learning rate
     pretrained:bool=None, # fine-tune downloaded weights? None: for your own images, not for digits and CIFAR
     fp16:bool=False, # mixed precision; float32 and a warning where there is no CUDA GPU
-    head:str=None, # 'default' for fastai's head, 'gap' for average pooling, batch norm and one linear layer; None: what suits the data
+    head:str=None, # 'default', 'linear' or 'gap', see `make_learner`; None: what suits data, network and methods
     out:str|Path='featreg_results', # folder of the CSV file and the picture
     n_train:int=None, # number of training images, drawn at random; None: what suits the data
     n_valid:int=None, # number of validation images
     say:Callable=print, # takes the lines of the report; `noop` for silence
     bars:bool=None, # progress bars; None: on a terminal and in a notebook
 )->pd.DataFrame: # a row per run
-    "Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated"
+    """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
+
+    Departure (FM 4): "the highest validation accuracy over the full training course is chosen as the result"; `accuracy`
+        is that of the last epoch, as in the other papers. Best accuracy and best epoch stand in the same row
+        (`best_accuracy`, `best_epoch`).
+    Departure (FM 4.1.1): all methods are compared by Adam and one cycle, with fastai's weight decay; the papers train by
+        SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a constant rate (MV 3.1). No
+        argument gives their schedules yet, so no number here stands beside a paper's.
+    """
     if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
     data,plan,path = data or 'digits',dict(parse_methods(as_text(methods), teacher)),results_file(out)
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
-    budget = complete(data, arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr, pretrained=pretrained, n_train=n_train, n_valid=n_valid)
+    budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
+                      pretrained=pretrained, n_train=n_train, n_valid=n_valid)
     read_results(path)
     dls,order = open_data(data, budget),run_order(list(plan), seeds)
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
@@ -672,8 +782,11 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Two lines about what is going to happen"
     c,n = SimpleNamespace(**config),len(plan)*seeds
     start = 'fine-tuned' if c.pretrained=='True' else 'from scratch'
-    return (f"{', '.join(plan)}: {plural(n, 'run')} ({plural(seeds, 'seed')} each) on {c.data}, {c.n_train} training and {c.n_valid} validation images, {c.n_classes} classes\n"
-            f"{c.arch} {start}, {c.size} px, batches of {c.bs}, {plural(c.epochs, 'epoch')}, {c.device}; {n - n_todo} of {n} runs are in {path} already")
+    runs = f"{', '.join(plan)}: {plural(n, 'run')} ({plural(seeds, 'seed')} each)"
+    images = f"{c.n_train} training and {c.n_valid} validation images, {c.n_classes} classes"
+    budget = f"{c.size} px, batches of {c.bs}, {plural(c.epochs, 'epoch')}, {c.device}"
+    there = f"{n - n_todo} of {n} runs are in {path} already"
+    return f"{runs} on {c.data}, {images}\n{c.arch} with the head {c.head!r}, {start}, {budget}; {there}"
 
 def report(df:pd.DataFrame, path:Path, say:Callable):
     "Table, sentences and picture"
@@ -683,7 +796,8 @@ def report(df:pd.DataFrame, path:Path, say:Callable):
     fig.savefig(picture, dpi=120)
     plt.close(fig)
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in df[df['error']!=''].itertuples()]
-    say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *failures, f'{path} has a row per run, {picture} the picture.']))
+    end = f'{path} has a row per run, {picture} the picture.'
+    say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *notes(summary), *failures, end]))
     return df
 
 # %% ../nbs/80_compare.ipynb #4c85e950
@@ -706,7 +820,8 @@ def add_compare(commands:argparse._SubParsersAction):
     p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
     p.add_argument('--pretrained', action=argparse.BooleanOptionalAction, help='fine-tune downloaded weights (default: for your own images)')
     p.add_argument('--fp16', action='store_true', help='mixed precision on a CUDA GPU; without one, float32 and a warning')
-    p.add_argument('--head', choices=list(heads), help="fastai's own head (default for your images), or average pooling, batch norm and one linear layer")
+    p.add_argument('--head', choices=list(heads), help="'default': fastai's (for your own images); 'linear': average pooling and one linear layer, the "
+                   "papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); 'gap': a BatchNorm between the two")
     p.add_argument('--out', default='featreg_results', help='folder of results.csv and comparison.png (default: %(default)s)')
 
 def parser():

@@ -235,9 +235,19 @@ def shift_mat(
 
 def pad_crop_flip(
     pad:int=4, # Width of the padding, pixels
+    pad_mode:str='reflection', # What the padding holds: 'reflection' or 'zeros' (black)
+    flip:bool=True, # Mirror every other image?
 )->AffineCoordTfm: # A batch transform, active on training batches
-    "Pad with reflection, crop at random, flip every other image"
-    return AffineCoordTfm([partial(shift_mat, pad=pad), flip_mat], mode='nearest', pad_mode=PadMode.Reflection, align_corners=True)
+    """Pad, crop at random, flip every other image
+
+    Departure (SS 3.1): the images are "padded by 4 pixels", with what is not said, and no flip is mentioned; here the
+        border is reflected and every other image mirrored. letter: `pad_mode='zeros'`, `flip=False`.
+    Departure (FM 4.1.1): the augmentation is not said; the usual one of CIFAR is taken.
+    """
+    if pad_mode not in ('reflection','zeros'):
+        raise ValueError(f"pad_crop_flip: pad_mode must be 'reflection' or 'zeros', got {pad_mode!r}")
+    changes = [partial(shift_mat, pad=pad)] + [flip_mat]*flip
+    return AffineCoordTfm(changes, mode='nearest', pad_mode=pad_mode, align_corners=True)
 
 # %% ../nbs/70_data.ipynb #9a1ea1f6
 def balanced_subset(

@@ -34,7 +34,10 @@ def anchors(
     a:Tensor, # maps, (N,H,W)
     k:int, # number of positions; at most H*W are there
 )->Tensor: # (N,k) flat positions, highest first
-    "Positions of the highest values of each map (MV-FeaAug, Eq. 3, 4)"
+    """Positions of the highest values of each map (MV-FeaAug, Eq. 3, 4)
+
+    Reading (MV Eq. 4): a map of fewer than `k` positions gives them all.
+    """
     _check_maps(a, 'anchors')
     if a.ndim!=3: raise ValueError(f"anchors: a must be maps (N,H,W), got {tuple(a.shape)}")
     _check_count('anchors', k=k)
@@ -84,7 +87,10 @@ def local_pool(
     idx:Tensor, # anchors as flat positions, (N,k), below H*W (that is not checked: it would make a GPU wait)
     sizes:tuple, # R odd sides, positions
 )->Tensor: # (N,k,R,D)
-    "Mean of the map in each square round each anchor, clipped at the border (MV-FeaAug, Eq. 5)"
+    """Mean of the map in each square round each anchor, clipped at the border (MV-FeaAug, Eq. 5)
+
+    Reading (MV Eq. 5): the mean is over the positions of the clipped square, not over `r*r`.
+    """
     _check_f(f, 'local_pool')
     _check_idx('local_pool', idx, f.shape[0])
     _check_sizes('local_pool', sizes)
@@ -119,7 +125,13 @@ class Ensemble(nn.Module):
 
 
 class MultiViewHead(nn.Sequential):
-    "Head that answers `k` times `len(sizes)` local views of a map, and means the answers (MV-FeaAug, 2.2)"
+    """Head that answers `k` times `len(sizes)` local views of a map, and means the answers (MV-FeaAug, 2.2)
+
+    Reading (MV 2.2): the auxiliary classifier is one 1x1 convolution with a bias; the deeper MLPConv of 2.1, which the
+        paper does not use either, is not offered.
+    Reading (MV Eq. 8): the model's output is the mean of the views' logits, not their sum: the same argmax, and softmax,
+        losses and metrics keep their meaning.
+    """
     kind = None # name of the classifier; None: the layers of a plain head
 
     def __init__(self,
@@ -264,7 +276,11 @@ def make_plain(self:MultiViewHead)->nn.Sequential: # this head itself
 
 # %% ../nbs/50_multiview.ipynb #3ad1bf00
 class PrototypeClassifier(nn.Module):
-    "Logits `-|x-p|^2/D` of the distances to a prototype of each class, without the part `|x|^2/D` that all classes share (Yang et al., 2018)"
+    """Logits `-|x-p|^2/D` of the distances to a prototype of each class, without the part `|x|^2/D` that all classes share (Yang et al., 2018)
+
+    Departure (MV 2.2): the prototype classifier of Yang et al. has a scale gamma and a prototype loss; here the scale is
+        1/D and the loss the learner's own. The supplement that shows it is not at hand.
+    """
     def __init__(self,
         channels:int, # D
         n_out:int, # C
@@ -423,7 +439,15 @@ class InputTap(TapHook):
 
 @register_method('mv_fea_aug')
 class MVFeaAug(FeatureCallback):
-    "Train and predict by many local views of the last map, found by AdaCAM (MV-FeaAug, 2021); becomes part of the model"
+    """Train and predict by many local views of the last map, found by AdaCAM (MV-FeaAug, 2021); becomes part of the model
+
+    Departure (MV Eq. 9): the views' losses are averaged, not summed, so that the loss keeps its scale for SGD, half
+        precision and other callbacks; the paper finds its result insensitive to the weights. letter: `local_reduction='sum'`.
+    Departure (MV 3.2): the main classifier is the learner's own head; in all the paper's experiments it is one linear
+        layer, in the plain arm as well (`featreg compare` takes that head for both). letter: `classifier='linear'`.
+    Reading (MV 2.2): where to look is chosen without a gradient; the auxiliary classifier's loss (Eq. 1) trains the
+        network too.
+    """
     order,column,tap = -1,('mv_global', 'mv_local'),InputTap # what others add to the loss is added to this one
     idle = '' # why it has little to do, a note for `compare`
     def __init__(self,

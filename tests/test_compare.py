@@ -359,3 +359,73 @@ def test_a_refused_command_leaves_no_folder(tmp_path):
     out = tmp_path/'new'
     assert compare(out, '--arch', 'resnt18')!=0
     assert not out.exists()
+
+
+def row_of(out, methods, *args):
+    "The only row of a method that was compared over one seed"
+    assert compare(out, '--seeds', 1, '--methods', methods, *args)==0
+    df = rows(out)
+    return df[df.method!='plain'].iloc[-1]
+
+
+def test_what_a_method_did_is_in_its_row(tmp_path, capsys):
+    row = row_of(tmp_path, 'FeatureMining(layers=2)+mixup', '--epochs', 2)
+    assert (row.acted, row.term_share, row.start_epoch, row.note)==('2/2', '1', '0', '')
+    plain = rows(tmp_path).iloc[0]
+    assert (plain.acted, plain.term_share, plain.start_epoch, plain.note)==('', '', '', '')
+    row = row_of(tmp_path, 'CAMLoss(start=1)', '--epochs', 2)
+    assert (row.term_share, row.start_epoch)==('0.5', '1')
+    row = row_of(tmp_path, 'CAMLoss(c=0.)+FeatureMining()', '--epochs', 2)
+    assert (row.acted, row.term_share, row.start_epoch)==('1/1+1/1', '0+1', '-+0')
+    assert row.note.startswith('CAMLoss')
+    capsys.readouterr()
+
+
+def test_a_note_of_a_callback_reaches_row_and_report(tmp_path, capsys):
+    row = row_of(tmp_path, 'mv_fea_aug', '--size', 32)
+    assert 'the map has 1 position' in row.note # `idle` is '' on the class and set on the callback
+    assert f'MVFeaAug(): {row.note}' in capsys.readouterr().out.splitlines()
+    assert row['head']=='linear', "MVFeaAug is compared with the papers' head"
+
+
+def test_best_epoch_and_training_accuracy(tmp_path):
+    row = row_of(tmp_path, 'mixup', '--epochs', 3)
+    curve = [float(v) for v in row.curve.split(';')]
+    assert row.best_accuracy==pytest.approx(max(curve), abs=1e-5)
+    assert row.best_epoch==1 + int(np.argmax(curve))
+    train = [float(v) for v in row.train_curve.split(';')]
+    assert len(train)==3 and all(0<=v<=1 for v in train)
+    assert np.isnan(row.top5), 'ten classes have no top-5'
+
+
+def test_top5_with_more_than_ten_classes(tmp_path):
+    data = make_folder(tmp_path/'data', **{f'c{i:02d}': 12 for i in range(12)})
+    args = ['--seeds', 1, '--methods', 'mixup', '--no-pretrained', '--n-train', 96, '--n-valid', 24]
+    assert main(['compare', str(data), *tiny[:4], '--epochs', '1', '--out', str(tmp_path/'out'), *map(str, args)])==0
+    df = rows(tmp_path/'out')
+    assert (df.top5>=df.accuracy).all() and df.top5.between(0, 1).all()
+
+
+def test_best_of_a_curve_by_hand():
+    assert module.best_of([.2, .5, .5, .4])==dict(best_accuracy=.5, best_epoch=2.)
+    assert module.best_of([float('nan'), .1])==dict(best_accuracy=.1, best_epoch=2.)
+    assert np.isnan(module.best_of([])['best_epoch'])
+
+
+def test_training_accuracy_counts_every_image():
+    dls = module.load_data('digits', size=32, bs=16, n_train=48, n_valid=16)
+    learn = module.make_learner(dls, 'resnet8', head='linear').add_cbs([module.TrainAccuracy(), Witness()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    right = np.array(learn.witness.right).reshape(2, -1)
+    assert learn.train_accuracy.values==pytest.approx(right.sum(1)/48)
+
+
+class Witness(Callback):
+    "Right predictions of each training batch"
+    run_valid = False
+    def __init__(self): self.right = []
+    def after_pred(self): self.right.append(int((self.pred.argmax(1)==self.y).sum()))
+
+
+def test_unknown_recipe_is_one_sentence(tmp_path, capsys):
+    one_sentence(capsys, compare(tmp_path, '--methods', 'FeatureMining.cifar()'), "FeatureMining has no recipe 'cifar'")

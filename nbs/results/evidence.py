@@ -1,8 +1,9 @@
 "What was measured, read from the CSV files beside this module: for the README's table, the method cards and the cost report"
-import inspect,re
+import importlib,inspect,pkgutil,re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+import fastai_featreg
 import pandas as pd
 from fastcore.docments import docments
 from matplotlib import pyplot as plt
@@ -154,3 +155,50 @@ def card(name: str) -> str:
     "The measured half of a method's card"
     parts = {'Hyper-parameters': hyper_parameters, 'Measured gain': gains, 'Measured cost': costs, 'Works with': works_with}
     return '\n\n'.join(f'**{title}**\n\n{make(name)}' for title,make in parts.items())
+
+
+papers = {'FM': 'Feature Mining', 'SS': 'SelectScale', 'CL': 'CAM-loss and CCM', 'MV': 'MV-FeaAug and AdaCAM'}
+_entry = re.compile(r'^(Reading|Departure) \(([^)]*)\): (.*)$', re.DOTALL)
+
+
+def entries(doc: str) -> list:
+    "(kind, place, what, letter) of each reading and departure in a docstring; a continuation line is indented"
+    blocks = re.split(r'\n(?=\S)', inspect.cleandoc(doc or ''))
+    found = [m for b in blocks if (m := _entry.match(' '.join(b.split())))]
+    return [(m[1], m[2], *split_letter(m[3])) for m in found]
+
+
+def split_letter(text: str) -> tuple:
+    "What is said, and the arguments that give the paper's letter ('' if there are none)"
+    what,_,letter = text.partition('letter:')
+    return what.rstrip(' ;.') + '.',letter.strip(' .')
+
+
+def documented() -> list:
+    "(module, name, object) of everything public in the package, each object once"
+    seen,res = set(),[]
+    for info in sorted(pkgutil.iter_modules(fastai_featreg.__path__), key=lambda o: o.name):
+        if info.name in ('all', 'cli') or info.name.startswith('_'): continue
+        module = importlib.import_module(f'fastai_featreg.{info.name}')
+        for name in module.__all__:
+            o = getattr(module, name)
+            if id(o) in seen or getattr(o, '__module__', None)!=module.__name__: continue
+            seen.add(id(o))
+            res.append((info.name, name, o))
+    return res
+
+
+def readings() -> pd.DataFrame:
+    "A row for each reading and departure in the package's docstrings"
+    rows = [(*e, module, name) for module,name,o in documented() for e in entries(vars(o).get('__doc__'))]
+    df = pd.DataFrame(rows, columns=['kind', 'where', 'what', 'letter', 'module', 'name'])
+    df[['paper', 'place']] = df['where'].str.split(' ', n=1, expand=True)
+    return df
+
+
+def readings_table(paper: str) -> str:
+    "Readings and departures of one paper, as markdown, in the paper's order"
+    df = readings()
+    df = df[df.paper==paper].sort_values(['place', 'name'], kind='stable')
+    rows = [[r.place, r.kind.lower(), f'`{r.name}`', r.what, r.letter or '–'] for r in df.itertuples()]
+    return markdown([['place', 'kind', 'in', 'what is done here', "the paper's letter"], *rows])
