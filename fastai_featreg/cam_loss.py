@@ -23,7 +23,8 @@ def cam_loss(
     w:Tensor, # weights of each image's target class, (N,D), or of K classes, (N,K,D); no gradient flows into them
     distance:str='l1', # 'l1' or 'l2' (squared)
     weights:Tensor|None=None, # (N,K), shares of the K classes, all 0 for an image without a class; None: all alike
-)->Tensor: # scalar in [0,1]
+    positions:str='mean', # 'mean' over the H*W positions, as Eq. 4 has it, or their 'sum'
+)->Tensor: # scalar in [0,1], or up to H*W as a sum
     """Mean distance between the class-agnostic map and the map of the target class (CAM-loss, Eq. 4)
 
     Reading (CL 3.1): a map that is flat up to rounding is stretched to zeros, where min-max would divide by zero.
@@ -34,7 +35,7 @@ def cam_loss(
     """
     maps = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
     own,everything = maps[:-1],maps[-1:]
-    distances = caam_cam_distance(own, everything.expand_as(own), distance).T
+    distances = caam_cam_distance(own, everything.expand_as(own), distance, positions).T
     if weights is None: return distances.mean()
     if not isinstance(weights, Tensor) or weights.shape!=distances.shape:
         raise ValueError(f"cam_loss: weights must hold a share of each class of each image, (N,K) = "
