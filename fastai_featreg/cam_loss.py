@@ -12,44 +12,70 @@ from collections import deque
 import torch.distributed as dist
 from fastai.vision.all import *
 from .core import register_method
-from .core import _check_count,_check_number
-from .maps import CamCallback,caam_cam_distance,cam_and_caam,decoded_images,get_cams,minmax,mixed_classes
+from .core import _check_count,_check_number,_got,_wide
+from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,decoded_images,get_cams,minmax
+from .maps import mixed_classes,pooled_map
 from .maps import _check_distance
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
     f:Tensor, # feature map that is pooled, (N,D,H,W)
-    w:Tensor, # weights of each image's target class, (N,D); constants: no gradient flows into them
+    w:Tensor, # weights of each image's target class, (N,D), or of K classes, (N,K,D); no gradient flows into them
     distance:str='l1', # 'l1' or 'l2' (squared)
-)->Tensor: # scalar in [0,1]
-    "Mean distance between the class-agnostic map and the map of the target class (CAM-loss, Eq. 4)"
-    own,everything = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
-    return caam_cam_distance(own, everything, distance).mean()
+    weights:Tensor|None=None, # (N,K), shares of the K classes, all 0 for an image without a class; None: all alike
+    positions:str='mean', # 'mean' over the H*W positions, as Eq. 4 has it, or their 'sum'
+)->Tensor: # scalar in [0,1], or up to H*W as a sum
+    """Mean distance between the class-agnostic map and the map of the target class (CAM-loss, Eq. 4)
+
+    Reading (CL 3.1): a map that is flat up to rounding is stretched to zeros, where min-max would divide by zero.
+    Reading (CL Eq. 4): of a target with several classes (MixUp, CutMix, soft or several labels) the loss is the
+        expected distance over those classes, with their shares for probabilities; an image without a class is left
+        out of the mean over the batch.
+    Reading (CL 3.1): "l2 could be used as well" is the mean of squared differences, without a root.
+    """
+    maps = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
+    own,everything = maps[:-1],maps[-1:]
+    distances = caam_cam_distance(own, everything.expand_as(own), distance, positions).T
+    if weights is None: return distances.mean()
+    if not isinstance(weights, Tensor) or weights.shape!=distances.shape:
+        raise ValueError(f"cam_loss: weights must hold a share of each class of each image, (N,K) = "
+                         f"{tuple(distances.shape)}, got {_got(weights)}")
+    weights = weights.to(distances)
+    return (distances*weights).sum()/(weights.sum(1)>0).sum().clamp(min=1)
 
 # %% ../nbs/30_cam_loss.ipynb #452ba6aa
 class RunningAccuracy:
-    "Share of right predictions among the last `size` images"
+    "Share of right predictions among the images of the last `size` batches"
     def __init__(self,
-        size:int, # images
+        size:int, # batches
         batches:list=(), # (right predictions, images) of batches that are known already
-    ): self.size,self.batches = size,deque(batches)
+    ):
+        self.size,self.batches,self.right,self.n = size,deque(),0,0
+        for b in batches: self.add(*b)
 
     def add(self,
         right:int, # right predictions of a batch
         n:int, # images of the batch
-    )->float|None: # accuracy, once `size` images have been seen
+    )->float|None: # accuracy, once `size` batches have been seen
         "Count a batch"
         self.batches.append((right, n))
-        while self.seen() - self.batches[0][1] >= self.size: self.batches.popleft()
-        return self.share() if self.seen()>=self.size else None
+        self.right,self.n = self.right + right,self.n + n
+        while len(self.batches)>self.size:
+            right,n = self.batches.popleft()
+            self.right,self.n = self.right - right,self.n - n
+        return self.when_full()
+
+    def when_full(self)->float|None:
+        "Accuracy, once `size` batches have been seen"
+        return self.share() if len(self.batches)>=self.size else None
 
     def seen(self)->int:
         "Images that are counted now"
-        return sum(n for _,n in self.batches)
+        return self.n
 
     def share(self)->float:
         "Share of them that were right"
-        return sum(right for right,_ in self.batches)/max(1, self.seen())
+        return self.right/max(1, self.n)
 
 def n_right(
     pred:Tensor, # logits (N,C)
@@ -73,58 +99,111 @@ def over_ranks(
 def start_accuracy(
     n_out:int, # classes
 )->float: # share
-    "Training accuracy that the automatic start waits for: half, or with two classes, where half is chance, three quarters"
+    """Training accuracy that the automatic start waits for: half, and three quarters where half is chance
+
+    Reading (CL 3.2): the paper's 50 % is meant for 10, 100 and 1,000 classes; of two classes an untrained network
+        gets half right, so three quarters are waited for, half way between chance and all.
+    """
     return max(0.5, 1.5/n_out)
 
 # %% ../nbs/30_cam_loss.ipynb #66a845a8
 _log = logging.getLogger(__name__)
+_times = 'an epoch (0, 1, ...) or a share of training (from 0. to below 1.)'
 
-def _check_start(start):
-    bad = isinstance(start, bool) or not (start=='auto' or isinstance(start, numbers.Integral) and start>=0 or isinstance(start, float) and 0<=start<1)
-    if bad: raise ValueError(f"CAMLoss: start must be 'auto', an epoch (0, 1, ...) or a share of training (from 0. to below 1.), got {start!r}")
+def _is_time(o):
+    if isinstance(o, bool): return False
+    return isinstance(o, numbers.Integral) and o>=0 or isinstance(o, float) and 0<=o<1
+
+def _check_times(start, latest):
+    if start!='auto' and not _is_time(start):
+        raise ValueError(f"CAMLoss: start must be 'auto', {_times}, got {start!r}")
+    if latest is not None and not _is_time(latest):
+        raise ValueError(f"CAMLoss: latest must be {_times}, or None to wait for the accuracy for ever, got {latest!r}")
 
 @register_method('cam_loss')
 class CAMLoss(CamCallback):
-    "Pull the class-agnostic activation map towards the map of the target class (CAM-loss, 2021)"
+    """Pull the class-agnostic activation map towards the map of the target class (CAM-loss, 2021)
+
+    Departure (CL 4.2): all experiments of the paper start at epoch 20 of 160; here the start that it recommends (3.2)
+        is the default, since fine-tuning runs are short; letter: `start=0.125`.
+    Reading (CL 3.2): "the epoch when training accuracy exceeds 50 %" has come once more than half of as many training
+        images as an epoch has, the last ones of all ranks together, were right; this need not be at the end of an
+        epoch. Of a mixed image the class with the larger share counts; see `start_accuracy` for two classes.
+    Departure (CL 3.2): an accuracy that does not come (label noise, MixUp, CutMix, many classes, a short run) is not
+        waited for beyond the middle of a fit, unless only the head is trained; letter: `latest=None`.
+    Reading (CL 3.2): "alpha can also be any other function": `c` may be a function of the share of training done.
+    Reading (CL 3.1): the class map is CAM where that is exact, with the weights of evaluation mode (a BatchNorm between
+        pooling and classifier is folded in by its running statistics), and Grad-CAM elsewhere, its weights from an
+        evaluation-mode pass of what lies behind the map, without the ReLU that its own paper puts on the map, since
+        CAM has none; letter: `cam='cam'`, which refuses other heads.
+    Reading (CL Algorithm 1): no gradient of the term reaches anything behind the map, a hidden layer of the head
+        included; parameters in front of it that are frozen get none either, and where all are there is no term.
+    Reading (CL Eq. 4): mixed targets and several labels as in `cam_loss`; of soft ones the 20 heaviest classes.
+    """
     column = 'cam_loss'
     accuracy = started = None
     learned = CamCallback.learned + ('accuracy', 'started')
 
     def __init__(self,
-        c:float=3., # weight of the term once it has started (Eq. 7)
-        start:str|int|float='auto', # 'auto': when training accuracy exceeds 50 %; a whole number: that epoch of a fit (0, 1, ...); a float: that share of a fit, [0,1)
+        c:float|Callable=3., # weight once it has started (Eq. 7), or a function of the share of training done
+        start:str|int|float='auto', # 'auto' (training accuracy > 50 %), epoch of a fit, share of it (paper: 0.125)
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         distance:str='l1', # 'l1' or 'l2' (squared)
+        latest:float|int|None=0.5, # when start='auto' waits no longer, an epoch or share of a fit; None: it waits on
     ):
-        _check_start(start)
+        _check_times(start, latest)
         _check_distance('CAMLoss', distance)
-        _check_number('CAMLoss', c=c)
+        if not callable(c): _check_number('CAMLoss', c=c)
         super().__init__(cam, self.alpha)
-        store_attr('c,start,distance')
+        store_attr('c,start,distance,latest')
 
     def alpha(self,
         pct:float, # share of training done
     )->float: # weight of the term
         "Step function: 0, then `c` (Eq. 7)"
-        if self.started is None and self.start!='auto':
-            due = self.learn.epoch>=self.start if isinstance(self.start, numbers.Integral) else pct>=self.start
-            if due: self.begin(f"start={self.start!r}")
-        return self.c if self.started else 0.
+        why = self.due(pct) if self.started is None else ''
+        if why: self.begin(why)
+        if not self.started: return 0.
+        if not callable(self.c): return self.c
+        c = self.c(pct)
+        _check_number('CAMLoss', **{f'c({pct:.3g})': c})
+        return c
+
+    def due(self,
+        pct:float, # share of training done
+    )->str: # '' if it is too early
+        "Why the term starts now"
+        has_come = lambda o: self.learn.epoch>=o if isinstance(o, numbers.Integral) else pct>=o
+        if self.start!='auto': return f'start={self.start!r}' if has_come(self.start) else ''
+        share = self.accuracy and self.accuracy.when_full()
+        if share is not None and share>start_accuracy(self.anatomy.n_out):
+            return f"{share:.1%} of an epoch's images right"
+        if self.latest is None or not has_come(self.latest) or not self.can_force(): return ''
+        if self.accuracy is None: return 'latest start, accuracy was not known yet'
+        return f"latest start, accuracy was {self.accuracy.share():.1%} over the last {self.accuracy.seen()} images"
+
+    def can_force(self)->bool:
+        "Not in a fit of the head alone, such as the first of `fine_tune`, nor while a learning rate is searched for"
+        frozen = getattr(self.learn.opt, 'frozen_idx', 0)
+        only_head = frozen>0 and frozen>=len(self.learn.opt.param_lists)-1
+        return not only_head and self._fit.snapshot is None
 
     def begin(self,
         why:str, # reason
     ):
         "Switch the term on, and say so"
         self.started = f"since epoch {self.learn.epoch}, batch {self.learn.iter}: {why}"
-        _log.info(f"CAMLoss acts {self.started}")
+        if self._fit.snapshot is None: _log.info(f"CAMLoss acts {self.started}") # what `lr_find` does is undone
 
     def after_pred(self):
         "Until the start: count right predictions"
         super().after_pred()
         if self.started is not None or self.start!='auto' or not len(self.learn.yb): return
-        if self.accuracy is None: self.accuracy = RunningAccuracy(min(1000, len(self.learn.pred)*len(self.learn.dl)*max(1, num_distrib())))
-        share = self.accuracy.add(*over_ranks(n_right(self.learn.pred.detach(), *mixed_classes(self.learn)), len(self.learn.pred), device=self.learn.pred.device))
-        if share is not None and share>start_accuracy(self.learn.pred.shape[1]): self.begin(f"{share:.1%} of the last images right")
+        # a window in batches, for so many of them hold just the images of an epoch, the smaller last batch included
+        if self.accuracy is None: self.accuracy = RunningAccuracy(self.learn.n_iter)
+        self.accuracy.size = self.learn.n_iter
+        pred = self.learn.pred.detach()
+        self.accuracy.add(*over_ranks(n_right(pred, *mixed_classes(self.learn)), len(pred), device=pred.device))
 
     def loss_term(self,
         maps:dict, # layer name -> map (N,D,H,W)
@@ -133,16 +212,18 @@ class CAMLoss(CamCallback):
         f = first(maps.values())
         if not f.requires_grad: return None # nothing before the map can learn
         classes,weights = mixed_classes(self.learn)
-        labelled = weights.sum(1)>0
-        if not labelled.any(): return None
-        own,everything = self.class_maps(f, classes)
-        return (caam_cam_distance(own, everything.expand_as(own), self.distance).T * weights).sum()/labelled.sum()
+        if not (weights.sum(1)>0).any(): return None
+        return cam_loss(pooled_map(f, self.anatomy), self.channel_weights(f, classes), self.distance, weights)
 
     @property
-    def idle(self)->str: # '' once the term has started
+    def idle(self)->str: # '' once the term has started, and before any training
         "Why the term has not acted so far"
-        if self.started or self.accuracy is None: return ''
-        return f"CAMLoss has not acted, {self.accuracy.share():.1%} of the last {self.accuracy.seen()} training images were right"
+        if self.started or not self.acted or not self.acted.batches: return ''
+        if self.start!='auto' or self.accuracy is None:
+            return f"CAMLoss has not acted: start={self.start!r} has not come"
+        waits = 'latest=None waits on' if self.latest is None else f'latest={self.latest!r} has not come'
+        return (f"CAMLoss has not acted: {self.accuracy.share():.1%} of the last {self.accuracy.seen()} training "
+                f"images were right, {waits}; a start by number does not wait")
 
     def __repr__(self):
         text = f"acts {self.started}; maps by {self.method}" if self.started else self.idle.removeprefix('CAMLoss ')
@@ -168,48 +249,79 @@ def wrong_classes(
     weights:Tensor, # (N,K), of those
     k:int, # wrong classes to find
 )->tuple[Tensor,Tensor]: # classes (N,k), and (N,k): which of them are wrong ones
-    "The `k` classes with the highest scores that are not the target's; fewer where there are not so many, none of an image without a label"
-    n_out = logits.shape[1]
-    right = torch.zeros_like(logits, dtype=torch.float32).scatter_add_(1, classes, weights.float()) > 1/(2*n_out) # soft targets give a little to all
-    scores,found = logits.detach().float().masked_fill(right | (weights.sum(1, keepdim=True)==0), -math.inf).topk(k, 1)
+    "The `k` classes with the highest scores that are not the target's; fewer where there are not so many"
+    shares = torch.zeros_like(logits, dtype=torch.float32).scatter_add_(1, classes, weights.float())
+    right = shares > 1/(2*logits.shape[1]) # soft targets give a little to all
+    no_label = weights.sum(1, keepdim=True)==0
+    scores,found = logits.detach().float().masked_fill(right | no_label, -math.inf).topk(k, 1)
     return found,scores>-math.inf
+
+def _check_mode(name, mode):
+    if mode not in ('zero', 'uniform'): raise ValueError(f"{name}: mode must be 'zero' or 'uniform', got {mode!r}")
 
 def negative_cam_loss(
     maps:Tensor, # maps of wrong classes, (k,N,H,W)
     counts:Tensor|None=None, # (N,k), which of them count; None takes all
+    mode:str='zero', # 'zero': mean positive evidence; 'uniform': divergence of the spatial softmax from uniform
 )->Tensor: # scalar
-    "Mean positive evidence for the wrong classes"
-    if not isinstance(maps, Tensor) or maps.ndim!=4: raise ValueError(f"negative_cam_loss: maps must be (k,N,H,W), for k classes of N images, got {tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__}")
-    evidence = maps.relu().mean((2, 3)).T
+    """Evidence for the wrong classes: how much there is, or how unevenly it lies
+
+    Reading (CL 2.1): the text of [34] is not at hand, and CL says of it only "minimizing the CAMs of top-k negative
+        categories or constraining them with a uniform spatial distribution". What is minimised here is the mean over
+        positions of the map's positive part, averaged over the classes: driving a map below zero has no end.
+    Reading (CL 2.1): the uniform variant is the Kullback-Leibler divergence KL(uniform || softmax over positions) at
+        temperature 1. In this direction it is convex in the map, and its gradient, softmax minus uniform, stays where
+        the softmax is saturated; that of the other direction vanishes there.
+    """
+    if not isinstance(maps, Tensor) or maps.ndim!=4 or not maps.is_floating_point():
+        raise ValueError(f"negative_cam_loss: maps must be floating point (k,N,H,W), for k classes of N images, "
+                         f"got {_got(maps)}")
+    _check_mode('negative_cam_loss', mode)
+    maps = _wide(maps).flatten(2)
+    if mode=='zero': evidence = maps.relu().mean(2).T
+    else:
+        maps = maps - maps.detach().amax(2, keepdim=True) # exp cannot overflow, and a flat map gives log 1 = 0 exactly
+        evidence = (maps.exp().mean(2).log() - maps.mean(2)).T
     return evidence.mean() if counts is None else (evidence*counts).sum()/counts.sum().clamp(min=1)
 
 @register_method('negative_cam')
 class NegativeCAM(CamCallback):
-    "Suppress the activation maps of the wrong classes with the highest scores (Negative CAM, 2020)"
+    """Suppress the activation maps of the wrong classes with the highest scores (Negative CAM, 2020)
+
+    Reading (CL 2.1): [34] is known here by CL's sentence alone (see `negative_cam_loss`), so `k=3`, `weight=1` and the
+        form of both modes are ours; the numbers that CL reports for it (Table 4) need not be those of this form.
+    Reading (CL 2.1): wrong is every class without a share in the target; of a soft target, every class with less than
+        half of an even share. With fewer than `k` wrong classes, all of them count.
+    Reading (CL Algorithm 1): as for CAM-loss, no gradient of the term reaches the classifier, and the maps are CAM
+        where that is exact and Grad-CAM elsewhere.
+    """
     column = 'negative_cam'
     def __init__(self,
         k:int=3, # wrong classes an image; all of them where there are fewer
         weight:float|Callable=1., # factor of the term, or a function of the share of training done
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
+        mode:str='zero', # 'zero': less positive evidence in their maps; 'uniform': maps without a place that stands out
     ):
         _check_count('NegativeCAM', k=k)
+        _check_mode('NegativeCAM', mode)
         super().__init__(cam, weight)
-        self.k = k
+        store_attr('k,mode')
 
     def loss_term(self,
         maps:dict, # layer name -> map (N,D,H,W)
     )->Tensor|None: # scalar; None where nothing can learn
-        "Mean positive evidence for the `k` strongest wrong classes"
+        "Mean evidence for the `k` strongest wrong classes"
         f = first(maps.values())
         if not f.requires_grad: return None # nothing before the map can learn
         wrong,counts = wrong_classes(self.learn.pred, *mixed_classes(self.learn), min(self.k, self.learn.pred.shape[1]))
-        return negative_cam_loss(self.class_maps(f, wrong)[0], counts)
+        own = cam(pooled_map(f, self.anatomy), self.channel_weights(f, wrong))
+        return negative_cam_loss(own.transpose(0, 1), counts, self.mode)
 
 # %% ../nbs/30_cam_loss.ipynb #127e8a3f
 @delegates(plt.subplots, keep=True)
 def show_cam_loss(
     learn:Learner, # learner whose network and data are shown
-    x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation images
+    x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes its first images
     max_n:int=4, # images at most
     figsize:tuple|None=None, # inches
     **kwargs

@@ -624,21 +624,32 @@ def max_box_acc(
     return max(found, key=itemgetter(0))
 
 # %% ../nbs/02_maps.ipynb #5b9b4f21
-def _check_distance(name, distance):
+def _check_distance(name, distance, positions='mean'):
     if distance not in ('l1', 'l2'): raise ValueError(f"{name}: distance must be 'l1' or 'l2', got {distance!r}")
+    if positions not in ('mean', 'sum'):
+        raise ValueError(f"{name}: positions must be 'mean' or 'sum', got {positions!r}")
 
 
 def caam_cam_distance(
     a:Tensor, # CAMs (N,h,w)
     b:Tensor, # CAAMs (N,h,w)
-    distance:str='l1', # 'l1' (mean of absolute differences) or 'l2' (mean of squared differences)
-)->Tensor: # (N,), in [0,1]
-    "Distance of two maps of each image, normalised one by one (CAM-loss, Eq. 4)"
+    distance:str='l1', # 'l1' (absolute differences) or 'l2' (squared differences)
+    positions:str='mean', # 'mean' or 'sum' over the h*w positions
+)->Tensor: # (N,), in [0,1], or up to h*w as a sum
+    """Distance of two maps of each image, normalised one by one (CAM-loss, Eq. 4)
+
+    Reading (CL Eq. 4): 'l2' is the mean of the squared differences; no root is taken.
+    Reading (CL Eq. 4, 9, 10): the mean over positions for all three, as Eq. 4 has it; Eq. 9 and 10 are written without
+        1/(HW), letter: `positions='sum'`.
+    """
     for o in (a, b): _check_maps(o, 'caam_cam_distance')
-    if a.shape!=b.shape: raise ValueError(f"caam_cam_distance: maps must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}; use resize_maps")
-    _check_distance('caam_cam_distance', distance)
+    if a.shape!=b.shape:
+        raise ValueError(f"caam_cam_distance: maps must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}; "
+                         "use resize_maps")
+    _check_distance('caam_cam_distance', distance, positions)
     one,two = minmax(torch.stack([_wide(a), _wide(b).to(a.device)]))
-    return ((one - two).abs() if distance=='l1' else (one - two)**2).mean((-2, -1))
+    apart = (one - two).abs() if distance=='l1' else (one - two)**2
+    return apart.mean((-2, -1)) if positions=='mean' else apart.sum((-2, -1))
 
 
 def centre_map(
@@ -806,14 +817,20 @@ class CamCallback(FeatureCallback):
         self.anatomy,self.maker = anatomy,ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None
         return [anatomy.last]
 
+    def channel_weights(self,
+        f:Tensor, # output of the last stage, (N,D,H,W)
+        classes:Tensor, # (N,K)
+    )->Tensor: # (N,K,D), without a graph
+        "Weights of the channels for K classes of each image: CAM's where it is exact, else Grad-CAM's"
+        if self.maker: return self.maker.of(classes)
+        return head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method)
+
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)
         classes:Tensor, # (N,K)
     )->tuple[Tensor,Tensor]: # maps (K,N,H,W) of those classes and the class-agnostic map (N,H,W)
         "Maps of K classes of each image; gradients flow through `f` only"
-        if self.maker: w = self.maker.of(classes)
-        else: w = head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method)
-        *own,everything = cam_and_caam(pooled_map(f, self.anatomy), w)
+        *own,everything = cam_and_caam(pooled_map(f, self.anatomy), self.channel_weights(f, classes))
         return torch.stack(own),everything
 
     def clean_up(self):

@@ -251,13 +251,16 @@ def test_a_map_that_is_the_box_finds_the_box(size, seed):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 4), st.integers(2, 6), seeds, st.sampled_from(['l1', 'l2']))
-def test_distance(n, side, seed, distance):
+@given(st.integers(1, 4), st.integers(2, 6), seeds, st.sampled_from(['l1', 'l2']), st.sampled_from(['mean', 'sum']))
+def test_distance(n, side, seed, distance, positions):
     a,b = randn(seed, n, side, side),randn(seed + 1, n, side, side)
-    got = caam_cam_distance(a, b, distance)
+    got = caam_cam_distance(a, b, distance, positions)
     one,two = [torch.stack([(o - o.min())/(o.max() - o.min()) for o in m]) for m in (a, b)]
-    check(got, (one - two).abs().pow(1 if distance=='l1' else 2).mean((1, 2)))
-    check(caam_cam_distance(2*a + 1, b, distance), got); check(caam_cam_distance(b, a, distance), got); assert not caam_cam_distance(a, a, distance).any()
+    apart = (one - two).abs().pow(1 if distance=='l1' else 2)
+    check(got, apart.mean((1, 2)) if positions=='mean' else apart.sum((1, 2)))
+    check(caam_cam_distance(2*a + 1, b, distance, positions), got)
+    check(caam_cam_distance(b, a, distance, positions), got)
+    assert not caam_cam_distance(a, a, distance, positions).any()
 
 
 # -- learners -----------------------------------------------------------------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ def four_methods(cam, mixup=False, gaps=False):
     from conformance import FeatureMining, MixUp, NegativeCAM, SelectScale, assert_clean, tiny_learner
     learn,rank = tiny_learner([FeatureMining(2), SelectScale(retain=0.), cam, NegativeCAM(cam='grad_cam')], n=64),int(os.environ['RANK'])
     if mixup: learn.add_cb(MixUp())
-    term,add = FeatureMining.loss_term,module.RunningAccuracy.add
+    term = FeatureMining.loss_term
     with ExitStack() as stack:
         replace = lambda *args: stack.enter_context(patch.object(*args))
         if cam.start=='auto':
-            replace(module, 'n_right', lambda pred, classes, weights: len(pred)*(1 - rank)) # half, and a little more
-            replace(module.RunningAccuracy, 'add', lambda self, right, n: (lambda share: share and share + .01)(add(self, right, n)))
+            replace(module, 'n_right', lambda pred, classes, weights: len(pred)*(1 - rank)) # half of both ranks' images
+            replace(module, 'start_accuracy', lambda n_out: .49)
         if gaps: replace(FeatureMining, 'loss_term', lambda self, maps: None if self.learn.iter==rank else term(self, maps))
         fit_together(learn, 1, 0.)
         start = flat(learn.feature_mining.aux_heads)
@@ -46,6 +46,7 @@ def four_methods(cam, mixup=False, gaps=False):
     state.set_state(learn.select_scale.state_dict()['generator'])
     assert learn.select_scale.acts_on and not torch.equal(state.get_state(), torch.Generator().manual_seed(learn.select_scale.start_seed + 1).get_state()), 'no drop has drawn'
     assert learn.cam_loss.started and learn.recorder.values[-1][3]>0, 'CAM-loss has not acted'
+    if cam.start=='auto': assert cam.started=="since epoch 0, batch 0: 50.0% of an epoch's images right", cam.started
     assert (flat(learn.feature_mining.aux_heads) - start).abs().max() > 1e-3, 'the heads were not trained'
     assert_clean(learn)
     return flat(learn.model),flat(learn.feature_mining.aux_heads)
