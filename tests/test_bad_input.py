@@ -150,8 +150,8 @@ in_a_fit = {
     'nine classes': (lambda: learner(KnowledgeDistillation(tiny_teacher(n_out=9))), 'teacher knows 9 classes, the student 10'), 'nine classes, with maps': (lambda: learner(CCM(tiny_teacher(n_out=9))), 'same classes'),
     'teacher of vectors': (lambda: learner(CCM(nn.Linear(2, 2))), "student's images"), 'stats of two channels': (lambda: learner(CCM(tiny_teacher(), teacher_stats=([.5, .5], [1., 1.]))), "student's images"),
     'its own teacher': (lambda: (lambda m: learner(KnowledgeDistillation(m), m))(tiny_model()), 'give a copy'), 'two teachers': (lambda: learner([CCM(tiny_teacher()), KnowledgeDistillation(tiny_teacher())]), 'beta=1'),
-    'softmax under BCE': (lambda: binary(KnowledgeDistillation(tiny_teacher(), loss='dkd')), "use loss='kd', which is binary"),
-    'per_class under BCE': (lambda: binary(CCM(tiny_teacher(), per_class=True)), 'a mean over the classes already; leave')}
+    'softmax under BCE': (lambda: binary(KnowledgeDistillation(tiny_teacher(), loss='dkd')), "loss='kd', which is binary"),
+    'per_class under BCE': (lambda: binary(CCM(tiny_teacher(), per_class=True)), 'mean over the classes already; leave')}
 in_a_fit |= {f'teacher file {name}': (lambda name=name: learner(CCM(files_at(name))), why) for name,why in {'empty.pkl': 'cannot be opened', 'garbage.pkl': 'cannot be opened', 'weights.pt': 'weights without a network', 'list.pt': 'holds a list'}.items()}
 
 # these need a map of the first batch: its forward pass has moved BatchNorm's statistics, as any does, and no step follows
