@@ -237,31 +237,39 @@ def frozen_view(
     "Copy of the modules of `model`, not of its parameters"
     model = unwrap(model)
     try: view = deepcopy(model, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()})
-    except Exception as e: raise ValueError(f"teacher: a {type(model).__name__} cannot be copied ({type(e).__name__}: {e}); save it with torch.save and give the path") from e
+    except Exception as e:
+        raise ValueError(f"teacher: a {type(model).__name__} cannot be copied ({type(e).__name__}: {e}); "
+                         "save it with torch.save and give the path") from e
     remove_taps(view)
     for m in view.modules(): m.training = False # by the flag alone: some networks have a `train` of their own
     return view
 
 # %% ../nbs/40_distill.ipynb #583019f7
-_accepted = "a network (nn.Module), a Learner, or the path of an exported learner or of a network saved whole by torch.save"
+_accepted = ("a network (nn.Module), a Learner, "
+             "or the path of an exported learner or of a network saved whole by torch.save")
 
 def _check_teacher(name, teacher):
     "What can be seen without opening a file"
     if isinstance(teacher, (str, Path)):
-        if not Path(teacher).is_file(): raise ValueError(f"{name}: teacher: there is no file '{teacher}'; give {_accepted}")
-    elif not isinstance(teacher, (nn.Module, Learner)):
-        raise ValueError(f"{name}: teacher must be {_accepted}, got {teacher.__name__ + ' itself' if isinstance(teacher, type) else type(teacher).__name__}")
+        if Path(teacher).is_file(): return
+        raise ValueError(f"{name}: teacher: there is no file '{teacher}'; give {_accepted}")
+    if not isinstance(teacher, (nn.Module, Learner)):
+        got = f'{teacher.__name__} itself' if isinstance(teacher, type) else type(teacher).__name__
+        raise ValueError(f"{name}: teacher must be {_accepted}, got {got}")
 
 def open_teacher(
     teacher:nn.Module|Learner|str|Path, # network, learner, or file
 )->nn.Module|Learner: # network or learner
-    "What stands in a file; a network or learner is returned as it is. Unpickling runs code: open only files that you trust"
+    "What stands in a file, or the network or learner itself. Unpickling runs code: open only files that you trust"
     _check_teacher('open_teacher', teacher)
     if not isinstance(teacher, (str, Path)): return teacher
     try: got = torch.load(teacher, map_location='cpu', weights_only=False)
-    except Exception as e: raise ValueError(f"teacher: '{teacher}' cannot be opened ({type(e).__name__}: {e}); give {_accepted}") from e
+    except Exception as e:
+        raise ValueError(f"teacher: '{teacher}' cannot be opened ({type(e).__name__}: {e}); give {_accepted}") from e
     if isinstance(got, (nn.Module, Learner)): return got
-    what = 'weights without a network: build it, load them by load_state_dict, and give the network' if isinstance(got, dict) else f'a {type(got).__name__}; give {_accepted}'
+    what = f'a {type(got).__name__}; give {_accepted}'
+    if isinstance(got, dict):
+        what = 'weights without a network: build it, load them by load_state_dict, and give the network'
     raise ValueError(f"teacher: '{teacher}' holds {what}")
 
 # %% ../nbs/40_distill.ipynb #cbadd8ca
@@ -271,7 +279,8 @@ def normalisation(
     "Statistics of the `Normalize` among the batch transforms"
     after = getattr(dls.loaders[0], 'after_batch', None)
     norm = next((o for o in getattr(after, 'fs', []) if isinstance(o, Normalize) and o.mean is not None), None)
-    return None if norm is None else tuple(_plain(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
+    if norm is None: return None
+    return tuple(_plain(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
 
 def _channels(stats):
     "Mean and standard deviation as (1,C,1,1); none stands for 0 and 1"
@@ -297,14 +306,20 @@ class Guide:
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         renorm:tuple|None=None, # factor and offset of the images, from `renormaliser`
     ):
-        p = next(student.parameters())
-        self.net,self.renorm,self.method = frozen_view(teacher).to(p.device),renorm and to_device(renorm, p.device),None
-        if any(o.ndim==4 and o.is_contiguous(memory_format=torch.channels_last) and not o.is_contiguous() for o in student.parameters()): self.net.to(memory_format=torch.channels_last)
+        device,last = next(student.parameters()).device,torch.channels_last
+        self.net,self.renorm,self.method = frozen_view(teacher).to(device),renorm and to_device(renorm, device),None
+        filters = [o for o in student.parameters() if o.ndim==4]
+        if any(o.is_contiguous(memory_format=last) and not o.is_contiguous() for o in filters):
+            self.net.to(memory_format=last)
         try:
             with untouched(self.net), torch.no_grad(): out = self.net(self.images(x[:2]))
-        except Exception as e: raise ValueError(f"teacher: it cannot take the student's images, {tuple(x.shape[1:])} ({type(e).__name__}: {e}); give a teacher of their size and channels") from e
+        except Exception as e:
+            raise ValueError(f"teacher: it cannot take the student's images, {tuple(x.shape[1:])} "
+                             f"({type(e).__name__}: {e}); give a teacher of their size and channels") from e
         if not isinstance(out, Tensor) or out.ndim!=2 or len(out)!=len(x[:2]):
-            raise ValueError(f"teacher: it must answer with one tensor of logits (N,C), got {tuple(out.shape) if isinstance(out, Tensor) else 'a ' + type(out).__name__}; wrap it in a module that returns the logits alone")
+            got = tuple(out.shape) if isinstance(out, Tensor) else f'a {type(out).__name__}'
+            raise ValueError(f"teacher: it must answer with one tensor of logits (N,C), got {got}; "
+                             "wrap it in a module that returns the logits alone")
         self.n_out = out.shape[1]
         if maps: self._set_up_maps(x, cam)
 
@@ -312,7 +327,10 @@ class Guide:
         try: self.anatomy = get_anatomy(self.net, x=x)
         except ValueError as e: raise ValueError(f"teacher: {e}") from e
         exact = bool(self.anatomy.cam_exact)
-        if cam=='cam' and not exact: raise ValueError(f"teacher: cam='cam' needs a head for which CAM is exact, but {self.anatomy.cam_why}; take a teacher with average pooling and one linear layer (or cam='auto', in AttentionTransfer and CCM)")
+        if cam=='cam' and not exact:
+            raise ValueError(f"teacher: cam='cam' needs a head for which CAM is exact, but {self.anatomy.cam_why}; "
+                             "take a teacher with average pooling and one linear layer "
+                             "(or cam='auto', in AttentionTransfer and CCM)")
         _check_in_use(self.anatomy, 'teacher')
         self.method = ('cam' if exact else 'grad_cam') if cam=='auto' else cam
         self.weights = ClassWeights(self.net, self.anatomy)() if self.method=='cam' else None
@@ -605,7 +623,7 @@ class AnswerCache(GetAttr):
     _default = 'guide'
     def __init__(self,
         guide:Guide, # asked about what is new
-        n:int|None=None, # images of the training set; when many more have been seen nothing is kept any longer. None: no limit
+        n:int|None=None, # images of the training set; once many more were seen nothing is kept. None: no limit
     ): self.guide,self.n,self.kept,self.factors = guide,n,{},None
 
     def keys(self,
@@ -616,7 +634,8 @@ class AnswerCache(GetAttr):
         bits = _plain(x).flatten(1).contiguous().view(torch.int16 if x.element_size()==2 else torch.int32).long()
         bits = torch.cat([bits, *more], 1)
         if self.factors is None or self.factors.shape[0]!=bits.shape[1]:
-            self.factors = torch.randint(-2**62, 2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).mul(2).add(1).to(x.device)
+            own = torch.Generator().manual_seed(0)
+            self.factors = torch.randint(-2**62, 2**62, (bits.shape[1],), generator=own).mul(2).add(1).to(x.device)
         return (bits*self.factors).sum(1).tolist()
 
     def __call__(self,
@@ -632,7 +651,8 @@ class AnswerCache(GetAttr):
         logits,maps = self.guide(x, read)
         self.kept.update(zip(keys, zip(logits, logits if maps is None else maps)))
         if self.n and len(self.kept)>2*self.n:
-            _log.warning("cache=True is of no use here: the images change from epoch to epoch (augmentation, MixUp), so the teacher's answers are made anew")
+            _log.warning("cache=True is of no use here: the images change from epoch to epoch (augmentation, MixUp), "
+                         "so the teacher's answers are made anew")
             self.kept = None
         return logits,maps
 
