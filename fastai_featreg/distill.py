@@ -14,8 +14,9 @@ from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
 from .core import register_method,remove_taps
 from .core import _check_count,_check_number,_got,_plain,_wide
-from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp,mixed_classes,pooled_map,resize_maps
-from .maps import _check_distance,_check_in_use,_like_model,_run_from,_Start
+from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
+from .maps import mixed_classes,pooled_map,resize_maps
+from .maps import _check_distance,_check_in_use,_check_maps,_like_model,_run_from,_Start
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
@@ -23,8 +24,11 @@ def _check_logits(name, student, teacher, least=2):
         if not isinstance(o, Tensor) or o.ndim!=2 or not o.is_floating_point() or o.numel()==0:
             raise ValueError(f"{name}: {arg} must be logits (N,C) that are not empty, got {_got(o)}")
     if student.shape!=teacher.shape:
-        raise ValueError(f"{name}: student and teacher must have logits of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}; a teacher must know the student's classes, in the same order")
-    if student.shape[1]<least: raise ValueError(f"{name}: {student.shape[1]} class is too few for a softmax; one output is compared by binary_kd_loss (loss='binary')")
+        raise ValueError(f"{name}: student and teacher must have logits of one shape, got {tuple(student.shape)} and "
+                         f"{tuple(teacher.shape)}; a teacher must know the student's classes, in the same order")
+    if student.shape[1]<least:
+        raise ValueError(f"{name}: {student.shape[1]} class is too few for a softmax; "
+                         "one output is compared by binary_kd_loss (loss='binary')")
 
 def _scaled(name, student, teacher, tau, least=2):
     "Logits over `tau`, in float32 at least; the teacher's without a graph"
@@ -39,7 +43,12 @@ def kd_loss(
     tau:float=4., # temperature
     per_class:bool=False, # divide by C as well, as Eq. 8 does
 )->Tensor: # scalar
-    "Kullback-Leibler divergence of softened answers (Hinton et al., 2015; CAM-loss, Eq. 8)"
+    """Kullback-Leibler divergence of softened answers (Hinton et al., 2015; CAM-loss, Eq. 8)
+
+    Departure (CL Eq. 8): the sum over the classes is not divided by their number, as it is not by Hinton et al.;
+        letter: `per_class=True`.
+    Reading (CL Eq. 8): the mean over the images of a batch, of which the equation says nothing.
+    """
     s,t = [o.log_softmax(1) for o in _scaled('kd_loss', student, teacher, tau)]
     loss = tau**2*F.kl_div(s, t, reduction='batchmean', log_target=True)
     return loss/s.shape[1] if per_class else loss
@@ -71,12 +80,19 @@ def dkd_loss(
     beta:float=8., # weight of the classes within the rest
     weights:Tensor|None=None, # weights (N,K) of the K classes; None: 1/K each
 )->Tensor: # scalar
-    "Decoupled knowledge distillation (Zhao et al., 2022)"
+    """Decoupled knowledge distillation (Zhao et al., 2022)
+
+    Departure (CL 4.5): the paper compares with KD and AT; DKD is no method of the papers but an addition. Ours is the
+        expectation over the classes of a mixed target.
+    """
     s,t = _scaled('dkd_loss', student, teacher, tau)
     classes = target if target.ndim==2 else target[:,None]
-    if classes.dtype!=torch.long or len(classes)!=len(s): raise ValueError(f"dkd_loss: target must be class numbers, (N,) or (N,K) of torch.int64 for {len(s)} images, got {classes.dtype} {tuple(target.shape)}")
+    if classes.dtype!=torch.long or len(classes)!=len(s):
+        raise ValueError(f"dkd_loss: target must be class numbers, (N,) or (N,K) of torch.int64 for {len(s)} images, "
+                         f"got {classes.dtype} {tuple(target.shape)}")
     hot = F.one_hot(classes, s.shape[1]).bool()
-    kl = [F.kl_div(a, b, reduction='none', log_target=True).sum(2) for a,b in zip(_decoupled(s, hot), _decoupled(t, hot))]
+    parts = zip(_decoupled(s, hot), _decoupled(t, hot))
+    kl = [F.kl_div(a, b, reduction='none', log_target=True).sum(2) for a,b in parts]
     each = tau**2*(alpha*kl[0] + beta*kl[1])
     return (each/classes.shape[1] if weights is None else each*weights).sum()/len(s)
 
@@ -93,7 +109,10 @@ def dist_loss(
     inter:float=1., # weight of the relations between the classes of an image
     intra:float=1., # weight of the relations between the images of the batch
 )->Tensor: # scalar
-    "One minus the correlation with the teacher, over classes and over images (DIST, Huang et al., 2022)"
+    """One minus the correlation with the teacher, over classes and over images (DIST, Huang et al., 2022)
+
+    Departure (CL 4.5): the paper compares with KD and AT; DIST is no method of the papers but an addition.
+    """
     s,t = [o.softmax(1) for o in _scaled('dist_loss', student, teacher, tau)]
     far = [1 - (_unit(s - s.mean(d, True), d)*_unit(t - t.mean(d, True), d)).sum(d).mean() for d in (1, 0)]
     return tau**2*(inter*far[0] + intra*far[1])
@@ -111,7 +130,11 @@ def standardised_kd_loss(
     teacher:Tensor, # logits, (N,C); constants
     tau:float=2., # temperature
 )->Tensor: # scalar
-    "`kd_loss` of standardised logits (Sun et al., 2024)"
+    """`kd_loss` of standardised logits (Sun et al., 2024)
+
+    Departure (CL 4.5): the paper compares with KD and AT; standardised logits are no method of the papers but an
+        addition.
+    """
     _check_logits('standardised_kd_loss', student, teacher)
     return kd_loss(standardise(student), standardise(teacher), tau)
 
@@ -121,35 +144,72 @@ def _same_size(a, b):
     size = min((tuple(o.shape[-2:]) for o in (a, b)), key=math.prod)
     return [o if tuple(o.shape[-2:])==size else resize_maps(o, size) for o in (a, b)]
 
-def _distances(own, theirs, distance):
-    "Distance of the student's maps from the teacher's, for each map"
-    return caam_cam_distance(*_same_size(own, theirs.detach()), distance)
-
 def _constant(o): return o.detach() if isinstance(o, Tensor) else o
+
+def _class_maps(name, arg, f, w):
+    "CAMs by class weights, which are constants; without weights `f` holds class maps already"
+    if w is not None: return cam(f, _constant(w))
+    _check_maps(f, name, arg)
+    return f
+
+def _expected_distance(name, own, theirs, distance, positions, weights):
+    "Distance of the student's maps from the teacher's; mean over images, expectation over their classes"
+    _check_distance(name, distance, positions)
+    each = caam_cam_distance(*_same_size(own, theirs), distance, positions)
+    if weights is None: return each.mean()
+    if each.ndim!=2 or not isinstance(weights, Tensor) or weights.shape!=each.shape:
+        raise ValueError(f"{name}: weights must be (N,K), one for each class of class weights (N,K,D) or class maps "
+                         f"(N,K,H,W), got {_got(weights)} for maps {tuple(theirs.shape)}; "
+                         "leave it out where an image has one class")
+    return (each*weights).sum()/(weights.sum(1)>0).sum().clamp(min=1)
 
 def at_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
-    ws:Tensor, # student's weights of each image's target class, (N,D); constants
+    ws:Tensor|None, # student's weights of the target class, (N,D), or of K classes, (N,K,D); None: `fs` is class maps
     ft:Tensor, # teacher's map, (N,E,h,w); constants
-    wt:Tensor, # teacher's weights of each image's target class, (N,E); constants
-    distance:str='l1', # 'l1' or 'l2' (squared)
-)->Tensor: # scalar in [0,1]
-    "Mean distance of the target's CAM, student to teacher (CAM-loss, Eq. 9)"
-    return _distances(cam(fs, _constant(ws)), cam(_constant(ft), _constant(wt)), distance).mean()
+    wt:Tensor|None, # teacher's weights, (N,E) or (N,K,E); None: `ft` is class maps, (N,h,w) or (N,K,h,w)
+    distance:str='l2', # 'l1' or 'l2' (squared)
+    positions:str='mean', # 'mean' or 'sum' over the positions of the smaller map
+    weights:Tensor|None=None, # weights (N,K) of the K classes; an image of zeros has no part. None: 1/K each
+)->Tensor: # scalar in [0,1], or up to the number of positions as a sum
+    """Mean distance of the target's CAM, student to teacher (CAM-loss, Eq. 9)
+
+    Reading (CL 4.5): l2, as in the experiments of Table 7 ("adopts l2 distance"); Eq. 9 writes l1, letter:
+        `distance='l1'`.
+    Reading (CL 4.5): l2 is the squared difference; no root is taken.
+    Reading (CL Eq. 9): the mean over positions, as in Eq. 4; Eq. 9 is written without 1/(HW), letter:
+        `positions='sum'`.
+    Reading (CL Algorithm 1): the student's class weights are constants, as in CAM-loss.
+    Reading (CL 3.3): of two maps of different size the larger is resized to the smaller, before both are normalised.
+    Reading (CL 3.3): the expectation over the classes of a mixed target, the mean over those of several labels.
+    """
+    own,theirs = _class_maps('at_loss', 'fs', fs, ws),_class_maps('at_loss', 'ft', _constant(ft), wt)
+    return _expected_distance('at_loss', own, theirs, distance, positions, weights)
 
 def ccm_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
     ft:Tensor, # teacher's map, (N,E,h,w); constants
-    wt:Tensor, # teacher's weights of each image's target class, (N,E); constants
+    wt:Tensor|None, # teacher's weights, (N,E) or (N,K,E); None: `ft` is class maps, (N,h,w) or (N,K,h,w)
     distance:str='l1', # 'l1' or 'l2' (squared)
-)->Tensor: # scalar in [0,1]
-    "Mean distance of the student's CAAM from the teacher's CAM of the target (CAM-loss, Eq. 10)"
-    return _distances(caam(fs), cam(_constant(ft), _constant(wt)), distance).mean()
+    positions:str='mean', # 'mean' or 'sum' over the positions of the smaller map
+    weights:Tensor|None=None, # weights (N,K) of the K classes; an image of zeros has no part. None: 1/K each
+)->Tensor: # scalar in [0,1], or up to the number of positions as a sum
+    """Mean distance of the student's CAAM from the teacher's CAM of the target (CAM-loss, Eq. 10)
+
+    Reading (CL Eq. 10): the mean over positions, as in Eq. 4, for Eq. 11 adds them; Eq. 10 is written without 1/(HW),
+        letter: `positions='sum'`.
+    Reading (CL 3.3): of two maps of different size the larger is resized to the smaller, before both are normalised.
+    Reading (CL 3.3): the expectation over the classes of a mixed target, the mean over those of several labels.
+    """
+    own,theirs = caam(fs),_class_maps('ccm_loss', 'ft', _constant(ft), wt)
+    if theirs.ndim==4: own = own[:,None].expand(-1, theirs.shape[1], -1, -1)
+    return _expected_distance('ccm_loss', own, theirs, distance, positions, weights)
 
 # %% ../nbs/40_distill.ipynb #00081ab7
 def _small_cams(f, w, size):
     "CAMs of all classes, pooled to `size` x `size` and brought to length one, (N,C,size*size)"
-    if not isinstance(w, Tensor) or w.ndim!=2: raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {tuple(w.shape) if isinstance(w, Tensor) else type(w).__name__}")
+    if not isinstance(w, Tensor) or w.ndim!=2:
+        raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {_got(w)}")
     return _unit(cam(F.adaptive_avg_pool2d(_wide(f), size), w.detach().expand(len(f), -1, -1)).flatten(2), 2)
 
 def cat_loss(
@@ -159,9 +219,15 @@ def cat_loss(
     wt:Tensor, # teacher's weights of all classes, (C,E); constants
     size:int=2, # side of the pooled maps, positions
 )->Tensor: # scalar
-    "Squared difference of small normalised CAMs of all classes (CAT-KD, Guo et al., 2023)"
+    """Squared difference of small normalised CAMs of all classes (CAT-KD, Guo et al., 2023)
+
+    Departure (CL 4.5): the paper compares with KD and AT; CAT-KD is no method of the papers but an addition. Ours are
+        the class weights as constants, by which no gradient reaches the classifier; the original's does.
+    """
     own,theirs = _small_cams(fs, ws, size),_small_cams(ft, wt, size).detach()
-    if own.shape!=theirs.shape: raise ValueError(f"cat_loss: student and teacher must have as many images and classes, got {tuple(own.shape[:2])} and {tuple(theirs.shape[:2])}")
+    if own.shape!=theirs.shape:
+        raise ValueError("cat_loss: student and teacher must have as many images and classes, "
+                         f"got {tuple(own.shape[:2])} and {tuple(theirs.shape[:2])}")
     return F.mse_loss(own, theirs)
 
 # %% ../nbs/40_distill.ipynb #c34d65b0
@@ -171,31 +237,39 @@ def frozen_view(
     "Copy of the modules of `model`, not of its parameters"
     model = unwrap(model)
     try: view = deepcopy(model, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()})
-    except Exception as e: raise ValueError(f"teacher: a {type(model).__name__} cannot be copied ({type(e).__name__}: {e}); save it with torch.save and give the path") from e
+    except Exception as e:
+        raise ValueError(f"teacher: a {type(model).__name__} cannot be copied ({type(e).__name__}: {e}); "
+                         "save it with torch.save and give the path") from e
     remove_taps(view)
     for m in view.modules(): m.training = False # by the flag alone: some networks have a `train` of their own
     return view
 
 # %% ../nbs/40_distill.ipynb #583019f7
-_accepted = "a network (nn.Module), a Learner, or the path of an exported learner or of a network saved whole by torch.save"
+_accepted = ("a network (nn.Module), a Learner, "
+             "or the path of an exported learner or of a network saved whole by torch.save")
 
 def _check_teacher(name, teacher):
     "What can be seen without opening a file"
     if isinstance(teacher, (str, Path)):
-        if not Path(teacher).is_file(): raise ValueError(f"{name}: teacher: there is no file '{teacher}'; give {_accepted}")
-    elif not isinstance(teacher, (nn.Module, Learner)):
-        raise ValueError(f"{name}: teacher must be {_accepted}, got {teacher.__name__ + ' itself' if isinstance(teacher, type) else type(teacher).__name__}")
+        if Path(teacher).is_file(): return
+        raise ValueError(f"{name}: teacher: there is no file '{teacher}'; give {_accepted}")
+    if not isinstance(teacher, (nn.Module, Learner)):
+        got = f'{teacher.__name__} itself' if isinstance(teacher, type) else type(teacher).__name__
+        raise ValueError(f"{name}: teacher must be {_accepted}, got {got}")
 
 def open_teacher(
     teacher:nn.Module|Learner|str|Path, # network, learner, or file
 )->nn.Module|Learner: # network or learner
-    "What stands in a file; a network or learner is returned as it is. Unpickling runs code: open only files that you trust"
+    "What stands in a file, or the network or learner itself. Unpickling runs code: open only files that you trust"
     _check_teacher('open_teacher', teacher)
     if not isinstance(teacher, (str, Path)): return teacher
     try: got = torch.load(teacher, map_location='cpu', weights_only=False)
-    except Exception as e: raise ValueError(f"teacher: '{teacher}' cannot be opened ({type(e).__name__}: {e}); give {_accepted}") from e
+    except Exception as e:
+        raise ValueError(f"teacher: '{teacher}' cannot be opened ({type(e).__name__}: {e}); give {_accepted}") from e
     if isinstance(got, (nn.Module, Learner)): return got
-    what = 'weights without a network: build it, load them by load_state_dict, and give the network' if isinstance(got, dict) else f'a {type(got).__name__}; give {_accepted}'
+    what = f'a {type(got).__name__}; give {_accepted}'
+    if isinstance(got, dict):
+        what = 'weights without a network: build it, load them by load_state_dict, and give the network'
     raise ValueError(f"teacher: '{teacher}' holds {what}")
 
 # %% ../nbs/40_distill.ipynb #cbadd8ca
@@ -205,7 +279,8 @@ def normalisation(
     "Statistics of the `Normalize` among the batch transforms"
     after = getattr(dls.loaders[0], 'after_batch', None)
     norm = next((o for o in getattr(after, 'fs', []) if isinstance(o, Normalize) and o.mean is not None), None)
-    return None if norm is None else tuple(_plain(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
+    if norm is None: return None
+    return tuple(_plain(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
 
 def _channels(stats):
     "Mean and standard deviation as (1,C,1,1); none stands for 0 and 1"
@@ -231,14 +306,20 @@ class Guide:
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         renorm:tuple|None=None, # factor and offset of the images, from `renormaliser`
     ):
-        p = next(student.parameters())
-        self.net,self.renorm,self.method = frozen_view(teacher).to(p.device),renorm and to_device(renorm, p.device),None
-        if any(o.ndim==4 and o.is_contiguous(memory_format=torch.channels_last) and not o.is_contiguous() for o in student.parameters()): self.net.to(memory_format=torch.channels_last)
+        device,last = next(student.parameters()).device,torch.channels_last
+        self.net,self.renorm,self.method = frozen_view(teacher).to(device),renorm and to_device(renorm, device),None
+        filters = [o for o in student.parameters() if o.ndim==4]
+        if any(o.is_contiguous(memory_format=last) and not o.is_contiguous() for o in filters):
+            self.net.to(memory_format=last)
         try:
             with untouched(self.net), torch.no_grad(): out = self.net(self.images(x[:2]))
-        except Exception as e: raise ValueError(f"teacher: it cannot take the student's images, {tuple(x.shape[1:])} ({type(e).__name__}: {e}); give a teacher of their size and channels") from e
+        except Exception as e:
+            raise ValueError(f"teacher: it cannot take the student's images, {tuple(x.shape[1:])} "
+                             f"({type(e).__name__}: {e}); give a teacher of their size and channels") from e
         if not isinstance(out, Tensor) or out.ndim!=2 or len(out)!=len(x[:2]):
-            raise ValueError(f"teacher: it must answer with one tensor of logits (N,C), got {tuple(out.shape) if isinstance(out, Tensor) else 'a ' + type(out).__name__}; wrap it in a module that returns the logits alone")
+            got = tuple(out.shape) if isinstance(out, Tensor) else f'a {type(out).__name__}'
+            raise ValueError(f"teacher: it must answer with one tensor of logits (N,C), got {got}; "
+                             "wrap it in a module that returns the logits alone")
         self.n_out = out.shape[1]
         if maps: self._set_up_maps(x, cam)
 
@@ -246,7 +327,10 @@ class Guide:
         try: self.anatomy = get_anatomy(self.net, x=x)
         except ValueError as e: raise ValueError(f"teacher: {e}") from e
         exact = bool(self.anatomy.cam_exact)
-        if cam=='cam' and not exact: raise ValueError(f"teacher: cam='cam' needs a head for which CAM is exact, but {self.anatomy.cam_why}; take a teacher with average pooling and one linear layer (or cam='auto', in AttentionTransfer and CCM)")
+        if cam=='cam' and not exact:
+            raise ValueError(f"teacher: cam='cam' needs a head for which CAM is exact, but {self.anatomy.cam_why}; "
+                             "take a teacher with average pooling and one linear layer "
+                             "(or cam='auto', in AttentionTransfer and CCM)")
         _check_in_use(self.anatomy, 'teacher')
         self.method = ('cam' if exact else 'grad_cam') if cam=='auto' else cam
         self.weights = ClassWeights(self.net, self.anatomy)() if self.method=='cam' else None
@@ -298,50 +382,92 @@ def _check_vocab(name, theirs, own):
     theirs,own = [None if o is None else [str(c) for c in o] for o in (theirs, own)]
     if theirs and own and len(theirs)==len(own) and theirs!=own:
         i = next(i for i,(a,b) in enumerate(zip(theirs, own)) if a!=b)
-        raise ValueError(f"{name}: teacher must know the same classes, in the same order, but class {i} is {theirs[i]!r} to it and {own[i]!r} to the student; train the student with the teacher's vocab, or give the network alone (teacher.model) if only the names differ")
+        raise ValueError(f"{name}: teacher must know the same classes, in the same order, but class {i} is "
+                         f"{theirs[i]!r} to it and {own[i]!r} to the student; train the student with the "
+                         "teacher's vocab, or give the network alone (teacher.model) if only the names differ")
 
 def _is_binary(loss_func):
     "Does the loss ask for each class by itself?"
     func = getattr(loss_func, 'func', loss_func)
     return isinstance(func, nn.BCEWithLogitsLoss) or func is F.binary_cross_entropy_with_logits
 
-def _check_stats(name, mean, std):
-    "Numbers, one a channel, by which images can be normalised"
-    try: mean,std = [torch.as_tensor(o, dtype=torch.float32) for o in (mean, std)]
-    except (TypeError, ValueError) as e: raise ValueError(f"{name}: teacher_stats must be (mean, std), each with a number a channel, got {mean!r} and {std!r}") from e
-    if not (mean.isfinite().all() and std.isfinite().all() and (std>0).all()): raise ValueError(f"{name}: teacher_stats must be finite, and its standard deviations above 0, got {mean.tolist()} and {std.tolist()}")
+def _check_stats(name, stats):
+    "Numbers, one a channel, by which images can be normalised; None for none"
+    if stats is None: return
+    if not is_listy(stats) or len(stats)!=2:
+        raise ValueError(f"{name}: teacher_stats must be (mean, std), each with a value a channel, got {stats!r}")
+    try: mean,std = [torch.as_tensor(o, dtype=torch.float32) for o in stats]
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{name}: teacher_stats must be (mean, std), each with a number a channel, "
+                         f"got {stats[0]!r} and {stats[1]!r}") from e
+    if not (mean.isfinite().all() and std.isfinite().all() and (std>0).all()):
+        raise ValueError(f"{name}: teacher_stats must be finite, and its standard deviations above 0, "
+                         f"got {mean.tolist()} and {std.tolist()}")
 
 _logit_losses = dict(kd=kd_loss, dkd=dkd_loss, dist=dist_loss, standardised=standardised_kd_loss, binary=binary_kd_loss)
 _on_softmax = ('dkd', 'dist', 'standardised')
 
+def _check_loss(name, loss, per_class):
+    "A name or a function; what divides 'kd' has no meaning with another"
+    if not callable(loss) and loss not in list(_logit_losses):
+        raise ValueError(f"{name}: loss must be one of {', '.join(map(repr, _logit_losses))}, "
+                         f"or a function (student, teacher, tau), got {loss!r}")
+    if not isinstance(per_class, bool): raise ValueError(f"{name}: per_class must be True or False, got {per_class!r}")
+    if per_class and loss!='kd':
+        raise ValueError(f"{name}: per_class=True divides the loss of loss='kd', not that of loss={loss!r}; "
+                         "leave per_class out")
+
+def _check_task(name, loss, per_class, loss_func):
+    "Losses by softmax do not go with a task loss that asks for each class by itself"
+    if not _is_binary(loss_func): return
+    if loss in _on_softmax:
+        raise ValueError(f"{name}: loss={loss!r} compares classes by softmax, but the task loss is binary "
+                         "cross-entropy, class by class; use loss='kd', which is binary there")
+    if per_class:
+        raise ValueError(f"{name}: per_class=True divides a loss by softmax, but the task loss is binary "
+                         "cross-entropy, where the loss on logits is a mean over the classes already; "
+                         "leave per_class out")
+
 # %% ../nbs/40_distill.ipynb #7cf08c79
 class TeacherCallback(CamCallback):
-    "Base of the callbacks that train by a teacher: `beta` times the task loss, `1-beta` times a loss on logits, `gamma` times one on maps"
+    """Base of the callbacks that train by a teacher: `beta` L_task + `1-beta` L_logits + `gamma` L_maps
+
+    Departure (CL Eq. 8): the loss on logits is not divided by the number of classes; letter: `per_class=True`.
+    Reading (CL 3.3): the teacher stands in evaluation mode, without gradients, and sees the student's own batch,
+        augmented and mixed as it is, in its own normalisation.
+    Reading (CL 3.3): the map term of a mixed target is the expectation over its classes; images without a label teach
+        by their logits alone.
+    Reading (CL 3.3): where CAM is not exact the maps are Grad-CAM's, without its ReLU, on either side.
+    Departure (CL 4.5): the paper knows `loss='kd'` alone; 'dkd', 'dist' and 'standardised' are no methods of the
+        papers. Ours are their share `1-beta` of the loss, and `tau=4` for all of them where their authors have 4, 1, 2.
+    """
     needs_teacher = True # cannot be made without arguments
     with_maps = own_maps = True # override: does it compare maps, and does it need class maps of the student?
     guide = now = teacher_method = None
     _stateattrs = CamCallback._stateattrs + ('guide', 'now')
 
     def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # trained network, learner, or path of an exported learner or a saved network; unpickling runs code, trust the file
-        beta:float|Callable=0.5, # weight of the task loss, [0,1]; the loss on logits has 1-beta. Or a function of the share of training done
+        teacher:nn.Module|Learner|str|Path, # network, learner, or path of one that was saved; unpickling runs code
+        beta:float|Callable=0.5, # weight of the task loss, [0,1], or a function of the share of training done
         gamma:float|Callable=0., # weight of the loss on maps, or a function of the share of training done
         tau:float|Callable=4., # temperature of the logits, or a function of the share of training done
-        loss:str|Callable='kd', # on logits: 'kd' ('binary' under a BCE loss), 'dkd', 'dist', 'standardised', 'binary', or a function (student, teacher, tau)
+        loss:str|Callable='kd', # 'kd' ('binary' under BCE), 'dkd', 'dist', 'standardised', 'binary', or a function
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         distance:str='l1', # of maps: 'l1' or 'l2' (squared)
-        teacher_stats:tuple|None=None, # mean and standard deviation of each channel in the teacher's training; None: those of its learner, else the student's
-        cache:bool=False, # keep the teacher's answers over the epochs of a fit? Only images that come again unchanged are found again
+        teacher_stats:tuple|None=None, # the teacher's (mean, std) of channels; None: its learner's, or the student's
+        cache:bool=False, # keep the teacher's answers for the fit? Only unchanged images are found again
+        *,
+        per_class:bool=False, # divide `loss='kd'` by the number of classes as well, as Eq. 8 does?
+        positions:str='mean', # of maps: 'mean' or 'sum' of the distance over the positions, as Eq. 9 and 10 are written
     ):
         name = type(self).__name__
         _check_teacher(name, teacher)
-        if not callable(loss) and loss not in list(_logit_losses): raise ValueError(f"{name}: loss must be one of {', '.join(map(repr, _logit_losses))}, or a function (student, teacher, tau), got {loss!r}")
-        _check_distance(name, distance)
-        if teacher_stats is not None and (not is_listy(teacher_stats) or len(teacher_stats)!=2): raise ValueError(f"{name}: teacher_stats must be (mean, std), each with a value a channel, got {teacher_stats!r}")
-        if teacher_stats is not None: _check_stats(name, *teacher_stats)
+        _check_loss(name, loss, per_class)
+        _check_distance(name, distance, positions)
+        _check_stats(name, teacher_stats)
         if not isinstance(cache, bool): raise ValueError(f"{name}: cache must be True or False, got {cache!r}")
         super().__init__(cam, self.strength)
-        store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache')
+        store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache,per_class,positions')
         self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher)
         self._check({k: v for k,v in dict(beta=beta, gamma=gamma, tau=tau).items() if not callable(v)})
 
@@ -358,7 +484,8 @@ class TeacherCallback(CamCallback):
         pct:float, # share of training done
     )->float: # 0 for nothing to do in this batch, else 1
         "The weights of this batch"
-        self.now = {k: v(pct) if callable(v) else v for k,v in dict(beta=self.beta, gamma=self.gamma, tau=self.tau).items()}
+        given = dict(beta=self.beta, gamma=self.gamma, tau=self.tau)
+        self.now = {k: v(pct) if callable(v) else v for k,v in given.items()}
         self._check(self.now, f', after {pct:.0%} of training')
         return float(self.now['beta']!=1 or self.now['gamma']!=0)
 
@@ -368,27 +495,42 @@ class TeacherCallback(CamCallback):
         else: self._fit.stages = [None] # set up, and nothing to tap
         teachers = [cb for cb in self.learn.cbs if isinstance(cb, TeacherCallback)]
         if len(teachers)>1 and sum(1 - cb.beta for cb in teachers if not callable(cb.beta))>=1:
-            raise ValueError(f"{' and '.join(type(cb).__name__ for cb in teachers)} leave nothing of the task loss together: their 1-beta add up; give one of them beta=1")
+            names = ' and '.join(type(cb).__name__ for cb in teachers)
+            raise ValueError(f"{names} leave nothing of the task loss together: their 1-beta add up; "
+                             "give one of them beta=1")
         self._set_up_teacher()
 
     def _set_up_teacher(self):
-        if self.teacher is None: raise ValueError(f"{type(self).__name__}: an exported learner leaves its teacher out; remove this callback and add a new one with a teacher")
+        name,own = type(self).__name__,normalisation(self.learn.dls)
+        if self.teacher is None:
+            raise ValueError(f"{name}: an exported learner leaves its teacher out; "
+                             "remove this callback and add a new one with a teacher")
         teacher = self.given.open()
-        stats = self.teacher_stats or (normalisation(teacher.dls) if isinstance(teacher, Learner) else normalisation(self.learn.dls))
-        model = teacher.model if isinstance(teacher, Learner) else teacher
-        if isinstance(teacher, Learner): _check_vocab(type(self).__name__, *[getattr(o.dls, 'vocab', None) for o in (teacher, self.learn)])
-        if unwrap(model) is unwrap(self.learn.model): raise ValueError(f"{type(self).__name__}: teacher is the very network that is trained; give a copy (`deepcopy`) of it as it was")
-        guide = Guide(model, self.learn.model, self.learn.x, self.with_maps, self.cam, renormaliser(normalisation(self.learn.dls), stats))
-        if guide.n_out!=self._n_out(): raise ValueError(f"{type(self).__name__}: teacher knows {guide.n_out} classes, the student {self._n_out()}; they must know the same classes, in the same order")
-        if self.loss in _on_softmax and _is_binary(self.learn.loss_func): raise ValueError(f"{type(self).__name__}: loss={self.loss!r} compares classes by softmax, but the task loss is binary cross-entropy, class by class; use loss='kd', which is binary there")
-        self.guide,self.teacher_method = AnswerCache(guide, getattr(self.learn.dl, 'n', None)) if self.cache else guide,guide.method
+        is_learner = isinstance(teacher, Learner)
+        stats,model = self.teacher_stats or (normalisation(teacher.dls) if is_learner else own),teacher
+        if is_learner:
+            model = teacher.model
+            _check_vocab(name, *[getattr(o.dls, 'vocab', None) for o in (teacher, self.learn)])
+        if unwrap(model) is unwrap(self.learn.model):
+            raise ValueError(f"{name}: teacher is the very network that is trained; "
+                             "give a copy (`deepcopy`) of it as it was")
+        guide = Guide(model, self.learn.model, self.learn.x, self.with_maps, self.cam, renormaliser(own, stats))
+        if guide.n_out!=self._n_out():
+            raise ValueError(f"{name}: teacher knows {guide.n_out} classes, the student {self._n_out()}; "
+                             "they must know the same classes, in the same order")
+        _check_task(name, self.loss, self.per_class, self.learn.loss_func)
+        self.guide = AnswerCache(guide, getattr(self.learn.dl, 'n', None)) if self.cache else guide
+        self.teacher_method = guide.method
 
     def _n_out(self):
         "Classes that the student knows"
         if self.with_maps: return self.anatomy.n_out
         model = unwrap(self.learn.model)
         with untouched(model), torch.no_grad(): out = model._call_impl(_like_model(model, self.learn.x[:2]))
-        if not isinstance(out, Tensor) or out.ndim!=2: raise ValueError(f"{type(self).__name__}: the model must return one tensor of logits (N,C), got {tuple(out.shape) if isinstance(out, Tensor) else 'a ' + type(out).__name__}; wrap it in a module that returns the logits alone")
+        if not isinstance(out, Tensor) or out.ndim!=2:
+            got = tuple(out.shape) if isinstance(out, Tensor) else f'a {type(out).__name__}'
+            raise ValueError(f"{type(self).__name__}: the model must return one tensor of logits (N,C), got {got}; "
+                             "wrap it in a module that returns the logits alone")
         return out.shape[1]
 
     def find_layers(self,
@@ -416,7 +558,8 @@ def after_loss(self:TeacherCallback):
     "Add the teacher's term, and take the task loss down to its share"
     n = self._fit.count
     super(TeacherCallback, self).after_loss()
-    if self._fit.count>n and self.now['beta']!=1: self.learn.loss_grad = self.learn.loss_grad + (self.now['beta'] - 1)*self.learn.loss
+    if self._fit.count>n and self.now['beta']!=1:
+        self.learn.loss_grad = self.learn.loss_grad + (self.now['beta'] - 1)*self.learn.loss
 
 @patch
 def loss_term(self:TeacherCallback,
@@ -441,9 +584,12 @@ def logit_loss(self:TeacherCallback,
     "The loss on logits"
     binary = _is_binary(self.learn.loss_func)
     if self.loss=='dkd': return dkd_loss(self.learn.pred, logits, classes, tau, weights=weights)
+    if self.per_class: return kd_loss(self.learn.pred, logits, tau, per_class=True)
     fn = binary_kd_loss if binary and self.loss=='kd' else _logit_losses.get(self.loss, self.loss)
     res = fn(self.learn.pred, logits, tau)
-    if not isinstance(res, Tensor) or res.ndim: raise ValueError(f"{type(self).__name__}: loss must give a scalar tensor, got {tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__}")
+    if not isinstance(res, Tensor) or res.ndim:
+        got = tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__
+        raise ValueError(f"{type(self).__name__}: loss must give a scalar tensor, got {got}")
     return res
 
 @patch
@@ -461,14 +607,13 @@ def map_loss(self:TeacherCallback,
     weights:Tensor, # (N,K)
 )->Tensor|None: # scalar; None where no image has a label
     "Expected distance over the target's classes; images without a label are left out"
-    labelled = weights.sum(1)>0
-    if not labelled.any(): return None
-    return (_distances(self.student_maps(f, classes), theirs, self.distance)*weights).sum()/labelled.sum()
+    return self.map_distance(f, theirs, classes, weights) if (weights.sum(1)>0).any() else None
 
 @patch
 def __repr__(self:TeacherCallback):
     "Arguments, and how the teacher's maps were made once a batch has run"
-    return super(TeacherCallback, self).__repr__() + (f"  # the teacher's maps by {self.teacher_method}" if self.teacher_method else '')
+    told = f"  # the teacher's maps by {self.teacher_method}" if self.teacher_method else ''
+    return super(TeacherCallback, self).__repr__() + told
 
 # %% ../nbs/40_distill.ipynb #9b45817c
 _log = logging.getLogger(__name__)
@@ -478,7 +623,7 @@ class AnswerCache(GetAttr):
     _default = 'guide'
     def __init__(self,
         guide:Guide, # asked about what is new
-        n:int|None=None, # images of the training set; when many more have been seen nothing is kept any longer. None: no limit
+        n:int|None=None, # images of the training set; once many more were seen nothing is kept. None: no limit
     ): self.guide,self.n,self.kept,self.factors = guide,n,{},None
 
     def keys(self,
@@ -489,7 +634,8 @@ class AnswerCache(GetAttr):
         bits = _plain(x).flatten(1).contiguous().view(torch.int16 if x.element_size()==2 else torch.int32).long()
         bits = torch.cat([bits, *more], 1)
         if self.factors is None or self.factors.shape[0]!=bits.shape[1]:
-            self.factors = torch.randint(-2**62, 2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).mul(2).add(1).to(x.device)
+            own = torch.Generator().manual_seed(0)
+            self.factors = torch.randint(-2**62, 2**62, (bits.shape[1],), generator=own).mul(2).add(1).to(x.device)
         return (bits*self.factors).sum(1).tolist()
 
     def __call__(self,
@@ -505,44 +651,70 @@ class AnswerCache(GetAttr):
         logits,maps = self.guide(x, read)
         self.kept.update(zip(keys, zip(logits, logits if maps is None else maps)))
         if self.n and len(self.kept)>2*self.n:
-            _log.warning("cache=True is of no use here: the images change from epoch to epoch (augmentation, MixUp), so the teacher's answers are made anew")
+            _log.warning("cache=True is of no use here: the images change from epoch to epoch (augmentation, MixUp), "
+                         "so the teacher's answers are made anew")
             self.kept = None
         return logits,maps
 
 # %% ../nbs/40_distill.ipynb #63f6dc58
 @register_method('knowledge_distillation')
 class KnowledgeDistillation(TeacherCallback):
-    "Learn the teacher's softened answers (Knowledge distillation, 2015)"
+    """Learn the teacher's softened answers (Knowledge distillation, 2015)
+
+    Departure (CL Eq. 8): the loss is not divided by the number of classes, as it is not by Hinton et al.; letter:
+        `per_class=True`.
+    Reading (CL 4.5): the "combine ratio" of 0.5 is `beta`, as in Eq. 12.
+    """
     column = 'kd_loss'
     with_maps = own_maps = check_cam = False
-    @delegates(TeacherCallback, but=['gamma', 'cam', 'distance'])
+    @delegates(TeacherCallback, but=['gamma', 'cam', 'distance', 'positions'])
     def __init__(self,
         teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
         **kwargs
-    ): super().__init__(teacher, gamma=0., cam='auto', distance='l1', **kwargs) # given here, so that they are refused among `kwargs`
+    ): # what belongs to maps is given here, so that it is refused among `kwargs`
+        super().__init__(teacher, gamma=0., cam='auto', distance='l1', positions='mean', **kwargs)
 
 @register_method('attention_transfer')
 class AttentionTransfer(TeacherCallback):
-    "Learn the teacher's answers and its activation map of the target class (AT, 2017; CAM-loss, 2021, Eq. 9)"
+    """Learn the teacher's answers and its activation map of the target class (AT, 2017; CAM-loss, 2021, Eq. 9)
+
+    Reading (CL 4.5): the squared distance, with which the paper ran AT at gamma 10 ("adopts l2 distance"); Eq. 9 writes
+        l1, letter: `distance='l1'`.
+    Reading (CL Eq. 9): the mean over positions, as in Eq. 4; Eq. 9 is written without 1/(HW), letter:
+        `positions='sum'`.
+    Departure (CL Eq. 8): the loss on logits is not divided by the number of classes; letter: `per_class=True`.
+    Reading (CL 3.3): what the paper "simplified" AT to, the target's CAM behind the last layer; the attention maps of
+        Zagoruyko and Komodakis, sums of squares behind several layers, are not offered.
+    Reading (CL Algorithm 1): the student's class weights are constants.
+    """
     column = 'at_loss'
     @delegates(TeacherCallback)
     def __init__(self,
         teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
         *,
         gamma:float|Callable=10., # weight of the distance of the maps, or a function of the share of training done
+        distance:str='l2', # of maps: 'l1' or 'l2' (squared)
         **kwargs
-    ): super().__init__(teacher, gamma=gamma, **kwargs)
+    ): super().__init__(teacher, gamma=gamma, distance=distance, **kwargs)
 
-    def student_maps(self,
+    def map_distance(self,
         f:Tensor, # student's output of the last stage, (N,D,H,W)
+        theirs:Tensor, # the teacher's maps of the target's classes, (N,K,h,w)
         classes:Tensor, # (N,K)
-    )->Tensor: # (N,K,H,W)
-        "The student's maps of the target's classes"
-        return self.class_maps(f, classes)[0].transpose(0, 1)
+        weights:Tensor, # (N,K)
+    )->Tensor: # scalar
+        "`at_loss` of the student's maps of the target's classes"
+        own = self.class_maps(f, classes)[0].transpose(0, 1)
+        return at_loss(own, None, theirs, None, self.distance, self.positions, weights)
 
 @register_method('ccm')
 class CCM(TeacherCallback):
-    "Learn the teacher's answers, and express what its activation map of the target class shows (CAAM-CAM matching, 2021)"
+    """Learn the teacher's answers, and express what its map of the target class shows (CAAM-CAM matching, 2021)
+
+    Reading (CL Eq. 10): the mean over positions, as in Eq. 4; Eq. 10 is written without 1/(HW), letter:
+        `positions='sum'`.
+    Departure (CL Eq. 8): the loss on logits is not divided by the number of classes; letter: `per_class=True`.
+    """
     column = 'ccm_loss'
     own_maps = False
     @delegates(TeacherCallback)
@@ -553,28 +725,34 @@ class CCM(TeacherCallback):
         **kwargs
     ): super().__init__(teacher, gamma=gamma, **kwargs)
 
-    def student_maps(self,
+    def map_distance(self,
         f:Tensor, # student's output of the last stage, (N,D,H,W)
-        classes:Tensor, # (N,K)
-    )->Tensor: # (N,K,H,W)
-        "The student's class-agnostic map, for every class"
-        return caam(pooled_map(f, self.anatomy))[:,None].expand(-1, classes.shape[1], -1, -1)
+        theirs:Tensor, # the teacher's maps of the target's classes, (N,K,h,w)
+        classes:Tensor, # (N,K), not needed
+        weights:Tensor, # (N,K)
+    )->Tensor: # scalar
+        "`ccm_loss` of the student's class-agnostic map"
+        return ccm_loss(pooled_map(f, self.anatomy), theirs, None, self.distance, self.positions, weights)
 
 @register_method('cat_kd')
 class CATKD(TeacherCallback):
-    "Learn the teacher's activation maps of all classes, pooled and normalised (CAT-KD, 2023)"
+    """Learn the teacher's activation maps of all classes, pooled and normalised (CAT-KD, 2023)
+
+    Departure (CL 4.5): the paper compares with KD and AT; CAT-KD is no method of the papers but an addition. Ours are
+        `gamma=10` and the class weights as constants.
+    """
     column = 'cat_loss'
-    @delegates(TeacherCallback, but=['cam', 'distance'])
+    @delegates(TeacherCallback, but=['cam', 'distance', 'positions'])
     def __init__(self,
         teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
         *,
         beta:float|Callable=1., # weight of the task loss; by default the maps are all that the teacher adds
-        gamma:float|Callable=10., # weight of the difference of the maps (10 is this library's choice), or a function of the share of training done
+        gamma:float|Callable=10., # weight of the difference of the maps, or a function of the share of training done
         size:int=2, # side of the pooled maps, positions
         **kwargs
     ):
         _check_count('CATKD', size=size)
-        super().__init__(teacher, beta, gamma, cam='cam', distance='l2', **kwargs)
+        super().__init__(teacher, beta, gamma, cam='cam', distance='l2', positions='mean', **kwargs)
         self.size = size
 
     def reader(self,

@@ -78,7 +78,9 @@ entries = dict(
     negative_cam=Entry(NegativeCAM, {'weight 0': partial(NegativeCAM, weight=0.)}, reads, ('negative_cam',), refused=reentrant, variants={'grad_cam': partial(NegativeCAM, cam='grad_cam')}),
     knowledge_distillation=teacher_entry(KnowledgeDistillation, 'kd_loss', {'dkd': partial(KnowledgeDistillation, loss='dkd')}, reads_no_map, {'nn.DataParallel': None}, beta=1.),
     attention_transfer=teacher_entry(AttentionTransfer, 'at_loss', {'grad_cam': partial(AttentionTransfer, cam='grad_cam')}, beta=1., gamma=0.),
-    ccm=teacher_entry(CCM, 'ccm_loss', {'grad_cam': partial(CCM, cam='grad_cam'), 'cache': partial(CCM, cache=True)}, beta=1., gamma=0.),
+    ccm=teacher_entry(CCM, 'ccm_loss', {'grad_cam': partial(CCM, cam='grad_cam'), 'cache': partial(CCM, cache=True),
+                                        # a sum over 2 x 2 positions, as large as the mean: bfloat16 shows as much in either
+                                        'letter': partial(CCM, per_class=True, positions='sum', gamma=.25)}, beta=1., gamma=0.),
     cat_kd=teacher_entry(CATKD, 'cat_loss', beta=1., gamma=0.),
     mv_fea_aug=Entry(partial(MVFeaAug, k=3, sizes=(1, 3), seed=0), 'it becomes part of the model: there is no form of it that does nothing', dict(reads, after_loss={'loss', 'batch'}, after_fit={'weights'}), ('mv_global', 'mv_local'),
                      permanent=True, variants={'mlp': partial(MVFeaAug, k=3, sizes=(1, 3), classifier='mlp', seed=0)},

@@ -51,6 +51,14 @@ arguments = {
     'loss []': (lambda: CCM(tiny_teacher(), loss=[]), 'loss must be'), 'teacher_stats (1,)': (lambda: CCM(tiny_teacher(), teacher_stats=(1,)), r'teacher_stats must be \(mean, std\)'),
     'teacher_stats words': (lambda: CCM(tiny_teacher(), teacher_stats=('a', 'b')), 'teacher_stats must be'), 'teacher_stats std 0': (lambda: CCM(tiny_teacher(), teacher_stats=([.5]*3, [0.]*3)), 'standard deviations above 0'),
     'cache no': (lambda: CCM(tiny_teacher(), cache='no'), 'cache must be True or False'), 'size 0': (lambda: CATKD(tiny_teacher(), size=0), 'size must be'),
+    'positions max': (lambda: CCM(tiny_teacher(), positions='max'), "CCM: positions must be 'mean' or 'sum'"),
+    'positions None': (lambda: AttentionTransfer(tiny_teacher(), positions=None), 'positions must be'),
+    'taught distance l3': (lambda: AttentionTransfer(tiny_teacher(), distance='l3'), "distance must be 'l1' or 'l2'"),
+    'per_class 1': (lambda: KnowledgeDistillation(tiny_teacher(), per_class=1), 'per_class must be True or False'),
+    'per_class None': (lambda: CATKD(tiny_teacher(), per_class=None), 'per_class must be True or False'),
+    'per_class of dkd': (lambda: CCM(tiny_teacher(), loss='dkd', per_class=True), "not that of loss='dkd'; leave"),
+    'per_class of binary': (lambda: CCM(tiny_teacher(), loss='binary', per_class=True), 'leave per_class out'),
+    'per_class of a function': (lambda: CCM(tiny_teacher(), loss=kd_loss, per_class=True), 'leave per_class out'),
     'views 0': (lambda: MVFeaAug(k=0), 'k must be a whole number'), 'views 2.': (lambda: MVFeaAug(k=2.), 'k must be'), 'even side': (lambda: MVFeaAug(sizes=(3, 4)), 'sizes must be odd'), 'no sides': (lambda: MVFeaAug(sizes=()), 'sizes must be'),
     'reduction': (lambda: MVFeaAug(local_reduction='max'), "local_reduction must be 'mean'"), 'global_weight': (lambda: MVFeaAug(global_weight=nan), 'global_weight must be'), 'classifier': (lambda: MVFeaAug(classifier='cosine'), "classifier must be one of 'linear'"),
     'register no class': (lambda: register_method('x')(3), 'Callback class'), 'register twice': (lambda: register_method('ccm')(FeatureMining), 'choose another name'),
@@ -111,6 +119,7 @@ hidden = lambda: tiny_teacher(hidden=True)
 all_into_norms = lambda: nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8),
                                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 10))
 one_hot = lambda y: F.one_hot(y, 10).float()
+binary = lambda cb: learner(cb, y=one_hot, loss=BCEWithLogitsLossFlat())
 
 def learner(cb, model=None, x=noop, y=noop, loss=None, **kwargs):
     "A tiny learner of another network, other images or other targets"
@@ -156,7 +165,8 @@ in_a_fit = {
     'nine classes': (lambda: learner(KnowledgeDistillation(tiny_teacher(n_out=9))), 'teacher knows 9 classes, the student 10'), 'nine classes, with maps': (lambda: learner(CCM(tiny_teacher(n_out=9))), 'same classes'),
     'teacher of vectors': (lambda: learner(CCM(nn.Linear(2, 2))), "student's images"), 'stats of two channels': (lambda: learner(CCM(tiny_teacher(), teacher_stats=([.5, .5], [1., 1.]))), "student's images"),
     'its own teacher': (lambda: (lambda m: learner(KnowledgeDistillation(m), m))(tiny_model()), 'give a copy'), 'two teachers': (lambda: learner([CCM(tiny_teacher()), KnowledgeDistillation(tiny_teacher())]), 'beta=1'),
-    'softmax under BCE': (lambda: learner(KnowledgeDistillation(tiny_teacher(), loss='dkd'), y=one_hot, loss=BCEWithLogitsLossFlat()), "use loss='kd', which is binary there")}
+    'softmax under BCE': (lambda: binary(KnowledgeDistillation(tiny_teacher(), loss='dkd')), "loss='kd', which is binary"),
+    'per_class under BCE': (lambda: binary(CCM(tiny_teacher(), per_class=True)), 'mean over the classes already; leave')}
 in_a_fit |= {f'teacher file {name}': (lambda name=name: learner(CCM(files_at(name))), why) for name,why in {'empty.pkl': 'cannot be opened', 'garbage.pkl': 'cannot be opened', 'weights.pt': 'weights without a network', 'list.pt': 'holds a list'}.items()}
 
 # these need a map of the first batch: its forward pass has moved BatchNorm's statistics, as any does, and no step follows
@@ -338,6 +348,14 @@ functions = {
     'cam_loss positions': (lambda: cam_loss(f, w, positions='max'), "positions must be 'mean' or 'sum'"),
     'kd_loss shapes': (lambda: kd_loss(z, z[:,:3]), 'one shape'), 'kd_loss int': (lambda: kd_loss(z.long(), z), 'student must be logits'), 'kd_loss tau': (lambda: kd_loss(z, z, tau=-1), 'tau must be'), 'dkd_loss target': (lambda: dkd_loss(z, z, torch.ones(2)), 'target must be class numbers'),
     'dkd_loss images': (lambda: dkd_loss(z, z, torch.ones(3).long()), 'target must be'), 'at_loss weights': (lambda: at_loss(f, w, f, w[:1]), 'w must hold'), 'ccm_loss images': (lambda: ccm_loss(f, f[:1], w[:1]), 'one shape'), 'cat_loss classes': (lambda: cat_loss(f, w, f, torch.randn(3, 4)), 'as many images and classes'),
+    'at_loss distance': (lambda: at_loss(f, w, f, w, 'l3'), "at_loss: distance must be 'l1' or 'l2'"),
+    'at_loss positions': (lambda: at_loss(f, w, f, w, positions='all'), "at_loss: positions must be 'mean' or 'sum'"),
+    'at_loss weights of one class': (lambda: at_loss(f, w, f, w, weights=torch.ones(2, 1)), r'weights must be \(N,K\)'),
+    'at_loss class maps': (lambda: at_loss([1], None, f, None), 'at_loss: fs must be floating point maps'),
+    'ccm_loss positions': (lambda: ccm_loss(f, f, w, positions=None), "ccm_loss: positions must be 'mean' or 'sum'"),
+    'ccm_loss weights': (lambda: ccm_loss(f, f, None, weights=[1.]), r'ccm_loss: weights must be \(N,K\).*got list'),
+    'ccm_loss class maps': (lambda: ccm_loss(f, f.long(), None), 'ccm_loss: ft must be floating point maps'),
+    'caam_cam_distance': (lambda: caam_cam_distance(f, f, positions='max'), "positions must be 'mean' or 'sum'"),
     'feature_maps': (lambda: feature_maps(tiny_model(), torch.randn(2, 16, 16)), 'images .N,C,H,W.'), 'dropped_errors': (lambda: dropped_errors(tiny_learner(), retain=(2,)), r'retain\[0\] must be')}
 
 @pytest.mark.parametrize('call,why', **cases(functions))

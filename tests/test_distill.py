@@ -1,10 +1,12 @@
 "A teacher in a learner: what it reaches, what it leaves alone, and every way to run"
-import pickle
+import inspect, pickle
 from copy import deepcopy
 from functools import partial
 import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
+from fastai_featreg.compare import parse_methods
 from fastai_featreg.distill import *
+from fastai_featreg.maps import mixed_classes
 from tiny import *
 
 
@@ -15,8 +17,10 @@ def run(cbs=None, epochs=2, **kwargs):
     return learn
 
 
-makers = dict(kd=KnowledgeDistillation, dkd=partial(KnowledgeDistillation, loss='dkd'), at=AttentionTransfer, at_grad=partial(AttentionTransfer, cam='grad_cam'), ccm=CCM, ccm_grad=partial(CCM, cam='grad_cam'),
-              cat=CATKD, kept=partial(CCM, cache=True))
+makers = dict(kd=KnowledgeDistillation, dkd=partial(KnowledgeDistillation, loss='dkd'),
+              letter=partial(AttentionTransfer, per_class=True, positions='sum', gamma=1.),
+              at=AttentionTransfer, at_grad=partial(AttentionTransfer, cam='grad_cam'),
+              ccm=CCM, ccm_grad=partial(CCM, cam='grad_cam'), cat=CATKD, kept=partial(CCM, cache=True))
 
 
 @pytest.mark.parametrize('name', makers)
@@ -225,13 +229,121 @@ def test_networks_without_a_map_learn_logits_and_refuse_maps():
 
 def test_repr_evals_back(tmp_path):
     torch.save(tiny_teacher(), tmp_path/'net.pt')
-    cb = AttentionTransfer(tmp_path/'net.pt', beta=.3, distance='l2', cache=True)
-    assert repr(eval(repr(cb)))==repr(cb)==f"AttentionTransfer(teacher='{tmp_path}/net.pt', beta=0.3, distance='l2', cache=True)"
+    file = f"teacher='{tmp_path}/net.pt'"
+    kwargs = dict(beta=.3, distance='l1', cache=True, per_class=True, positions='sum')
+    cb = AttentionTransfer(tmp_path/'net.pt', **kwargs)
+    told = "distance='l1', beta=0.3, cache=True, per_class=True, positions='sum'"
+    assert repr(eval(repr(cb)))==repr(cb)==f"AttentionTransfer({file}, {told})"
+    assert repr(AttentionTransfer(tmp_path/'net.pt', distance='l2', positions='mean'))==f"AttentionTransfer({file})"
+    for make in (KnowledgeDistillation, CCM, CATKD):
+        cb = make(tmp_path/'net.pt', per_class=True)
+        assert repr(eval(repr(cb)))==repr(cb)==f"{make.__name__}({file}, per_class=True)"
 
 
-@pytest.mark.parametrize('make,kwargs', [(KnowledgeDistillation, dict(gamma=1.)), (KnowledgeDistillation, dict(cam='cam')), (KnowledgeDistillation, dict(distance='l2')), (CATKD, dict(cam='auto')), (CATKD, dict(distance='l1'))])
+def test_the_command_reads_the_arguments(tmp_path):
+    torch.save(tiny_teacher(), tmp_path/'net.pt')
+    text = ("AttentionTransfer(positions='sum'),KnowledgeDistillation(per_class=True),"
+            "CCM(distance='l2', positions='sum'),CATKD(per_class=True)")
+    found = parse_methods(text, teacher=tmp_path/'net.pt')[1:]
+    (at,),(kd,),(ccm,),(cat,) = [make() for _,make in found]
+    assert (at.positions, at.distance, at.gamma, at.per_class)==('sum', 'l2', 10, False)
+    assert kd.per_class and cat.per_class and (ccm.distance, ccm.positions, ccm.per_class)==('l2', 'sum', False)
+    assert ["positions='sum'" in label for label,_ in found]==[True, False, True, False]
+
+
+of_maps = [dict(cam='auto'), dict(distance='l1'), dict(positions='sum')]
+without_meaning = [(KnowledgeDistillation, k) for k in [dict(gamma=1.), *of_maps]] + [(CATKD, k) for k in of_maps]
+
+@pytest.mark.parametrize('make,kwargs', without_meaning)
 def test_arguments_without_a_meaning_are_errors(make, kwargs):
     with pytest.raises(TypeError, match=first(kwargs)): make(tiny_teacher(), **kwargs)
+
+
+@pytest.mark.parametrize('make', [KnowledgeDistillation, AttentionTransfer, CCM, CATKD])
+def test_the_scales_are_given_by_name(make):
+    "`per_class` and `positions` stand behind the star, so that no position of an argument has moved"
+    base = dict(beta=.5, gamma=1., tau=4., loss='kd', cam='auto', distance='l1', teacher_stats=None, cache=False)
+    assert repr(TeacherCallback(tiny_teacher(), *base.values()))==repr(TeacherCallback(tiny_teacher(), **base))
+    with pytest.raises(TypeError, match='positional'): TeacherCallback(tiny_teacher(), *base.values(), True)
+    for k in ('per_class', 'positions'):
+        p = inspect.signature(make.__init__).parameters.get(k)
+        assert p is None or p.kind is p.KEYWORD_ONLY
+
+
+class FirstBatch(Callback):
+    "What the first batch of a learner trains by, and what it is made of"
+    order,run_valid = 6,False
+    def before_batch(self):
+        self.taps = [] if hasattr(self, 'total') else [self.model[0].register_forward_hook(self.keep)]
+    def keep(self, module, inp, out): self.fs = out.detach()
+    def after_loss(self):
+        for h in self.taps: h.remove()
+        if hasattr(self, 'total'): return
+        self.x0,self.y0,self.zs = self.x,mixed_classes(self.learn),self.pred.detach()
+        self.total,self.ce = self.learn.loss_grad.detach(),self.learn.loss.detach()
+
+
+def one_by_one(loss, fs, ft, ws, wt, weights, *variant):
+    "The expectation over classes, by the function for one image of one class"
+    labelled = [i for i in range(len(fs)) if weights[i].sum()>0]
+    own = lambda i, k: () if loss is ccm_loss else (ws[i:i+1,k],)
+    each = lambda i, k: loss(fs[i:i+1], *own(i, k), ft[i:i+1], wt[i:i+1,k], *variant)
+    return sum(weights[i,k]*each(i, k) for i in labelled for k in range(weights.shape[1]))/len(labelled)
+
+
+@pytest.mark.parametrize('targets', ['classes', 'mixed', 'several'])
+@pytest.mark.parametrize('distance,positions', [('l1', 'mean'), ('l1', 'sum'), ('l2', 'mean'), ('l2', 'sum')])
+@pytest.mark.parametrize('make,loss', [(AttentionTransfer, at_loss), (CCM, ccm_loss)])
+def test_the_term_is_the_functions(make, loss, distance, positions, targets):
+    "On a learner with BatchNorm and dropout, maps of 2 x 2 against 4 x 4; several labels, or none, under a binary loss"
+    teacher,per_class = tiny_teacher(),targets!='several'
+    cb = make(teacher, beta=.3, gamma=2., distance=distance, positions=positions, per_class=per_class)
+    learn = tiny_learner([cb, FirstBatch(), *([MixUp()] if targets=='mixed' else [])])
+    if targets=='several':
+        for dl in learn.dls: dl.dataset[:] = [(x, (torch.arange(10)%(y + 1)==2).float()) for x,y in dl.dataset]
+        learn.loss_func = BCEWithLogitsLossFlat()
+    ws = learn.model[1][-1].weight.detach().clone()
+    learn.fit(1)
+    o,(classes,weights) = learn.first_batch,learn.first_batch.y0
+    with torch.no_grad(): ft,zt = teacher.eval()[0](o.x0),teacher(o.x0)
+    on_logits = kd_loss(o.zs, zt, per_class=True) if per_class else binary_kd_loss(o.zs, zt)
+    w = ws[classes],teacher[1][-1].weight.detach()[classes]
+    args = (o.fs, w[0], ft, w[1]) if loss is at_loss else (o.fs, ft, w[1])
+    on_maps = loss(*args, distance, positions, weights)
+    torch.testing.assert_close(o.total, .3*o.ce + .7*on_logits + 2*on_maps, rtol=1e-5, atol=1e-5)
+    expected = one_by_one(loss, o.fs, ft, *w, weights, distance, positions)
+    torch.testing.assert_close(on_maps, expected, rtol=1e-5, atol=1e-6)
+    if targets=='several': assert (weights.sum(1)==0).any() and classes.shape[1]>1
+
+
+@pytest.mark.parametrize('make', [AttentionTransfer, partial(AttentionTransfer, cam='grad_cam'), CCM])
+def test_a_sum_is_a_mean_with_another_gamma(make):
+    "Over 2 x 2 positions: 4 times as much; a power of two, so to the last bit"
+    as_sum,as_mean = run(make(tiny_teacher(), positions='sum', gamma=1.)),run(make(tiny_teacher(), gamma=4.))
+    assert_same(weights(as_sum), weights(as_mean))
+
+
+def test_neutral_arguments_change_nothing():
+    for make,kwargs in ((AttentionTransfer, dict(distance='l2', positions='mean')), (KnowledgeDistillation, {}),
+                        (CCM, dict(distance='l1', positions='mean')), (CATKD, {})):
+        assert_same(weights(run(make(tiny_teacher()))), weights(run(make(tiny_teacher(), per_class=False, **kwargs))))
+    off = AttentionTransfer(tiny_teacher(), beta=1., gamma=0., per_class=True, positions='sum')
+    assert_same(weights(run()), weights(run(off)))
+
+
+def test_per_class_divides_the_loss_on_logits():
+    def column(per_class, lr):
+        learn = tiny_learner(KnowledgeDistillation(tiny_teacher(), per_class=per_class))
+        learn.fit(1, lr)
+        return learn.recorder.values[0][2],weights(learn)
+    usual,letter = column(False, 0.)[0],column(True, 0.)[0]
+    assert usual==pytest.approx(10*letter, rel=1e-5)
+    a,b = [column(p, 1e-2)[1] for p in (False, True)]
+    assert not torch.equal(a['0.0.0.weight'], b['0.0.0.weight'])
+    several = tiny_learner(CCM(tiny_teacher(), per_class=True))
+    several.loss_func = nn.BCEWithLogitsLoss()
+    for dl in several.dls: dl.dataset[:] = [(x, F.one_hot(y, 10).float()) for x,y in dl.dataset]
+    with pytest.raises(ValueError, match='a mean over the classes already; leave per_class out'): several.fit(1)
 
 
 @pytest.mark.parametrize('make', [KnowledgeDistillation, CCM, CATKD])
