@@ -693,6 +693,147 @@ def placed(row):
     assert cb.generator is None or cb.generator.device.type=='cpu'
     assert cb.aux_heads is None or {p.device.type for p in cb.aux_heads.parameters()}=={where.device}
 
+# ---- callbacks of somebody else ----
+
+class At(Callback):
+    "Do something at an event of the second epoch's first batch, or of the second epoch"
+    run_valid = False
+    def __init__(self, event, act, order=7): self.event,self.act,self.order,self.done = event,act,order,0
+    def __call__(self, event_name):
+        due = event_name==self.event and getattr(self.learn, 'epoch', 0)==1
+        if self.done or not due or 'batch' in event_name and not self.learn.training: return
+        self.done += 1
+        self.act(self.learn)
+
+def raising(exc):
+    def act(learn): raise exc
+    return act
+
+def cells_of(learn):
+    "name -> value in the last row of the table; a name twice keeps both"
+    return list(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+
+# what is cancelled -> where, and which of train_loss, valid_loss and hits the row of that epoch then has
+cancellations = {'epoch': (CancelEpochException, 'after_batch', (0, 0, 0)), 'training': (CancelTrainException, 'after_batch', (0, 1, 1)),
+                 'validation': (CancelValidException, 'before_validate', (1, 0, 0)), 'batch': (CancelBatchException, 'after_pred', (1, 1, 1)),
+                 'backward pass': (CancelBackwardException, 'before_backward', (1, 1, 1)), 'step': (CancelStepException, 'before_step', (1, 1, 1))}
+
+def cancelled(row, what):
+    "No number stands under another's name, nothing is left, and the epochs after it are whole"
+    exc,event,has = cancellations[what]
+    cb,at = row.make(),At(event, raising(exc))
+    learn = small([cb, at])
+    learn.fit(2, 1e-2)
+    assert at.done==1
+    if row.entry.columns:
+        got = cells_of(learn)
+        assert [k for k,_ in got]==['train_loss', 'valid_loss', 'hits', *row.entry.columns]
+        assert [not math.isnan(v) for _,v in got[:3]]==[bool(o) for o in has], got
+        assert all(v>0 for _,v in got[3:]), got
+    assert_clean(learn)
+    holds_nothing(cb)
+    next_fit_is_sound(learn)
+
+for what in cancellations: cell(f'foreign: the {what} is cancelled')(partial(cancelled, what=what))
+
+class SecondPass(Callback):
+    "A second forward and backward pass in each batch, as sharpness-aware minimisation does it"
+    order,run_valid = 30,False
+    def after_backward(self):
+        with isolated_rng(0): self.learn.loss_func(self.learn.model(*self.xb), *self.yb).backward()
+
+class PassWithoutGradients(Callback):
+    "Look at the batch in training mode, before our taps are set and while they are"
+    run_valid = False
+    def __init__(self, event, order): self.event,self.order = event,order
+    def __call__(self, event_name):
+        if event_name!=self.event or not self.learn.training: return
+        with isolated_rng(0), torch.no_grad(): self.learn.model(*self.learn.xb)
+
+@cell('foreign: a second pass in each batch')
+def second_pass(row):
+    cb = row.make()
+    learn = small([cb, SecondPass()])
+    learn.fit(2, 1e-2)
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+    table_is_right(learn, row.entry.columns)
+    assert_clean(learn)
+    holds_nothing(cb)
+
+@cell('foreign: a pass without gradients in each batch')
+def pass_without_gradients(row):
+    "Whenever it comes, the network learns what it learns without it"
+    def run(*others):
+        learn = small([row.make(), *others])
+        learn.fit(1, 1e-2)
+        table_is_right(learn, row.entry.columns)
+        return {n: p.detach() for n,p in learn.model.named_parameters()}
+    alone = run()
+    for event,order in (('before_batch', -20), ('before_batch', 20), ('after_pred', -20), ('after_pred', 20), ('after_loss', 20)):
+        assert_same(alone, run(PassWithoutGradients(event, order)))
+
+@cell("foreign: a user's own training epoch")
+def own_epoch(row):
+    "A function that a user has put on the learner runs once an epoch and stays there"
+    learn,calls = small(row.make()),[]
+    def own_epoch(): calls.append(learn.epoch); Learner._do_epoch_train(learn)
+    learn._do_epoch_train = own_epoch
+    learn.fit(2, 1e-2)
+    learn.validate()
+    assert calls==[0, 1] and learn.__dict__['_do_epoch_train'] is own_epoch
+    assert_clean(learn, guard=False)
+
+@cell('foreign: another callback fails to start')
+def fails_to_start(row):
+    "The learner that is exported then has its own metrics only"
+    for order in (-50, 7, 55, 80):
+        learn = small(row.make())
+        try: learn.fit(1, cbs=type('Fails', (Callback,), dict(order=order, before_fit=lambda self: 1/0))())
+        except ZeroDivisionError: pass
+        learn.export('failed.pkl')
+        assert [m.name for m in load_learner(learn.path/'failed.pkl').metrics]==['hits'], order
+        next_fit_is_sound(learn)
+        assert [m.name for m in learn.metrics]==['hits']
+
+@cell('foreign: a metric with the name of our column')
+def equal_name(row):
+    "Each value stays in its own place"
+    def three(pred, y): return torch.tensor(3.)
+    for name in row.entry.columns:
+        three.__name__ = name
+        learn = small(row.make())
+        learn.metrics = L(three, hits)
+        learn.fit(1, 1e-2)
+        got = cells_of(learn)
+        assert [k for k,_ in got]==['train_loss', 'valid_loss', name, 'hits', *row.entry.columns]
+        assert got[2][1]==3. and 0<=got[3][1]<=1 and all(0<v!=3. for _,v in got[4:]), got
+
+trackers = [partial(SaveModelCallback, comp=np.less), partial(EarlyStoppingCallback, comp=np.less, patience=3), partial(ReduceLROnPlateau, comp=np.less)]
+
+@cell('foreign: trackers and loggers on our column')
+def on_our_column(row):
+    "fastai's trackers read it, its loggers write it; a column without a term yet is no error"
+    for column in row.entry.columns or ('valid_loss',):
+        learn = small(row.make())
+        learn.fit(2, 1e-2, cbs=[t(monitor=column) for t in trackers] + [CSVLogger()])
+        table = [l.split(',') for l in (learn.path/'history.csv').read_text().splitlines()]
+        assert table[0]==list(learn.recorder.metric_names) and {len(l) for l in table}=={len(table[0])}
+        assert (learn.path/'models'/'model.pth').exists()
+
+@cell('foreign: a part of the network is swapped in the middle of a fit')
+def swapped(row):
+    "Taps and class weights are those of the network that trains"
+    def new_body(learn): learn.model[0][2] = deepcopy(tiny_model()[0][2])
+    def new_head(learn): learn.model[1] = tiny_model()[1]
+    for act in (new_body,) if row.entry.permanent else (new_body, new_head):
+        cb,at = row.make(),At('before_epoch', act)
+        learn = small([cb, at])
+        learn.fit(3, 1e-2)
+        assert at.done==1 and all(v>0 for _,v in cells_of(learn)[3:])
+        tapped = [h for m in learn.model.modules() for h in m._forward_hooks.values()]
+        assert not tapped
+        holds_nothing(cb)
+
 # ---- pairs ----
 
 def pair(a, b):

@@ -290,7 +290,7 @@ def test_frozen_body(make, head):
     learn.create_opt()
     learn.freeze()
     learn.fit(1)
-    assert learn.recorder.values[0][2] is None
+    assert np.isnan(learn.recorder.values[0][2])
     learn.unfreeze()
     learn.fit(1)
     assert learn.recorder.values[0][2]>0
