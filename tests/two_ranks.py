@@ -65,7 +65,9 @@ def scenarios():
     "Name -> function that gives weights of the model and of heads"
     from conformance import CAMLoss, rows
     res = {'plain': partial(of_method, None)} | {row.name: partial(of_method, row) for row in rows() + rows(True)}
-    return res | {'start by accuracy': lambda: four_methods(CAMLoss()), 'gaps and MixUp': lambda: four_methods(CAMLoss(start=0, cam='grad_cam'), True, True), 'teacher and MixUp': teacher_and_mixup}
+    return res | {'start by accuracy': lambda: four_methods(CAMLoss(latest=None)),
+                  'gaps and MixUp': lambda: four_methods(CAMLoss(start=0, cam='grad_cam'), True, True),
+                  'teacher and MixUp': teacher_and_mixup}
 
 
 def work(out):
