@@ -115,6 +115,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'fastai_featreg/cam_loss.py'),
                                          'fastai_featreg.cam_loss.CAMLoss.loss_term': ( 'cam_loss.html#camloss.loss_term',
                                                                                         'fastai_featreg/cam_loss.py'),
+                                         'fastai_featreg.cam_loss.CAMLoss.report': ( 'cam_loss.html#camloss.report',
+                                                                                     'fastai_featreg/cam_loss.py'),
                                          'fastai_featreg.cam_loss.CAMLoss.state_dict': ( 'cam_loss.html#camloss.state_dict',
                                                                                          'fastai_featreg/cam_loss.py'),
                                          'fastai_featreg.cam_loss.NegativeCAM': ('cam_loss.html#negativecam', 'fastai_featreg/cam_loss.py'),

@@ -229,6 +229,12 @@ class CAMLoss(CamCallback):
         text = f"acts {self.started}; maps by {self.method}" if self.started else self.idle.removeprefix('CAMLoss ')
         return super().__repr__() + (f"  # {text}" if text else '')
 
+    def report(self)->dict: # as in the base
+        "What it did; the note says which start happened"
+        res = super().report()
+        if self.started: res['note'] = '; '.join(filter(None, [f'CAMLoss acts {self.started}', res['note']]))
+        return res
+
     def state_dict(self)->dict:
         "State of the base, and whether the term has started"
         counts = None if self.accuracy is None else (self.accuracy.size, list(self.accuracy.batches))

@@ -548,17 +548,23 @@ def notes(
     summary:pd.DataFrame, # from `summarise`
 )->list: # a line for each method that has one
     "What a method did otherwise than it was asked to"
-    return [f'{label}: {note}' for label,note in summary['note'].items() if note]
+    def short(note): return note if len(note)<=300 else note[:300].rpartition('; ')[0] + '; ... (all in the column note)'
+    return [f'{label}: {short(note)}' for label,note in summary['note'].items() if note]
 
 # %% ../nbs/80_compare.ipynb #7b33f286
 def verdict(label:str, r:tuple):
     "One sentence: does the interval of the difference exclude 0?"
     if r.failed==r.runs: return f"{label}: no run ended well, so nothing can be said."
     if r.pairs==0: return f"{label}: no run shares a seed with one of plain that ended well, so nothing can be said."
+    if not np.isfinite(r.gain): return f"{label}: a run has no accuracy, so nothing can be said."
+    lost = f"; {r.failed} of {plural(r.runs, 'run')} failed or diverged and {'is' if r.failed==1 else 'are'} not in it" if r.failed else ''
     start = f"{label}: {100*r.gain:+.2f} points against plain"
-    if r.pairs<3: return f"{start} over {plural(r.pairs, 'seed')}: too few to tell a difference from chance, take three or more."
-    span = f"{start} over {r.pairs} seeds, 95 % interval {100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}"
+    if r.pairs<3: return f"{start} over {plural(r.pairs, 'seed')}{lost}: too few to tell a difference from chance, take three or more."
+    if r.gain_std<1e-9: # equal differences happen by rounding: few validation images, few seeds
+        return f"{start} in each of {r.pairs} seeds{lost}: equal differences have no interval; take more seeds or validation images."
+    span = f"{start} over {r.pairs} seeds, 95 % interval {100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}{lost}"
     if r.gain_low<=0<=r.gain_high: return f"{span}: it includes 0, so no difference is shown."
+    if r.failed: return f"{span}: it excludes 0, but runs that did not end well count too, so no difference is shown."
     return f"{span}: it excludes 0, so {'a gain' if r.gain>0 else 'a loss'} is shown, for these images and this budget."
 
 # %% ../nbs/80_compare.ipynb #75fd43c5
