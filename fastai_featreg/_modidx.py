@@ -894,6 +894,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_featreg.nets.Truncated._meta': ('nets.html#truncated._meta', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._conv': ('nets.html#_conv', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._conv_norm': ('nets.html#_conv_norm', 'fastai_featreg/nets.py'),
+                                     'fastai_featreg.nets._dense_stages': ('nets.html#_dense_stages', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._init': ('nets.html#_init', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._n_blocks': ('nets.html#_n_blocks', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._named': ('nets.html#_named', 'fastai_featreg/nets.py'),
@@ -902,6 +903,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_featreg.nets._norm_act_conv': ('nets.html#_norm_act_conv', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._padded': ('nets.html#_padded', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._preact': ('nets.html#_preact', 'fastai_featreg/nets.py'),
+                                     'fastai_featreg.nets._pyramid': ('nets.html#_pyramid', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._stages': ('nets.html#_stages', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._transition': ('nets.html#_transition', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets._widths': ('nets.html#_widths', 'fastai_featreg/nets.py'),
@@ -913,6 +915,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_featreg.nets.preact_block': ('nets.html#preact_block', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets.preact_bottleneck': ('nets.html#preact_bottleneck', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets.pyramid_block': ('nets.html#pyramid_block', 'fastai_featreg/nets.py'),
+                                     'fastai_featreg.nets.pyramid_bottleneck': ('nets.html#pyramid_bottleneck', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets.pyramidnet': ('nets.html#pyramidnet', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets.resnext_block': ('nets.html#resnext_block', 'fastai_featreg/nets.py'),
                                      'fastai_featreg.nets.wide_resnet': ('nets.html#wide_resnet', 'fastai_featreg/nets.py')}}}
