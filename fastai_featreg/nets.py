@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
 # %% ../nbs/71_nets.ipynb #0ab87fc9
 def _padded(pool, n):
     "`pool`, then `n` channels of zeros behind those of a map"
-    return nn.Sequential(pool, nn.ZeroPad3d((0,0, 0,0, 0,n))) # pads the last three dimensions: channels come first of them
+    return nn.Sequential(pool, nn.ZeroPad3d((0,0, 0,0, 0,n))) # of the last three dimensions, channels first
 
 def basic_block(
     ni:int, # channels in
@@ -56,7 +56,8 @@ def basic_block(
 )->ResidualBlock:
     "Basic block with a shortcut free of parameters (ResNet, 3.3 and 4.2, option A)"
     same = (ni,stride)==(nf,1)
-    shortcut = nn.Identity() if same else _padded(nn.AvgPool2d(1, stride), nf-ni) # a pool of one position takes every `stride`th
+    pool = nn.AvgPool2d(1, stride) # a pool of one position takes every `stride`th
+    shortcut = nn.Identity() if same else _padded(pool, nf-ni)
     return ResidualBlock([*_conv_norm(ni, nf, 3, stride), nn.ReLU(), *_conv_norm(nf, nf)], shortcut, after=nn.ReLU())
 
 def _pyramid(ni, nf, stride, convs):
@@ -155,7 +156,7 @@ def _net(stem, stages, nf, n_out, preact=False):
     return _init(nn.Sequential(OrderedDict(body=nn.Sequential(OrderedDict(parts)), **head)))
 
 def _stages(block, widths, ratio=1):
-    "Three stages of equally many blocks, from the channels of the stem and of every block, which gives `ratio` times those"
+    "Three stages of equally many blocks, from the widths of the stem and of every block, which gives `ratio` widths"
     n,outs = len(widths)//3,[widths[0]] + [ratio*w for w in widths[1:]]
     blocks = [block(ni, nf, 2 if i in (n,2*n) else 1) for i,(ni,nf) in enumerate(zip(outs, outs[1:]))]
     return [nn.Sequential(*blocks[i:i+n]) for i in (0,n,2*n)]
@@ -278,7 +279,7 @@ def pyramidnet(
     """Additive PyramidNet (PyramidNet, Eq. 2; widths are rounded, as in the authors' code)
 
     Reading (PyramidNet, 4): its nets of depth 110 have basic blocks, those of depth 164 and more have bottlenecks, and
-        so it is here; CL's PyramidNet-200 has bottlenecks. In between, of which the paper says nothing, blocks are basic.
+        so it is here; CL's PyramidNet-200 has bottlenecks. In between, where the paper has no net, blocks are basic.
     Reading (PyramidNet, 3): a bottleneck block gives four times the channels of Eq. 2, and the stem 16, as in the
         authors' code. That code's sizes are up to 1 % above those of the paper's table (110/270: 28.5 for 28.3 M).
     """
@@ -354,8 +355,12 @@ class Truncated:
     drop:int=1 # number of stages that are left out
 
     def __post_init__(self):
-        if isinstance(self.arch, nn.Module) or not callable(self.arch) and not (isinstance(self.arch, str) and timm.is_model(self.arch)): raise ValueError(f"Truncated: arch must be a function that makes a network, or the name of a timm network, got {self.arch!r}")
-        if isinstance(self.drop, bool) or not isinstance(self.drop, int) or self.drop<0: raise ValueError(f"Truncated: drop must be a whole number of at least 0, got {self.drop!r}")
+        makes = callable(self.arch) and not isinstance(self.arch, nn.Module)
+        if not makes and not (isinstance(self.arch, str) and timm.is_model(self.arch)):
+            raise ValueError("Truncated: arch must be a function that makes a network, or the name of a timm network, "
+                             f"got {self.arch!r}")
+        if isinstance(self.drop, bool) or not isinstance(self.drop, int) or self.drop<0:
+            raise ValueError(f"Truncated: drop must be a whole number of at least 0, got {self.drop!r}")
         model_meta[self] = self._meta() | {'cut': None}
 
     def _meta(self):
@@ -366,14 +371,19 @@ class Truncated:
     def __reduce__(self): return Truncated,(self.arch, self.drop) # made anew, and known to fastai, where it is loaded
 
     @property
-    def __name__(self): return f"{self.arch if isinstance(self.arch, str) else self.arch.__name__} without {self.drop} stage{'s'*(self.drop!=1)}"
+    def __name__(self):
+        name = self.arch if isinstance(self.arch, str) else self.arch.__name__
+        return f"{name} without {self.drop} stage{'s'*(self.drop!=1)}"
 
     def __call__(self,
         pretrained:bool=False, # with pretrained weights?
         weights:object=None, # which, for torchvision's networks
     )->nn.Sequential: # the stages that are kept, then a pooling, where `vision_learner` cuts
         "Make the network"
-        if isinstance(self.arch, str) and weights is not None: raise ValueError(f"Truncated: weights belong to torchvision's networks; a network of timm has them in its name, got {weights!r} for {self.arch!r}")
+        if isinstance(self.arch, str) and weights is not None:
+            raise ValueError("Truncated: weights belong to torchvision's networks; a network of timm has them in its name, "
+                             f"got {weights!r} for {self.arch!r}")
         if isinstance(self.arch, str): net = timm.create_model(self.arch, pretrained=pretrained)
-        else: net = self.arch(weights=weights) if weights is not None else self.arch(pretrained=True) if pretrained else self.arch()
+        elif weights is not None: net = self.arch(weights=weights)
+        else: net = self.arch(pretrained=True) if pretrained else self.arch()
         return cut_after(net, -1-self.drop).append(nn.AdaptiveAvgPool2d(1))
