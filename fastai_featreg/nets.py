@@ -381,8 +381,8 @@ class Truncated:
     )->nn.Sequential: # the stages that are kept, then a pooling, where `vision_learner` cuts
         "Make the network"
         if isinstance(self.arch, str) and weights is not None:
-            raise ValueError("Truncated: weights belong to torchvision's networks; a network of timm has them in its name, "
-                             f"got {weights!r} for {self.arch!r}")
+            raise ValueError("Truncated: weights belong to torchvision's networks; a network of timm has them "
+                             f"in its name, got {weights!r} for {self.arch!r}")
         if isinstance(self.arch, str): net = timm.create_model(self.arch, pretrained=pretrained)
         elif weights is not None: net = self.arch(weights=weights)
         else: net = self.arch(pretrained=True) if pretrained else self.arch()
