@@ -147,7 +147,9 @@ class FeatureMining(FeatureCallback):
         letter: `layers=2`.
     Reading (FM 3.3): in a network with pre-activation (and in a DenseNet) an earlier stage that is chosen by number is
         mined behind the normalisation and activation that read it, as the last map is, not as the raw sum that ends the
-        stage; the paper says nothing. A named layer is mined as it is: `layers=['stage2', 'final']`.
+        stage; the paper says nothing. A named layer is mined as it is: `layers=['stage2', 'final']`. An activation in
+        place changes the mined map too: in torchvision's DenseNet both maps are mined after their ReLU, but where
+        `vision_learner` cuts off the last ReLU, only that of the transition.
     Reading (FM Eq. 1): the softmax is over the classes; the sum is written over the classifiers.
     Reading (FM Eq. 4): all cross-entropies have weight 1, and they are those of the learner's own loss function, so
         that label smoothing or MixUp (Table 3) hold for the parts too.
