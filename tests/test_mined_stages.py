@@ -83,8 +83,8 @@ def test_checkpointing_inside_the_stages():
     for p,q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['resnet10t', 'regnety_002', 'efficientnet_b0', 'mobilenetv3_small_050', 'convnext_atto',
-                                  'repvgg_a0', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize('name', ['resnet10t', 'regnety_002', 'efficientnet_b0', 'mobilenetv3_small_050',
+                                  'convnext_atto', 'repvgg_a0', 'swin_tiny_patch4_window7_224'])
 def test_networks_that_stay_as_they_are(name):
     a = get_anatomy(timm.create_model(name), check_cam=False)
     assert like_last(a, a.stages)==a.stages==mined_stages(a, len(a.stages))
