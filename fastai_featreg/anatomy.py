@@ -690,7 +690,8 @@ def channel_readers(
 def _norms_at(anatomy, flow, name):
     "Normalisations that read the map of `name` as it is: not by way of a convolution, nor in another size"
     norms = {n for n in flow.get(name, ()) if is_norm(anatomy.modules[n])}
-    beyond = set().union(*(flow.get(n, ()) for n in flow.get(name, set()) - norms)) # a depthwise one keeps channels apart
+    others = flow.get(name, set()) - norms # a depthwise convolution keeps channels apart, but changes them
+    beyond = set().union(*(flow.get(n, ()) for n in others))
     def shape(n): return anatomy.taps[n].channels,anatomy.taps[n].size
     return [n for n in anatomy.taps if n in norms - beyond and shape(n)==shape(name)]
 
