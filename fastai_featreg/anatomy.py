@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unwrap', 'untouched', 'Stage', 'Trace', 'hooked', 'walk_stages', 'timm_stages', 'cam_check', 'Anatomy', 'get_anatomy',
-           'cut_after', 'body_head', 'has_running_stats', 'is_norm', 'channel_readers']
+           'cut_after', 'body_head', 'has_running_stats', 'is_norm', 'channel_readers', 'like_last']
 
 # %% ../nbs/00_anatomy.ipynb #7990044b
 import difflib, math, numbers, random, re, weakref
@@ -698,3 +698,42 @@ def channel_readers(
         for m in readers: stack.callback(m.register_forward_pre_hook(before).remove)
         model._call_impl(x)
     return res
+
+# %% ../nbs/00_anatomy.ipynb #ad9ed02d
+def _norms_at(anatomy, flow, name):
+    "Normalisations that read the map of `name` as it is: not by way of a convolution, nor in another size"
+    norms = {n for n in flow.get(name, ()) if is_norm(anatomy.modules[n])}
+    others = flow.get(name, set()) - norms # a depthwise convolution keeps channels apart, but changes them
+    beyond = set().union(*(flow.get(n, ()) for n in others))
+    def shape(n): return anatomy.taps[n].channels,anatomy.taps[n].size
+    return [n for n in anatomy.taps if n in norms - beyond and shape(n)==shape(name)]
+
+def _activated(anatomy, flow, norm):
+    "The activation directly behind the normalisation `norm`, or `norm` where it has no module of its own"
+    names = list(anatomy.taps)
+    n = next((n for n in names[names.index(norm)+1:] if not _is_skipped(anatomy.modules[n])), norm)
+    inside = next(anatomy.modules[n].children(), None) is not None
+    return n if not inside and not is_norm(anatomy.modules[n]) and flow.get(n)==flow.get(norm) else norm
+
+def _final_norm(anatomy, flow):
+    "The normalisation whose output is the last map, up to an activation; None where a sum or a convolution gives it"
+    ends = flow.get(anatomy.stages[-1].name, set())
+    makers = [n for n,m in anatomy.modules.items() if is_norm(m) or isinstance(m, (nn.Conv2d,nn.Linear))]
+    makers = [n for n in makers if flow.get(n, set()) & ends]
+    return makers[0] if len(makers)==1 and makers[0] in anatomy.taps and is_norm(anatomy.modules[makers[0]]) else None
+
+def like_last(
+    anatomy:Anatomy, # of the network
+    stages:list, # `Stage`s of it
+)->list: # a `Stage` for each
+    "Maps of the kind of the last: behind the normalisation that reads them, where the last map comes out of one itself"
+    flow = channel_readers(anatomy)
+    final,last = _final_norm(anatomy, flow),anatomy.stages[-1]
+    if final is None or anatomy.doubt: return list(stages)
+    order = {n:i for i,n in enumerate(anatomy.taps)}
+    active = final!=(act := _activated(anatomy, flow, final)) and order[act]<=order[last.name]
+    def like(stage):
+        norm = next(iter(_norms_at(anatomy, flow, stage.name)), None)
+        if norm is None or order[stage.name]>=order[last.name]: return stage
+        return anatomy.taps[_activated(anatomy, flow, norm) if active else norm]
+    return [like(s) for s in stages]
