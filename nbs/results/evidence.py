@@ -158,7 +158,8 @@ def card(name: str) -> str:
     return '\n\n'.join(f'**{title}**\n\n{make(name)}' for title,make in parts.items())
 
 
-papers = {'FM': 'Feature Mining', 'SS': 'SelectScale', 'CL': 'CAM-loss and CCM', 'MV': 'MV-FeaAug and AdaCAM'}
+papers = {'FM': 'Feature Mining', 'SS': 'SelectScale', 'CL': 'CAM-loss and CCM', 'MV': 'MV-FeaAug and AdaCAM',
+          'others': 'Networks and baselines of other papers'}
 _entry = re.compile(r'^(Reading|Departure) \(([^)]*)\): (.*)$', re.DOTALL)
 
 
@@ -189,12 +190,18 @@ def documented() -> list:
     return res
 
 
+def own_doc(o: object) -> str:
+    "Docstring of a function, or of a class itself and not of its bases"
+    return vars(o).get('__doc__') if inspect.isclass(o) else getattr(o, '__doc__', None)
+
+
 def readings() -> pd.DataFrame:
     "A row for each reading and departure in the package's docstrings"
-    rows = [(*e, module, name) for module,name,o in documented() for e in entries(vars(o).get('__doc__'))]
+    rows = [(*e, module, name) for module,name,o in documented() for e in entries(own_doc(o))]
     df = pd.DataFrame(rows, columns=['kind', 'where', 'what', 'letter', 'module', 'name'])
-    df[['paper', 'place']] = df['where'].str.split(' ', n=1, expand=True)
-    return df
+    first,rest = df['where'].str.partition(' ')[0],df['where'].str.partition(' ')[2]
+    ours = first.isin(list(papers))
+    return df.assign(paper=first.where(ours, 'others'), place=rest.where(ours, df['where']))
 
 
 def readings_table(paper: str) -> str:
