@@ -15,12 +15,11 @@ from fastai.vision.all import CrossEntropyLossFlat,DataLoaders,Learner,ProgressC
 from fastai.vision.learner import create_timm_model,create_vision_model
 from fastai_featreg.all import DropBlock,FeatureDropout,SpatialDropout,get_anatomy
 from fastai_featreg.anatomy import is_norm
+from fastai_featreg.compare import heads
 from fastai_featreg.drop import plan_drops
 from fastai_featreg.nets import nets
 
 root = Path(__file__).resolve().parent.parent
-gap = dict(concat_pool=False, lin_ftrs=[], ps=0.)
-heads = {'default': {}, 'gap': gap, 'linear': gap | dict(first_bn=False)}
 others = {'resnet18': 'torchvision', 'resnet50': 'torchvision', 'densenet121': 'torchvision',
           'mobilenetv3_small_100': 'timm', 'efficientnet_b0': 'timm'}
 N_OUT = 10
@@ -56,7 +55,7 @@ def row(name: str, body: torch.nn.Module, head: str) -> dict:
     size = 32 if name in nets else 64
     torch.manual_seed(0)
     with torch.no_grad(): channels = copy.deepcopy(body)(torch.zeros(2, 3, size, size)).shape[1]
-    model = torch.nn.Sequential(body, create_head(channels, N_OUT, **heads[head]))
+    model = torch.nn.Sequential(body, create_head(channels, N_OUT, **{k: v for k,v in heads[head].items() if k!='init'}))
     anatomy = get_anatomy(model, size=size, check_cam=False)
     res = dict(net=name, library=others.get(name, 'nets'), head=head, norms=sum(map(is_norm, body.modules())))
     for label,layers in (('all', 'all'), ('2', 2)):

@@ -12,13 +12,20 @@ from fastai_featreg.compare import colours,plot_curves
 from fastai_featreg.core import methods
 
 here = Path(__file__).parent
-# data and budget -> folder, and the network where runs of several lie in one folder
-sets = {'digits, 5 epochs': 'digits', 'digits, 15 epochs': 'digits15', 'digits, ResNet-20, 6 epochs': 'digits_maps', 'CIFAR-10, 3,000 images, 8 epochs': 'cifar10',
-        'CIFAR-10, 1,000 images, ResNet-20, 30 epochs': 'cifar10_long', 'Tiny ImageNet-30, 3,000 images, ResNet-20, 10 epochs': 'tiny30',
-        'CIFAR-100, 3,000 images at 24 px, ResNet-8, 8 epochs': 'cifar100_distill', 'CIFAR-10, 2,000 images, ResNet-8, 8 epochs': 'multiview/cifar10:resnet8',
-        'CIFAR-10, 2,000 images, ResNet-8 without its last stage, 8 epochs': 'multiview/cifar10:resnet8-1', 'Tiny ImageNet-30, 1,500 images, ResNet-8, 6 epochs': 'multiview/tiny30:resnet8',
+# data and budget -> folder, and the network where runs of several lie in one folder. The head is average pooling and one
+# linear layer unless the name says otherwise
+bn = 'BatchNorm in the head'
+sets = {'digits, 5 epochs': 'digits',
+        f'digits, 15 epochs, {bn}': 'digits15',
+        'digits, ResNet-20, 6 epochs': 'digits_maps',
+        f'CIFAR-10, 3,000 images, 8 epochs, {bn}': 'cifar10',
+        'CIFAR-10, 1,000 images, ResNet-20, 30 epochs': 'cifar10_long',
+        f'Tiny ImageNet-30, 3,000 images, ResNet-20, 10 epochs, {bn}': 'tiny30',
+        f'CIFAR-100, 3,000 images at 24 px, ResNet-8, 8 epochs, {bn}': 'cifar100_distill',
+        'CIFAR-10, 2,000 images, ResNet-8, 8 epochs': 'multiview/cifar10:resnet8',
+        'CIFAR-10, 2,000 images, ResNet-8 without its last stage, 8 epochs': 'multiview/cifar10:resnet8-1',
+        'Tiny ImageNet-30, 1,500 images, ResNet-8, 6 epochs': 'multiview/tiny30:resnet8',
         'Tiny ImageNet-30, 1,500 images, ResNet-8 without its last stage, 6 epochs': 'multiview/tiny30:resnet8-1'}
-# only these files are read: one of a GPU beside them (benchmarks/gpu.py) waits until it is named here
 settings = {'cpu_resnet18_64px_bs32': 'ResNet-18, 64 px, batch 32', 'cpu_resnet56_32px_bs128': 'ResNet-56, 32 px, batch 128', 'cpu_resnet50_128px_bs8': 'ResNet-50, 128 px, batch 8'}
 # step time / plain that a callback should not exceed
 budgets = {'feature_mining': 1.02, 'feature_mining, 2 layers': 1.02, 'cam_loss': 1.02, 'select_scale': 1.04}
