@@ -17,7 +17,7 @@ here = Path(__file__).parent
 bn = 'BatchNorm in the head'
 sets = {'digits, 5 epochs': 'digits',
         f'digits, 15 epochs, {bn}': 'digits15',
-        'digits, ResNet-20, 6 epochs': 'digits_maps',
+        f'digits, ResNet-20, 6 epochs, {bn}': 'digits_maps',
         f'CIFAR-10, 3,000 images, 8 epochs, {bn}': 'cifar10',
         'CIFAR-10, 1,000 images, ResNet-20, 30 epochs': 'cifar10_long',
         f'Tiny ImageNet-30, 3,000 images, ResNet-20, 10 epochs, {bn}': 'tiny30',
