@@ -16,6 +16,7 @@ here = Path(__file__).parent
 # linear layer unless the name says otherwise
 bn = 'BatchNorm in the head'
 sets = {'digits, 5 epochs': 'digits',
+        f'digits, 5 epochs, {bn}': 'digits_bn',
         f'digits, 15 epochs, {bn}': 'digits15',
         f'digits, ResNet-20, 6 epochs, {bn}': 'digits_maps',
         f'CIFAR-10, 3,000 images, 8 epochs, {bn}': 'cifar10',
