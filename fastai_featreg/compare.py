@@ -338,7 +338,7 @@ def device_of(dls:DataLoaders):
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
 looks = 'pointing_game energy_inside max_box_acc'.split()
 bests = 'best_accuracy best_epoch top5'.split()
-doings = 'acted term_share start_epoch note train_curve'.split() # text: of several callbacks, joined by +
+doings = 'acted term_share start_epoch start_reason note train_curve'.split() # text: of several callbacks, joined by +
 
 def plural(n:int, word:str):
     "`n` and the word, with an s unless `n` is 1"
@@ -374,6 +374,7 @@ def what_it_did(learn:Learner):
     number = lambda k: '+'.join('-' if np.isnan(r[k]) else f'{r[k]:.4g}' for r in reports)
     layers = '+'.join(r['acted'] or '-' for r in reports)
     return dict(acted=layers, term_share=number('term_share'), start_epoch=number('start_epoch'),
+                start_reason='; '.join(r['start_reason'] for r in reports if r['start_reason']),
                 note='; '.join(r['note'] for r in reports if r['note']))
 
 def where_it_looks(learn:Learner):
@@ -548,7 +549,7 @@ def notes(
     summary:pd.DataFrame, # from `summarise`
 )->list: # a line for each method that has one
     "What a method did otherwise than it was asked to"
-    def short(note): return note if len(note)<=300 else note[:300].rpartition('; ')[0] + '; ... (all in the column note)'
+    def short(note): return note if len(note)<=300 else note[:300].rpartition(' ')[0] + ' ... (all of it in the column note)'
     return [f'{label}: {short(note)}' for label,note in summary['note'].items() if note]
 
 # %% ../nbs/80_compare.ipynb #7b33f286
@@ -626,8 +627,9 @@ budgets = {'digits': digits, 'cifar10': cifar, 'cifar100': cifar}
 own_images = dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, pretrained=True, lr=2e-3) | whole
 
 def papers_head(arch:str, labels:list):
-    "Do the network or the methods ask for the papers' head, average pooling and one linear layer?"
-    return arch.rpartition('-')[0] in nets or arch in nets or any('MVFeaAug(' in label for label in labels)
+    "Why network or methods ask for the papers' head, average pooling and one linear layer; '' if they do not"
+    if arch.rpartition('-')[0] in nets or arch in nets: return f"'{arch}' is a net of the papers"
+    return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
 
 def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
@@ -764,6 +766,8 @@ def compare(
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
                       pretrained=pretrained, n_train=n_train, n_valid=n_valid)
+    if head is None and (why := papers_head(budget['arch'], list(plan))):
+        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
     dls,order = open_data(data, budget),run_order(list(plan), seeds)
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])

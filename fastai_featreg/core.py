@@ -273,6 +273,7 @@ class FeatureCallback(Callback):
     tap = TapHook # override to read something else than a layer's output
     check_cam = False # override: shall `find_layers` get an anatomy that says whether CAM is exact?
     idle = '' # override: why it has little or nothing to do; a note in the row of a run
+    started = None # override: when and why the term began, for a method that waits
     asked = None # `find_layers` may set it: layers it was asked to act on, where those are more than it found
     learned = ('aux_heads', 'generator', 'visitors', 'acted') # what is forgotten when another learner is given
     _learn = _last = _fit = aux_heads = generator = visitors = acted = _pending = None
@@ -532,6 +533,7 @@ def after_batch(self:FeatureCallback):
     "The heads leave the optimiser, the taps the model; the batch is counted"
     self.acted = self.acted or Acted()
     self.acted.count(self._fit.acted, self._fit.frozen, self.learn.n_iter)
+    self._fit.acted = self._fit.frozen = False # the next batch may be cancelled before we see it begin
     self._fit.unhook()
     self._fit.maps = {}
     if self.visitors is not None: self.visitors.leave()
@@ -672,12 +674,14 @@ def clean_up(self:FeatureCallback):
 # %% ../nbs/01_core.ipynb #a0c7ed05
 @patch
 def report(self:FeatureCallback,
-)->dict: # `acted` ('19/19': layers acted on of layers asked for), `term_share`, `start_epoch`, `note`
+)->dict: # `acted` ('19/19': layers acted on of layers asked for), `term_share`, `start_epoch`, `start_reason`, `note`
     "What the callback did since it met its learner"
-    done = self.acted or Acted()
-    notes = [self.idle] if self.idle else [f'{type(self).__name__} {note}' for note in done.notes()]
+    done,name = self.acted or Acted(),type(self).__name__
+    own = [self.idle.removeprefix(f'{name}: ').removeprefix(f'{name} ')] if self.idle else []
     layers = f'{done.layers}/{done.asked}' if done.asked else ''
-    return dict(acted=layers, term_share=done.share, start_epoch=done.first, note='; '.join(notes))
+    notes = own + (done.notes() if done.terms or not own else []) # a method that waits has said why
+    return dict(acted=layers, term_share=done.share, start_epoch=done.first, start_reason=self.started or '',
+                note='; '.join(f'{name}: {o}' for o in notes))
 
 # %% ../nbs/01_core.ipynb #1e608c6d
 @patch

@@ -240,7 +240,7 @@ def pad_crop_flip(
 )->AffineCoordTfm: # A batch transform, active on training batches
     """Pad, crop at random, flip every other image
 
-    Departure (SS 3.1): the images are "padded by 4 pixels", with what is not said, and no flip is mentioned; here the
+    Departure (SS 3.1): the images are padded "with four pixels on each side", with what is not said, and no flip is mentioned; here the
         border is reflected and every other image mirrored. letter: `pad_mode='zeros'`, `flip=False`.
     Departure (FM 4.1.1): the augmentation is not said; the usual one of CIFAR is taken.
     """

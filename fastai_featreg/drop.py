@@ -69,8 +69,10 @@ def top_channels(
     """Channels with the highest scores, image by image (SelectScale, 2.3)
 
     Reading (SS 2.3): the top t are `round(top_rate*D)` channels, and at least one.
-    Departure (SS Eq. 1): the paper's map is the one after the activation; here it is the normalisation's output, where
-        the largest absolute value may be a negative one that the ReLU erases; letter: `score='relu_max'`.
+    Reading (SS Eq. 1, 2.3, 3.5): the map of Eq. 1 is the one after the activation, 2.3 scores by absolute values, which it
+        says are not needed there, and 3.5 drops "after every BN layer", before the activation. The maps here are outputs
+        of the normalisation, where the largest absolute value may be a negative one that the ReLU erases; letter of
+        Eq. 1: `score='relu_max'`.
     """
     _check_f(f, 'top_channels')
     _check_rates('top_channels', top_rate=top_rate)
@@ -410,7 +412,7 @@ def plan_drops(
         stem of a ResNeXt is not acted on.
     Reading (SS 3.5): the last two groups, and "the drop rate in the third group is decreased by a factor" of 0.5: what
         the rates take away, 1-p or 1-retain, is halved.
-    Departure (SS 3.1, 3.5): a layer whose output runs into a BatchNorm without a convolution between is left out, as is
+    Departure (SS 3.1, 3.5): a layer whose output runs into a BatchNorm without a convolution that mixes channels between is left out, as is
         the last of each block of a ResNet where the head begins with a BatchNorm (under a head of one linear layer a
         ResNet's are all acted on); letter: `layers=lambda n, m: isinstance(m, nn.BatchNorm2d)`.
     Reading (FM 4.1.1): "the output of penultimate group" is the output of the named stage, BatchNorm behind it or not.
@@ -681,7 +683,8 @@ class Selectout(DropCallback):
         0.9, and "a very small drop rate (e.g. 0.02)"; the defaults 0.1 and 0.95 are ours.
     Reading (SS 3.4): under a curriculum the number of channels grows in steps, and is at least one from the first batch
         on.
-    Departure (SS Eq. 1): channels are scored before the activation, see `top_channels`; letter: `score='relu_max'`.
+    Reading (SS Eq. 1, 3.5): channels are scored before the activation, see `top_channels`; letter of Eq. 1:
+        `score='relu_max'`.
     """
     @delegates(DropCallback)
     def __init__(self,
@@ -708,7 +711,8 @@ class SelectScale(DropCallback):
 
     Departure (SS 3.1, 3.5): the bare default has ImageNet's places and rates, without its curriculum; the recipes of
         the paper are `SelectScale.cifar()` and `SelectScale.imagenet()`; letter: `curriculum=True`.
-    Departure (SS Eq. 1): channels are scored before the activation, see `top_channels`; letter: `score='relu_max'`.
+    Reading (SS Eq. 1, 3.5): channels are scored before the activation, see `top_channels`; letter of Eq. 1:
+        `score='relu_max'`.
     Reading (SS Table 2, 3.3): for WRN-20-4 and WRN-20-8 on CIFAR-100 the caption has top rates 0.1 and 0.2, section 3.3
         0.2 and 0.1; the caption is taken, because Figure 4 tunes WRN-20-8 at t = 0.2.
     """
@@ -734,6 +738,9 @@ class SelectScale(DropCallback):
         seed:int|None=None, # seed of the callback's own generator
     )->DropCallback: # a `SelectScale`
         """The paper's recipe for CIFAR: behind every convolution, at full strength, without a curriculum
+
+        In a ResNet under a head of one linear layer that is behind every normalisation; where a BatchNorm follows (a head
+        that begins with one, the blocks of a PyramidNet) it is fewer, and the repr and the run say how many.
 
         Reading (SS Tables 1, 2): the rates are those of CIFAR-100, t of 0.1, 0.1 and 0.2 in the caption of Table 2
             (section 3.3 has 0.1, 0.2 and 0.1), q of 0.1 in all; CIFAR-10's are t = 0.4, 0.2, 0.2 and q = 0.4, 0, 0.1.

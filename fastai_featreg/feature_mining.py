@@ -141,7 +141,7 @@ def mined_stages(
 class FeatureMining(FeatureCallback):
     """Classify two random complementary parts of the last feature maps too (Feature Mining, 2021)
 
-    Reading (FM 3.1): "the feature of the last pooling layer" is the map that global average pooling takes.
+    Reading (FM 3.1): "the network's feature X of the last pooling layer" is the map that global average pooling takes.
     Reading (FM 3.3): one mask per layer and iteration, shared by the batch.
     Reading (FM 3.3): "the last one or two layer" are the last stages; one is the default, two were best in Table 1;
         letter: `layers=2`.

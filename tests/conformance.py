@@ -822,14 +822,22 @@ def on_our_column(row):
 
 @cell('foreign: a part of the network is swapped in the middle of a fit')
 def swapped(row):
-    "Taps and class weights are those of the network that trains"
+    "From the next epoch on, taps and class weights are those of the network that trains"
     def new_body(learn): learn.model[0][2] = deepcopy(tiny_model()[0][2])
     def new_head(learn): learn.model[1] = tiny_model()[1]
+    class Look(Callback):
+        order,run_valid,seen = 20,False,0
+        def after_loss(self):
+            modules,maker = list(self.model.modules()),getattr(cb, 'maker', None)
+            stages = [s for s in cb._fit.stages if s is not None]
+            used = [s.module for s in stages] + (maker.layers if maker else [])
+            assert all(any(m is o for o in modules) for m in used), 'it works with a part that is gone'
+            self.seen += 1
     for act in (new_body,) if row.entry.permanent else (new_body, new_head):
-        cb,at = row.make(),At('before_epoch', act)
-        learn = small([cb, at])
+        cb,at,look = row.make(),At('before_epoch', act),Look()
+        learn = small([cb, at, look])
         learn.fit(3, 1e-2)
-        assert at.done==1 and all(v>0 for _,v in cells_of(learn)[3:])
+        assert at.done==1 and look.seen==6 and all(v>0 for _,v in cells_of(learn)[3:])
         tapped = [h for m in learn.model.modules() for h in m._forward_hooks.values()]
         assert not tapped
         holds_nothing(cb)

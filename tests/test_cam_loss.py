@@ -79,10 +79,10 @@ def test_latest_start(never, latest, begins, caplog):
         assert lines==[f'CAMLoss acts {cb.started}'] and cb.idle=='' and cb.started in repr(cb)
         assert learn.recorder.values[-1][2]>0
     else:
-        assert cb.started is None and not lines and learn.recorder.values[-1][2] is None
+        assert cb.started is None and not lines and np.isnan(learn.recorder.values[-1][2])
         assert f'of the last 32 training images were right, latest={latest}' in cb.idle
         assert cb.idle.removeprefix('CAMLoss ') in repr(cb)
-        assert cb.report()['note']==cb.idle
+        assert cb.report()['note']==cb.idle.replace('CAMLoss ', 'CAMLoss: ', 1)
 
 
 def test_waiting_is_plain_training(never):
@@ -196,10 +196,14 @@ def test_start_is_kept_over_fits_resumed_and_not_made_by_lr_find():
     assert cb.started is None, 'a search for a learning rate is no training'
     learn.fit(2)
     assert cb.started.startswith('since epoch 1')
+    resumed = cb.state_dict()
     learn.fit(1)
-    assert learn.recorder.values[0][2]>0, 'once started, it acts in the next fit from the beginning'
+    assert np.isnan(learn.recorder.values[0][2]), 'a start by number is one of each fit'
+    cb.load_state_dict(resumed)
+    learn.fit(1)
+    assert learn.recorder.values[0][2]>0, 'a fit that goes on from a saved state has begun already'
     other = CAMLoss(start=1)
-    other.load_state_dict(cb.state_dict())
+    other.load_state_dict(resumed)
     assert other.started==cb.started
     tiny_learner().fit(1, cbs=cb)
     assert cb.started is None, 'another learner starts afresh'

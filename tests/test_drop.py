@@ -9,6 +9,7 @@ from fastai_featreg.core import isolated_rng
 import fastai_featreg.drop
 from fastai_featreg.anatomy import channel_readers, has_running_stats, is_norm
 from fastai_featreg.drop import channel_scores
+from fastai_featreg.nets import nets
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 24), st.integers(1, 5), st.integers(1, 5))
 rates = st.floats(0, 1)
@@ -348,7 +349,7 @@ def test_a_callback_forgets_the_last_plan():
 def test_places_table():
     "The committed table has every net under three heads, and the papers' places under a linear one"
     table = pd.read_csv(Path(__file__).parent.parent/'nbs/results/drop_places.csv')
-    assert set(table.groupby('net')['head'].nunique())=={3}
+    assert set(table.groupby('net')['head'].nunique())=={3} and set(nets)<=set(table.net)
     row = table[(table.net=='resnet20') & (table['head']=='linear')].iloc[0]
     assert (row.norms, row.asked_all, row.acts_all, row.asked_2, row.acts_2)==(19, 19, 19, 12, 12)
     assert table[['feature_dropout', 'spatial_dropout', 'drop_block']].stack().str.startswith('runs').all()

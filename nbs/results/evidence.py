@@ -180,8 +180,8 @@ def entries(doc: str) -> list:
 
 def split_letter(text: str) -> tuple:
     "What is said, and the arguments that give the paper's letter ('' if there are none)"
-    what,_,letter = text.partition('letter:')
-    return what.rstrip(' ;.') + '.',letter.strip(' .')
+    what,letter = re.match(r'(.*?)(?:letter(?: of [^:]*)?:(.*))?$', text, re.DOTALL).groups()
+    return what.rstrip(' ;.') + '.',(letter or '').strip(' .')
 
 
 def documented() -> list:
@@ -195,6 +195,8 @@ def documented() -> list:
             if id(o) in seen or getattr(o, '__module__', None)!=module.__name__: continue
             seen.add(id(o))
             res.append((info.name, name, o))
+            members = vars(o).items() if inspect.isclass(o) else ()
+            res += [(info.name, f'{name}.{k}', getattr(o, k)) for k,m in members if isinstance(m, classmethod) or inspect.isfunction(m)]
     return res
 
 
