@@ -94,10 +94,12 @@ def parse_recipe(call:ast.Call):
     cls,name = find_method(call.func.value.id),call.func.attr
     known = getattr(cls, 'recipes', ())
     if name not in known:
-        raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; its recipes are {', '.join(known) or 'none'}")
+        raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; {f'its recipes are ' + ', '.join(known) if known else 'it has none'}")
     args,kwargs = literal_arguments(call)
     try: made = getattr(cls, name)(*args, **kwargs)
-    except TypeError as e: raise ValueError(f"methods: '{ast.unparse(call)}': {e}") from None
+    except TypeError as e:
+        known = ', '.join(inspect.signature(getattr(cls, name)).parameters)
+        raise ValueError(f"methods: '{ast.unparse(call)}': {e}; its arguments are {known}") from None
     return parse_callback(parse_list(repr(made))[0])
 
 def parse_callback(node:ast.AST):
@@ -495,7 +497,7 @@ def summary_row(label:str, rows:pd.DataFrame, plain:pd.DataFrame):
     ratio = lambda c: (pair[c]/pair[f'{c}_plain']).median()
     res = dict(method=label, runs=len(rows), failed=len(rows) - len(good), accuracy=good['accuracy'].mean(),
                accuracy_std=std(good['accuracy']), pairs=len(pair), gain=gain.mean(), gain_std=std(gain), gain_low=low, gain_high=high)
-    res |= {c: mean(c) for c in looks + bests} | {c: different(rows, c) for c in ('acted', 'note')}
+    res |= {c: mean(c) for c in looks + bests} | {c: different(rows, c) for c in ('acted', 'term_share', 'note')}
     return res | dict(step_ms=good['step_ms'].median(), step_ratio=ratio('step_ms'), memory_ratio=ratio('peak_mb'))
 
 # %% ../nbs/80_compare.ipynb #dadfc033
@@ -530,11 +532,13 @@ def summary_table(
     head = [['', '', 'accuracy', 'minus plain', '95 % interval', 'step', 'step time', 'peak memory'],
             ['method', 'runs', '%, mean ± sd', 'points', 'points', 'ms', '/ plain', '/ plain']]
     rows = head + [table_row(label, r) for label,r in zip(summary.index, summary.itertuples())]
-    seen = {'best_accuracy': ['best epoch', '%'], 'top5': ['top-5', '%'],
+    seen = {'best_accuracy': ['best of the', 'epochs, %'], 'top5': ['top-5', '%'],
             'pointing_game': ['pointing', 'game, %'], 'max_box_acc': ['box found', '%']}
     for column in [o for o in seen if summary[o].notna().any()]:
         rows = [r + [c] for r,c in zip(rows, seen[column] + [number(100*o, '.1f') for o in summary[column]])]
-    if (summary['acted']!='').any(): rows = [r + [c] for r,c in zip(rows, ['layers', 'of asked', *summary['acted']])]
+    if (summary['acted']!='').any():
+        rows = [r + [c] for r,c in zip(rows, ['layers', 'of asked', *summary['acted']])]
+        rows = [r + [c] for r,c in zip(rows, ['acts in', 'of batches', *summary['term_share']])]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ['  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, widths))) for r in rows]
     return '\n'.join([*lines[:2], '-'*len(lines[0]), *lines[2:]])
@@ -856,6 +860,8 @@ def list_methods():
         sig = inspect.signature(cls.__init__)
         args = ', '.join(str(p.replace(annotation=inspect.Parameter.empty)) for p in list(sig.parameters.values())[1:])
         print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {describe(cls)}")
+        recipes = [f'{cls.__name__}.{r}()' for r in getattr(cls, 'recipes', ())]
+        if recipes: print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
     return 0
 
 def run_compare(args:argparse.Namespace):

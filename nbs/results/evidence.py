@@ -181,7 +181,7 @@ def entries(doc: str) -> list:
 def split_letter(text: str) -> tuple:
     "What is said, and the arguments that give the paper's letter ('' if there are none)"
     what,letter = re.match(r'(.*?)(?:letter(?: of [^:]*)?:(.*))?$', text, re.DOTALL).groups()
-    return what.rstrip(' ;.') + '.',(letter or '').strip(' .')
+    return what.rstrip(' ;.,') + '.',(letter or '').strip(' .')
 
 
 def documented() -> list:
