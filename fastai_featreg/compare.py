@@ -577,15 +577,19 @@ def colours(labels:list):
     "Colour of each method; plain is black"
     return {l: 'black' if l=='plain' else f'C{i}' for i,l in enumerate(labels)}
 
-def plot_cost(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
-    "Accuracy against step time, both with their seeds"
-    plain = df[df['method']=='plain'].set_index('seed')['step_ms']
-    for label,rows in df.groupby('method', sort=False):
-        ax.scatter(rows['step_ms']/rows['seed'].map(plain), 100*rows['accuracy'], color=colour[label], alpha=0.3, s=18, linewidths=0)
-        r = summary.loc[label]
-        ax.errorbar(r.step_ratio, 100*r.accuracy, 100*np.nan_to_num(r.accuracy_std), fmt='o', ms=8, capsize=4, color=colour[label], label=label)
-    ax.set(xlabel='step time / plain', ylabel='validation accuracy, %', title='Accuracy against cost')
-    ax.margins(0.15)
+def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
+    "Difference to plain of each seed, its mean and 95 % interval, a line for each method"
+    plain = df[df['method']=='plain'].set_index('seed')['accuracy']
+    others = summary.drop(index='plain', errors='ignore')
+    for y,(label,r) in enumerate(others.iterrows()):
+        rows = df[df['method']==label]
+        gains = 100*(rows['accuracy'] - rows['seed'].map(plain))
+        ax.scatter(gains, np.full(len(rows), y + 0.15), color=colour[label], alpha=0.5, s=18, linewidths=0)
+        half = 100*(r.gain_high - r.gain) if r.pairs>2 else 0. # two seeds tell no interval
+        ax.errorbar(100*r.gain, y, xerr=np.nan_to_num(half), fmt='o', ms=8, capsize=4, color=colour[label])
+    ax.axvline(0, color='black', lw=1)
+    ax.set(yticks=[], ylim=(len(others) - 0.5, -0.5), xlabel='points of validation accuracy against plain')
+    ax.set(title='Gain: mean, 95 % interval, each seed')
 
 def plot_curves(ax:plt.Axes, df:pd.DataFrame, colour:dict):
     "Accuracy of each epoch: mean, band from the worst to the best seed"
@@ -601,18 +605,19 @@ def plot_curves(ax:plt.Axes, df:pd.DataFrame, colour:dict):
 def plot_comparison(
     df:pd.DataFrame, # runs of one configuration
 )->plt.Figure: # two panels and a legend below
-    "Accuracy against cost, and validation curves, of the runs that ended well"
+    "Gain of each method, and validation curves, of the runs that ended well"
     good = df[df['error']=='']
     labels = list(good['method'].unique())
     in_a_row = sum(len(l) + 8 for l in labels)<100
     columns = max(1, len(labels) if in_a_row else 3)
     fig,axs = plt.subplots(1, 2, figsize=(11, 4.6 + 0.22*-(-len(labels)//columns)), layout='constrained')
     if not labels: return fig
-    plot_cost(axs[0], good, summarise(good), colours(labels))
-    plot_curves(axs[1], good, colours(labels))
+    colour = colours(labels)
+    plot_gain(axs[0], good, summarise(good), colour)
+    plot_curves(axs[1], good, colour)
     for ax in axs: ax.grid(alpha=0.3)
-    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=columns, frameon=False,
-               title='mean over seeds; bars: standard deviation; faint: each seed')
+    handles = [plt.Line2D([], [], color=colour[l], marker='o', label=l) for l in labels]
+    fig.legend(handles=handles, loc='outside lower center', ncols=columns, frameon=False)
     return fig
 
 # %% ../nbs/80_compare.ipynb #34018eb9
