@@ -42,3 +42,11 @@ def test_stored_tables_are_those_of_the_files(name, monkeypatch):
         assert not shell.exc, shell.exc
     assert any(before)
     assert [markdown_of(c) for c in stored.cells]==before
+
+
+def test_sets_are_named_for_their_head(monkeypatch):
+    "The name of a set of runs says BatchNorm exactly where the head has one"
+    monkeypatch.syspath_prepend(str(root/'nbs/results'))
+    import evidence
+    for name,folder in evidence.sets.items():
+        assert set(evidence.runs(folder)['head'])=={'gap' if evidence.bn in name else 'linear'}, name
