@@ -213,7 +213,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_featreg.compare.find_method': ('compare.html#find_method', 'fastai_featreg/compare.py'),
                                         'fastai_featreg.compare.fingerprint': ('compare.html#fingerprint', 'fastai_featreg/compare.py'),
                                         'fastai_featreg.compare.finished': ('compare.html#finished', 'fastai_featreg/compare.py'),
-                                        'fastai_featreg.compare.heads_known': ('compare.html#heads_known', 'fastai_featreg/compare.py'),
                                         'fastai_featreg.compare.interval': ('compare.html#interval', 'fastai_featreg/compare.py'),
                                         'fastai_featreg.compare.iterate': ('compare.html#iterate', 'fastai_featreg/compare.py'),
                                         'fastai_featreg.compare.joined': ('compare.html#joined', 'fastai_featreg/compare.py'),

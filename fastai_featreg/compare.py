@@ -94,7 +94,8 @@ def parse_recipe(call:ast.Call):
     cls,name = find_method(call.func.value.id),call.func.attr
     known = getattr(cls, 'recipes', ())
     if name not in known:
-        raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; {f'its recipes are ' + ', '.join(known) if known else 'it has none'}")
+        others = f"its recipes are {', '.join(known)}" if known else 'it has none'
+        raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; {others}")
     args,kwargs = literal_arguments(call)
     try: made = getattr(cls, name)(*args, **kwargs)
     except TypeError as e:
@@ -208,11 +209,8 @@ def find_arch(
 
 # %% ../nbs/80_compare.ipynb #5747af17
 one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
-heads = {'default': {}, 'linear': one_layer | dict(first_bn=False, init=None), 'gap': one_layer} # init=None: as torch makes a linear layer
-
-def heads_known():
-    "The heads, as a user types them"
-    return ', '.join(repr(h) for h in heads)
+as_torch = dict(init=None) # not fastai's Kaiming initialisation
+heads = {'default': {}, 'linear': one_layer | as_torch | dict(first_bn=False), 'gap': one_layer}
 
 # %% ../nbs/80_compare.ipynb #7a1be506
 def make_learner(
@@ -228,8 +226,7 @@ def make_learner(
     Departure (CL 3.1): fastai's default head has a hidden layer, BatchNorm and dropout, and pools by the maximum too; all
         four papers have average pooling and one linear layer. letter: `head='linear'`.
     """
-    top5 = [partial(top_k_accuracy, k=5)] if dls.c>10 else []
-    metrics = [accuracy, *top5]
+    metrics = [accuracy, partial(top_k_accuracy, k=5)] if dls.c>10 else [accuracy]
     try: return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=metrics, **heads[head])
     except Exception as e:
         remedy = "use --no-pretrained (pretrained=False) to train from scratch" if pretrained else "choose another architecture"

@@ -263,7 +263,8 @@ class Acted:
         if not self.batches: return []
         if not self.terms: return ['had no term and changed no map in any batch']
         if not self.frozen: return []
-        return [f'taught only its own layers in {self.frozen/self.terms:.0%} of its batches: nothing in front of them could learn (frozen?)']
+        share = f'{self.frozen/self.terms:.0%} of its batches'
+        return [f'taught only its own layers in {share}: nothing in front of them could learn (frozen?)']
 
 # %% ../nbs/01_core.ipynb #2640552d
 class FeatureCallback(Callback):
