@@ -9,10 +9,12 @@ __all__ = ['unwrap', 'untouched', 'Stage', 'Trace', 'hooked', 'walk_stages', 'ti
 # %% ../nbs/00_anatomy.ipynb #7990044b
 import difflib, math, numbers, random, re, weakref
 from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
 from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass, field
 from fastai.vision.all import *
 from torch.utils._python_dispatch import TorchDispatchMode
+from .answers import check_answer,class_scores
 
 # %% ../nbs/00_anatomy.ipynb #b0f03514
 def unwrap(
@@ -250,12 +252,26 @@ def _stage_ends(names, taps):
     return [n for n,nxt in zip(names, names[1:]+[None]) if nxt is None or taps[nxt].size!=taps[n].size]
 
 # %% ../nbs/00_anatomy.ipynb #4594bca4
+def _has_maps(trace, name, taps):
+    "Are there maps within the module `name`, though it gives none itself?"
+    within = [n for n in taps if n.startswith(f'{name}.') and not _is_skipped(trace.modules[n])]
+    return name not in taps and any(math.prod(taps[n].size)>1 for n in within)
+
+def _root(trace, taps):
+    "Where to begin: wrappers are seen through, which hold the network and at most what keeps the image's size (a normalisation)"
+    name = ''
+    while True:
+        inner = [n for n in _children(trace, name) if _has_maps(trace, n, taps)]
+        beside = [n for n in _spatial(trace, name, taps) if taps[n].size!=trace.size]
+        if len(inner)!=1 or beside: return name
+        name = inner[0]
+
 def walk_stages(
     trace:Trace, # of a forward pass
     taps:dict, # name -> `Stage` of the modules to choose from
 )->list: # names of the stages, in network order
     "Find the stages of a network by walking down from its root"
-    return _stage_ends(_until_growth(_open(trace, '', taps), taps), taps)
+    return _stage_ends(_until_growth(_open(trace, _root(trace, taps), taps), taps), taps)
 
 # %% ../nbs/00_anatomy.ipynb #ce6ee860
 def _on_map(m, shape, n):
@@ -297,12 +313,19 @@ def timm_stages(
     return names[:-1] + [_after(trace, root, names[-1], taps)]
 
 # %% ../nbs/00_anatomy.ipynb #e78a2f7a
-def _n_out(trace):
-    "Number of classes, from the network's output"
-    out = trace.out
-    if isinstance(out, Tensor) and out.ndim==2 and out.shape[0]==trace.n: return out.shape[1]
-    got = f'a tensor of shape {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
-    raise ValueError(f'the model must return one (N, classes) tensor for N images, but gave {got}: wrap it in a module that returns the logits alone.')
+def _leaves_of(out):
+    "The tensors within an answer, at any depth"
+    if isinstance(out, Tensor): return [out]
+    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()
+    return [t for o in parts for t in _leaves_of(o)]
+
+def _n_out(trace, alone):
+    "Number of classes, from the network's answer; unless it must stand `alone`, from the first such tensor within it"
+    def of_classes(t): return t.ndim in (1,2) and len(t)==trace.n and t.is_floating_point()
+    found = next((t for t in _leaves_of(trace.out) if of_classes(t)), None)
+    if found is None or (alone and found is not trace.out): check_answer('get_anatomy', trace.out, trace.n)
+    if found is None: raise ValueError('get_anatomy: the network must answer with at least one tensor (N,C).')
+    return 1 if found.ndim==1 else found.shape[1]
 
 def _gives_logits(m, shape, n, n_out):
     "Is `m`, whose output had this `shape` for `n` images, a classifier of `n_out` classes?"
@@ -354,7 +377,7 @@ def _replaced(model, x, stage, classifier, gen):
     "Run `model` with noise as the map of `stage`; return noise, map in its final state, one score an image and its gradient (None if there is none)"
     put,head = _Replace(stage, gen),([classifier] if classifier else [])
     with untouched(model), hooked([stage.module], put), hooked(head, _stir(gen)), torch.enable_grad():
-        logits = model._call_impl(x)
+        logits = class_scores(model._call_impl(x))
         s = (logits.float() * torch.randn(logits.shape[1], generator=gen).to(logits.device)).sum(1)
         g = torch.autograd.grad(s.sum(), put.held, allow_unused=True)[0] if s.requires_grad else None
     view = lambda o: None if o is None else stage.to_nchw(o.detach()).float()
@@ -495,8 +518,13 @@ def get_anatomy(
     "Find the stages, the last map and the classifier of `model`, and whether CAM is exact there"
     model = unwrap(model)
     if any(map(nn.parameter.is_lazy, model.parameters())): raise ValueError('the model has lazy parameters that are not initialised: run one batch through it first.')
+    script = next((n for n,m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if script is not None:
+        where = f'module {script!r}' if script else 'the network'
+        raise ValueError(f'get_anatomy: {where} is TorchScript, into which no layer can be tapped; '
+                         'train the network it was made from, and script it afterwards.')
     trace,img = _probe(model, None if x is None else _images(x), size)
-    n_out,taps = _n_out(trace),trace.taps()
+    n_out,taps = _n_out(trace, alone=check_cam),trace.taps()
     classifier = _classifier(trace, n_out)
     stages,way,doubt = _stages(trace, classifier, taps)
     cam = cam_check(trace, img, stages[-1], classifier) if check_cam else (None,'','not checked')

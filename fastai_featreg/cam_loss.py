@@ -11,10 +11,12 @@ import logging,math,numbers
 from collections import deque
 import torch.distributed as dist
 from fastai.vision.all import *
+from .anatomy import Anatomy
+from .answers import mixed_classes
 from .core import is_validating,register_method
 from .core import _check_count,_check_number,_got,_wide
 from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,decoded_images,get_cams,minmax
-from .maps import mixed_classes,pooled_map
+from .maps import pooled_map
 from .maps import _check_distance
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
@@ -83,6 +85,7 @@ def n_right(
     weights:Tensor, # (N,K)
 )->int: # images
     "Predictions that name a class of the largest weight"
+    if pred.shape[1]==1: return int(((pred[:,0]>0)==(weights[:,0]>0.5)).sum()) # one output: is the class there?
     best = (weights>0) & (weights==weights.max(1, keepdim=True).values)
     return int(((pred.argmax(1)[:,None]==classes) & best).any(1).sum())
 
@@ -97,14 +100,14 @@ def over_ranks(
     return total.tolist()
 
 def start_accuracy(
-    n_out:int, # classes
+    n_out:int, # classes; one output tells two
 )->float: # share
     """Training accuracy that the automatic start waits for: half, and three quarters where half is chance
 
     Reading (CL 3.2): the paper's 50 % is meant for 10, 100 and 1,000 classes; of two classes an untrained network
         gets half right, so three quarters are waited for, half way between chance and all.
     """
-    return max(0.5, 1.5/n_out)
+    return max(0.5, 1.5/max(n_out, 2))
 
 # %% ../nbs/30_cam_loss.ipynb #66a845a8
 _log = logging.getLogger(__name__)
@@ -210,7 +213,7 @@ class CAMLoss(CamCallback):
         # a window in batches, for so many of them hold just the images of an epoch, the smaller last batch included
         if self.accuracy is None: self.accuracy = RunningAccuracy(self.learn.n_iter)
         self.accuracy.size = self.learn.n_iter
-        pred = self.learn.pred.detach()
+        pred = self.scores.detach()
         self.accuracy.add(*over_ranks(n_right(pred, *mixed_classes(self.learn)), len(pred), device=pred.device))
 
     def loss_term(self,
@@ -316,13 +319,22 @@ class NegativeCAM(CamCallback):
         super().__init__(cam, weight)
         store_attr('k,mode')
 
+    def find_layers(self,
+        anatomy:Anatomy, # of the learner's model
+    )->list: # one `Stage`
+        "As in the base; one output has no wrong class"
+        if anatomy.n_out<2:
+            raise ValueError("NegativeCAM: the network must have at least two outputs, got one, beside which there is "
+                             "no wrong class; use two outputs and CrossEntropyLossFlat")
+        return super().find_layers(anatomy)
+
     def loss_term(self,
         maps:dict, # layer name -> map (N,D,H,W)
     )->Tensor|None: # scalar; None where nothing can learn
         "Mean evidence for the `k` strongest wrong classes"
         f = first(maps.values())
         if not f.requires_grad: return None # nothing before the map can learn
-        wrong,counts = wrong_classes(self.learn.pred, *mixed_classes(self.learn), min(self.k, self.learn.pred.shape[1]))
+        wrong,counts = wrong_classes(self.scores, *mixed_classes(self.learn), min(self.k, self.scores.shape[1]))
         own = cam(pooled_map(f, self.anatomy), self.channel_weights(f, wrong))
         return negative_cam_loss(own.transpose(0, 1), counts, self.mode)
 

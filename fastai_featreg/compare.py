@@ -18,9 +18,10 @@ from fastai.callback.tracker import TerminateOnNaNCallback
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from . import core
 from .core import register_method
+from .answers import mixed_classes
 from .data import has_boxes,load_data
 from .cam_loss import n_right
-from .maps import localisation,mixed_classes
+from .maps import localisation
 from .nets import nets,Truncated
 
 # %% ../nbs/80_compare.ipynb #1c3b1179

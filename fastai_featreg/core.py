@@ -15,6 +15,7 @@ from dataclasses import dataclass,field
 import torch.distributed as dist
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
+from .answers import answer_form,check_answer,check_classes,check_inputs,class_scores,head_form,in_form,task_loss
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 
 # %% ../nbs/01_core.ipynb #6e0df542
@@ -187,6 +188,8 @@ class FitState:
     maps:dict = field(default_factory=dict) # layer name -> map of the batch that runs
     no_grad:set = field(default_factory=set) # layers whose map came without a graph in the batch that runs
     drawn:dict = field(default_factory=dict) # random choices of the batch that runs
+    form:str|None = None # what the network's answers are, see `answer_form`; None before they were looked at
+    head_form:str|None = None # what the loss asks the heads for, once they have answered
     weight:float = 0. # weight of the term for the batch that runs
     compiled:bool = False # the model is compiled, so the hooks must be there from the first trace on
     totals:dict = field(default_factory=dict) # column -> sum of its term over the batches of the epoch
@@ -272,6 +275,8 @@ class FeatureCallback(Callback):
     order,run_valid = 5,False
     column = None # override: name of the term's column in the table, or a tuple of names for a term of several parts
     tap = TapHook # override to read something else than a layer's output
+    reads_answers = False # override: must the network answer with one tensor (N,C), as a term on its answers needs it?
+    reads_classes = False # override: must the targets be classes, as class maps and softened answers need it?
     check_cam = False # override: shall `find_layers` get an anatomy that says whether CAM is exact?
     idle = '' # override: why it has little or nothing to do; a note in the row of a run
     started = None # override: when and why the term began, for a method that waits
@@ -380,6 +385,7 @@ def set_up(self:FeatureCallback):
     model = self.learn.model
     if isinstance(model, nn.DataParallel):
         raise ValueError(f"{type(self).__name__} cannot tap a model inside nn.DataParallel; train on several GPUs with `learn.distrib_ctx()` (one process per GPU)")
+    check_inputs(type(self).__name__, self.learn.xb)
     anatomy = get_anatomy(model, x=self.learn.x, check_cam=self.check_cam)
     stages = self.find_layers(anatomy)
     self._count_layers(len(stages))
@@ -481,6 +487,7 @@ def _keep(self:FeatureCallback, name, fmap):
 def after_pred(self:FeatureCallback):
     "Remove taps that only read; every tap must have fired"
     fit = self._fit
+    if self.reads_answers and fit.form is None: self._look_at_answers()
     if not fit.handles: return
     if not self._changes: fit.unhook()
     for s in fit.stages:
@@ -491,6 +498,29 @@ def after_pred(self:FeatureCallback):
         raise ValueError(f"{type(self).__name__}: layer '{min(fit.no_grad)}' ran without gradients, so its term could not "
                          "train the network (reentrant gradient checkpointing does that); checkpoint with "
                          "use_reentrant=False, or name a layer outside with `layers=`")
+
+@patch
+def _look_at_answers(self:FeatureCallback):
+    "Once a fit: are answers and targets what the term can be made of?"
+    name,learn = type(self).__name__,self.learn
+    check_answer(name, learn.pred, len(learn.xb[0]))
+    if self.reads_classes and len(learn.yb): check_classes(name, task_loss(learn), learn.yb[0])
+    self._fit.form = answer_form(learn.pred, task_loss(learn))
+
+@patch(as_prop=True)
+def scores(self:FeatureCallback)->Tensor: # (N,C)
+    "The network's answers to this batch as logits of the classes"
+    return class_scores(self.learn.pred, self._fit.form)
+
+@patch
+def loss_of(self:FeatureCallback,
+    logits:Tensor, # of an auxiliary classifier for this batch, (N,C)
+    answers:Tensor|None=None, # what the network's head has answered; None: its predictions
+)->Tensor: # scalar
+    "The learner's loss of a head's logits, in the form that it asks for; under MixUp the mixing loss"
+    fit,answers = self._fit,self.learn.pred if answers is None else answers
+    if fit.head_form is None: fit.head_form = head_form(answers, task_loss(self.learn))
+    return self.learn.loss_func(in_form(logits, fit.head_form, self.learn.pred.ndim), *self.learn.yb)
 
 # %% ../nbs/01_core.ipynb #a8d126ed
 @patch

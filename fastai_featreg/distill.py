@@ -12,10 +12,11 @@ import logging,math
 from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
+from .answers import answer_form,bare_loss,check_answer,check_inputs,class_scores,mixed_classes,task_loss
 from .core import register_method,remove_taps
 from .core import _check_count,_check_number,_got,_plain,_wide
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
-from .maps import mixed_classes,pooled_map,resize_maps
+from .maps import pooled_map,resize_maps
 from .maps import _check_distance,_check_in_use,_check_maps,_like_model,_run_from,_Start
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
@@ -305,6 +306,7 @@ class Guide:
         maps:bool=True, # shall it give maps?
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         renorm:tuple|None=None, # factor and offset of the images, from `renormaliser`
+        loss_func:Callable|None=None, # the loss by which both are trained; tells whether the answers are probabilities
     ):
         device,last = next(student.parameters()).device,torch.channels_last
         self.net,self.renorm,self.method = frozen_view(teacher).to(device),renorm and to_device(renorm, device),None
@@ -316,11 +318,9 @@ class Guide:
         except Exception as e:
             raise ValueError(f"teacher: it cannot take the student's images, {tuple(x.shape[1:])} "
                              f"({type(e).__name__}: {e}); give a teacher of their size and channels") from e
-        if not isinstance(out, Tensor) or out.ndim!=2 or len(out)!=len(x[:2]):
-            got = tuple(out.shape) if isinstance(out, Tensor) else f'a {type(out).__name__}'
-            raise ValueError(f"teacher: it must answer with one tensor of logits (N,C), got {got}; "
-                             "wrap it in a module that returns the logits alone")
-        self.n_out = out.shape[1]
+        check_answer('teacher', out, len(x[:2]))
+        self.form = answer_form(out, loss_func)
+        self.n_out = class_scores(out).shape[1]
         if maps: self._set_up_maps(x, cam)
 
     def _set_up_maps(self, x, cam):
@@ -360,9 +360,9 @@ class Guide:
         "Look at a batch"
         if self.net.training: self.net.eval()
         x = self.images(x)
-        if read is None: return _plain(self.net(x)),None
+        if read is None: return class_scores(_plain(self.net(x)), self.form),None
         start = _Start(self.anatomy.last, grad=self.method!='cam')
-        logits = _run_from(self.net, x, start)
+        logits = class_scores(_run_from(self.net, x, start), self.form)
         return logits.detach(),read(start.f, logits).detach()
 
 # %% ../nbs/40_distill.ipynb #05e556aa
@@ -388,8 +388,9 @@ def _check_vocab(name, theirs, own):
 
 def _is_binary(loss_func):
     "Does the loss ask for each class by itself?"
-    func = getattr(loss_func, 'func', loss_func)
-    return isinstance(func, nn.BCEWithLogitsLoss) or func is F.binary_cross_entropy_with_logits
+    func = bare_loss(loss_func)
+    binary = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+    return isinstance(func, (nn.BCELoss, nn.BCEWithLogitsLoss)) or func in binary
 
 def _check_stats(name, stats):
     "Numbers, one a channel, by which images can be normalised; None for none"
@@ -492,7 +493,9 @@ class TeacherCallback(CamCallback):
     def set_up(self):
         "As in the base; then the teacher"
         if self.with_maps: super().set_up()
-        else: self._fit.stages = [None] # set up, and nothing to tap
+        else:
+            check_inputs(type(self).__name__, self.learn.xb, images=False)
+            self._fit.stages = [None] # set up, and nothing to tap
         teachers = [cb for cb in self.learn.cbs if isinstance(cb, TeacherCallback)]
         if len(teachers)>1 and sum(1 - cb.beta for cb in teachers if not callable(cb.beta))>=1:
             names = ' and '.join(type(cb).__name__ for cb in teachers)
@@ -514,24 +517,19 @@ class TeacherCallback(CamCallback):
         if unwrap(model) is unwrap(self.learn.model):
             raise ValueError(f"{name}: teacher is the very network that is trained; "
                              "give a copy (`deepcopy`) of it as it was")
-        guide = Guide(model, self.learn.model, self.learn.x, self.with_maps, self.cam, renormaliser(own, stats))
-        if guide.n_out!=self._n_out():
-            raise ValueError(f"{name}: teacher knows {guide.n_out} classes, the student {self._n_out()}; "
-                             "they must know the same classes, in the same order")
-        _check_task(name, self.loss, self.per_class, self.learn.loss_func)
+        guide = Guide(model, self.learn.model, self.learn.x, self.with_maps, self.cam, renormaliser(own, stats),
+                      task_loss(self.learn))
+        _check_task(name, self.loss, self.per_class, task_loss(self.learn))
         self.guide = AnswerCache(guide, getattr(self.learn.dl, 'n', None)) if self.cache else guide
         self.teacher_method = guide.method
 
-    def _n_out(self):
-        "Classes that the student knows"
-        if self.with_maps: return self.anatomy.n_out
-        model = unwrap(self.learn.model)
-        with untouched(model), torch.no_grad(): out = model._call_impl(_like_model(model, self.learn.x[:2]))
-        if not isinstance(out, Tensor) or out.ndim!=2:
-            got = tuple(out.shape) if isinstance(out, Tensor) else f'a {type(out).__name__}'
-            raise ValueError(f"{type(self).__name__}: the model must return one tensor of logits (N,C), got {got}; "
-                             "wrap it in a module that returns the logits alone")
-        return out.shape[1]
+    def _look_at_answers(self):
+        "As in the base; student and teacher must know the same classes"
+        super()._look_at_answers()
+        known,own = self.guide.n_out,self.scores.shape[1]
+        if known!=own:
+            raise ValueError(f"{type(self).__name__}: teacher knows {known} classes, the student {own}; "
+                             "they must know the same classes, in the same order")
 
     def find_layers(self,
         anatomy:Anatomy, # of the student
@@ -551,7 +549,7 @@ class TeacherCallback(CamCallback):
 def after_pred(self:TeacherCallback):
     "As in the base; who compares no maps has the logits in their place"
     super(TeacherCallback, self).after_pred()
-    if not self.with_maps and self._fit.weight!=0: self._fit.maps = {'logits': self.learn.pred}
+    if not self.with_maps and self._fit.weight!=0: self._fit.maps = {'logits': self.scores}
 
 @patch
 def after_loss(self:TeacherCallback):
@@ -582,11 +580,11 @@ def logit_loss(self:TeacherCallback,
     weights:Tensor|None, # (N,K)
 )->Tensor: # scalar
     "The loss on logits"
-    binary = _is_binary(self.learn.loss_func)
-    if self.loss=='dkd': return dkd_loss(self.learn.pred, logits, classes, tau, weights=weights)
-    if self.per_class: return kd_loss(self.learn.pred, logits, tau, per_class=True)
+    binary = _is_binary(task_loss(self.learn))
+    if self.loss=='dkd': return dkd_loss(self.scores, logits, classes, tau, weights=weights)
+    if self.per_class: return kd_loss(self.scores, logits, tau, per_class=True)
     fn = binary_kd_loss if binary and self.loss=='kd' else _logit_losses.get(self.loss, self.loss)
-    res = fn(self.learn.pred, logits, tau)
+    res = fn(self.scores, logits, tau)
     if not isinstance(res, Tensor) or res.ndim:
         got = tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__
         raise ValueError(f"{type(self).__name__}: loss must give a scalar tensor, got {got}")

@@ -152,13 +152,14 @@ class FeatureMining(FeatureCallback):
         `vision_learner` cuts off the last ReLU, only that of the transition.
     Reading (FM Eq. 1): the softmax is over the classes; the sum is written over the classifiers.
     Reading (FM Eq. 4): all cross-entropies have weight 1, and they are those of the learner's own loss function, so
-        that label smoothing or MixUp (Table 3) hold for the parts too.
+        that label smoothing or MixUp (Table 3) hold for the parts too. Where that loss asks for log-probabilities or
+        probabilities (`nn.NLLLoss`, `nn.BCELoss`), the classifiers of the parts answer with them.
     Reading (FM Table 9): without complementary parts both masks are drawn alike, independently; letter:
         `complementary=False`.
     Departure (FM 4): fastai reports the last epoch, the paper "the highest validation accuracy over the full training
         course", which is higher; with noisy labels decisively so. No argument here: read the best from the recorder.
     """
-    column = 'fm_loss'
+    column,reads_answers = 'fm_loss',True
     mined = None # names of the mined layers and of the stages they stand for, once a batch has run
     learned = FeatureCallback.learned + ('mined',)
     _stateattrs = FeatureCallback._stateattrs + ('mined',)
@@ -209,7 +210,7 @@ class FeatureMining(FeatureCallback):
         "Sum over mined layers of the losses of both parts (Eq. 4)"
         masks = [[self.draw_mask(f, n) for _ in range(1 if self.complementary else 2)] for n,f in maps.items()]
         logits = [o for head,f,m in zip(self.aux_heads, maps.values(), masks) for o in head(f, *m)]
-        return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
+        return sum(self.loss_of(o.float()) for o in logits)
 
     def __repr__(self):
         taps = [n if n==of else f'{n} for {of}' for n,of in (self.mined or {}).items()]

@@ -6,8 +6,7 @@
 __all__ = ['cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', 'grad_cam_pp', 'fold_weights', 'ClassWeights',
            'class_weights', 'pooled_map', 'CamMaker', 'Cams', 'get_cams', 'decoded_images', 'show_cams', 'box_masks',
            'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
-           'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric', 'soft_classes', 'mixing', 'mixed_classes',
-           'head_weights', 'CamCallback']
+           'caam_cam_distance', 'centre_map', 'localisation', 'CamMetric', 'head_weights', 'CamCallback']
 
 # %% ../nbs/02_maps.ipynb #77519d2e
 import inspect,math
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from torch.nn.utils.parametrize import is_parametrized
 from scipy import ndimage
 from fastai.vision.all import *
-from fastai.callback.mixup import MixHandler
 from .anatomy import Anatomy,Stage,Trace,get_anatomy,hooked,untouched,unwrap
+from .answers import class_scores,mixed_classes
 from .core import FeatureCallback
 from .core import _check_f,_got,_plain,_wide
 from .data import get_boxes,has_boxes
@@ -228,7 +227,7 @@ class ClassWeights:
         "The weights by differentiating the logits of one image, one combination after the other"
         start = _Start(self.anatomy.last, like=torch.ones_like) # positive everywhere, so that a ReLU passes it on
         with untouched(self.model), torch.no_grad():
-            logits = _wide(_run_from(self.model, _like_model(self.model, torch.zeros(1, *self.anatomy.input_size)), start))
+            logits = class_scores(_wide(_run_from(self.model, _like_model(self.model, torch.zeros(1, *self.anatomy.input_size)), start)))
             if not logits.requires_grad:
                 raise ValueError(f"class_weights: no gradient comes back to layer '{self.anatomy.last.name}' (reentrant gradient checkpointing keeps it off); checkpoint with use_reentrant=False, or leave the last stage out")
             v = torch.eye(logits.shape[1], device=logits.device) if v is None else v
@@ -742,38 +741,6 @@ class CamMetric(Metric):
 
     def __getstate__(self): return {**self.__dict__, '_make': None} # an exported learner holds its model once
 
-# %% ../nbs/02_maps.ipynb #b4d00c7b
-def soft_classes(
-    y:Tensor, # targets: classes (N,), or weights (N,C) for several labels or soft ones
-    n_out:int, # C, number of classes
-)->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K), that sum to one; all zero for an image without a class
-    "Targets as classes with weights; of more than 20 classes an image the 20 heaviest"
-    if y.ndim==1 and n_out==1: raise ValueError("the targets are class numbers, but the network has one output, for which there is no map of the other class; use two outputs")
-    if y.ndim==1 and not y.is_floating_point():
-        known = (y>=0) & (y<n_out) # loss functions ignore some negative label
-        return torch.where(known, y, 0).long()[:,None],known.float()[:,None]
-    if y.ndim!=2 or y.shape[1]!=n_out: raise ValueError(f"the targets must be classes (N,), or weights (N,{n_out}) for {n_out} classes, got {y.dtype} {tuple(y.shape)}")
-    y = y.float().clamp(min=0)
-    weights,classes = y.topk(min(20, max(1, int((y>0).sum(1).max()))), 1)
-    return classes,weights/weights.sum(1, keepdim=True).clamp(min=1e-8)
-
-def mixing(
-    learn:Learner, # in a training batch
-)->MixHandler|None: # the callback whose `yb1` and `lam` are the second targets and the shares
-    "MixUp or CutMix, if it mixes the loss of two targets in this batch"
-    return next((cb for cb in learn.cbs if isinstance(cb, MixHandler) and getattr(cb, 'stack_y', False) and hasattr(cb, 'yb1')), None)
-
-def mixed_classes(
-    learn:Learner, # in a training batch
-)->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K)
-    "Targets of the batch as classes with weights, MixUp and CutMix included"
-    n_out,y = learn.pred.shape[1],learn.yb[0].as_subclass(Tensor)
-    mix = mixing(learn)
-    if mix is None: return soft_classes(y, n_out)
-    (a,wa),(b,wb) = soft_classes(y, n_out),soft_classes(mix.yb1[0].as_subclass(Tensor), n_out)
-    lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)
-    return torch.cat([a, b], 1),torch.cat([wa*lam, wb*(1-lam)], 1)
-
 # %% ../nbs/02_maps.ipynb #5583c1ab
 def head_weights(
     model:nn.Module, # classifier of images
@@ -786,13 +753,13 @@ def head_weights(
     "Channel weights of K classes of each image by Grad-CAM, from an evaluation-mode pass of what lies behind the map"
     start = _Start(stage, like=lambda out: _like_model(model, f.detach()))
     with untouched(model), torch.no_grad():
-        logits = _run_from(model, _like_model(model, x if stage.n_prefix else x[:1]), start)
+        logits = class_scores(_run_from(model, _like_model(model, x if stage.n_prefix else x[:1]), start))
         grads = [_score_grads(start.f, s, False, method) for s in logits.gather(1, classes).unbind(1)]
     return torch.stack([g.sum((2, 3)) if method=='grad_cam' else _pp_weights(start.f.detach(), g) for g in grads], 1)
 
 class CamCallback(FeatureCallback):
     "Base of the callbacks whose term is made of class activation maps"
-    check_cam = True
+    check_cam = reads_answers = reads_classes = True
     maker = anatomy = method = None
     _stateattrs = FeatureCallback._stateattrs + ('maker', 'anatomy')
 

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
+from .answers import check_answer,mixing,task_loss
 from .core import FeatureCallback,is_compiled,is_validating,isolated_rng,register_method,TapHook,VisitingParams
 from .core import _check_count,_check_f,_check_number,_got,_plain,_wide
-from .maps import decoded_images,mixing
+from .maps import decoded_images
 from .maps import _check_maps,_class_name,_like_model,_load_for,_overlay
 
 # %% ../nbs/50_multiview.ipynb #df5bf74e
@@ -347,7 +348,7 @@ def loss_on_views(
     n,v = logits.shape[:2]
     def repeat(o): return o.repeat_interleave(v, 0) if isinstance(o, Tensor) and o.ndim>0 and len(o)==n else o
     with _repeated_mix(learn, repeat): loss = learn.loss_func(logits.flatten(0, 1), *map(repeat, learn.yb))
-    summed = getattr(getattr(mixing(learn), 'old_lf', learn.loss_func), 'reduction', 'mean')=='sum' # the learner's loss is a sum over the batch, so this one is over the views too
+    summed = getattr(task_loss(learn), 'reduction', 'mean')=='sum' # the learner's loss is a sum over the batch, so this one is over the views too
     return loss if summed==(reduction=='sum') else loss*v if reduction=='sum' else loss/v
 
 # %% ../nbs/50_multiview.ipynb #a53b198b
@@ -375,7 +376,11 @@ def _check_pooling(head, channels, n_out):
     x = _like_model(head, torch.randn(2, channels, 5, 5))
     try:
         with untouched(head), torch.no_grad(): whole,one = head(x),head(x.mean((2, 3), keepdim=True))
-    except RuntimeError: whole = one = torch.empty(0)
+    except RuntimeError: whole = one = torch.empty(2, 0)
+    check_answer('MVFeaAug', whole, 2)
+    if whole.ndim==1:
+        raise ValueError("MVFeaAug: the head must answer with (N,C), (N,1) for one output, got (N,); "
+                         "leave it to the loss to flatten, as BCEWithLogitsLossFlat and MSELossFlat do")
     concat = isinstance(next(_leaves(head), None), AdaptiveConcatPool2d)
     same = whole.shape==one.shape==(2, n_out) and (concat or torch.allclose(whole, one, rtol=1e-3, atol=1e-3*whole.abs().max().item()))
     if not same: raise ValueError("MVFeaAug: the head does not begin with average pooling of the whole map, so it cannot answer the mean of a view (does it convolve or activate first, pool by the maximum, or flatten a map of a fixed size?); give classifier='linear', or move what comes before the pooling into the body")
@@ -449,6 +454,7 @@ class MVFeaAug(FeatureCallback):
         network too.
     """
     order,column,tap = -1,('mv_global', 'mv_local'),InputTap # what others add to the loss is added to this one
+    reads_answers = True
     idle = '' # why it has little to do, a note for `compare`
     def __init__(self,
         k:int=50, # anchors an image; a map with fewer positions gives them all
@@ -504,7 +510,9 @@ class MVFeaAug(FeatureCallback):
         "Both losses"
         views,overall = first(maps.values())
         self._note_small_maps(views.shape[1]//len(self.sizes))
-        return dict(mv_global=self.global_weight*self.learn.loss_func(overall, *self.learn.yb), mv_local=loss_on_views(self.learn, views, self.local_reduction))
+        overall = self.loss_of(overall, views.detach().flatten(0, 1)) # the mean of log-probabilities is none any longer
+        return dict(mv_global=self.global_weight*overall,
+                    mv_local=loss_on_views(self.learn, views, self.local_reduction))
 
     def _note_small_maps(self, n):
         "Say it, once, if the map has so few positions that all views are much the same"

@@ -155,14 +155,12 @@ in_a_fit = {
     'state of other layers': (lambda: learner(with_state(FeatureMining(2), FeatureMining(1))), 'heads for other layers or classes'),
     'mining without maps': (lambda: learner(FeatureMining(), mlp()), 'spatial map'), 'drop without maps': (lambda: learner(SelectScale(), mlp()), 'spatial map'), 'CAM-loss without maps': (lambda: learner(CAMLoss(start=0), mlp()), 'spatial map'),
     'NegativeCAM without maps': (lambda: learner(NegativeCAM(), mlp()), 'spatial map'), 'student without maps': (lambda: learner(CCM(tiny_teacher()), mlp()), 'spatial map'), 'teacher without maps': (lambda: learner(CCM(mlp())), 'teacher: no module of the model gives a spatial map'),
-    'dictionary': (lambda: learner(FeatureMining(), Answers(lambda o: {'logits': o})), 'wrap it in a module that returns the logits alone'), 'two answers': (lambda: learner(SelectScale(), Answers(lambda o: (o, o))), 'wrap it in a module'),
-    'dictionary, taught': (lambda: learner(KnowledgeDistillation(tiny_teacher()), Answers(lambda o: {'logits': o})), 'the model must return one tensor of logits'), 'teacher gives a dictionary': (lambda: learner(KnowledgeDistillation(Answers(lambda o: {'logits': o}))), 'logits'),
+    'teacher gives a dictionary': (lambda: learner(KnowledgeDistillation(Answers(lambda o: {'logits': o}))), 'logits'),
     'teacher gives a dictionary of maps': (lambda: learner(CCM(Answers(lambda o: {'logits': o}))), 'logits'),
     'one channel': (lambda: learner(FeatureMining(), x=lambda x: x[:1]), 'the model accepted no noise image.*channels'), 'one channel, taught': (lambda: learner(KnowledgeDistillation(tiny_teacher()), x=lambda x: x[:1]), "student's images"),
     'no channels': (lambda: learner(FeatureMining(), x=lambda x: x[0]), 'images .N,C,H,W.'), 'images are vectors': (lambda: learner(SelectScale(), mlp(), x=torch.flatten), 'images .N,C,H,W.'),
     "cam='cam', hidden layer": (lambda: learner(CAMLoss(start=0, cam='cam'), hidden()), 'CAM is exact'), "teacher's cam='cam', hidden layer": (lambda: learner(CCM(hidden(), cam='cam')), 'exact'),
     'CAT-KD, hidden layer': (lambda: learner(CATKD(hidden())), 'exact'), 'CAT-KD, student with a hidden layer': (lambda: learner(CATKD(tiny_teacher()), hidden()), 'CAM is exact'),
-    'nine classes': (lambda: learner(KnowledgeDistillation(tiny_teacher(n_out=9))), 'teacher knows 9 classes, the student 10'), 'nine classes, with maps': (lambda: learner(CCM(tiny_teacher(n_out=9))), 'same classes'),
     'teacher of vectors': (lambda: learner(CCM(nn.Linear(2, 2))), "student's images"), 'stats of two channels': (lambda: learner(CCM(tiny_teacher(), teacher_stats=([.5, .5], [1., 1.]))), "student's images"),
     'its own teacher': (lambda: (lambda m: learner(KnowledgeDistillation(m), m))(tiny_model()), 'give a copy'), 'two teachers': (lambda: learner([CCM(tiny_teacher()), KnowledgeDistillation(tiny_teacher())]), 'beta=1'),
     'softmax under BCE': (lambda: binary(KnowledgeDistillation(tiny_teacher(), loss='dkd')), "loss='kd', which is binary"),
@@ -171,6 +169,11 @@ in_a_fit |= {f'teacher file {name}': (lambda name=name: learner(CCM(files_at(nam
 
 # these need a map of the first batch: its forward pass has moved BatchNorm's statistics, as any does, and no step follows
 behind_the_forward_pass = {
+    'dictionary': (lambda: learner(FeatureMining(), Answers(lambda o: {'logits': o})), "got a dictionary of 'logits'; wrap it in a module"),
+    'two answers': (lambda: learner(FeatureMining(), Answers(lambda o: (o, o))), 'got a tuple of 2; wrap it in a module'),
+    'dictionary, taught': (lambda: learner(KnowledgeDistillation(tiny_teacher()), Answers(lambda o: {'logits': o})), "got a dictionary of 'logits'"),
+    'nine classes': (lambda: learner(KnowledgeDistillation(tiny_teacher(n_out=9))), 'teacher knows 9 classes, the student 10'),
+    'nine classes, with maps': (lambda: learner(CCM(tiny_teacher(n_out=9))), 'same classes'),
     'one position': (lambda: learner(FeatureMining(['1.0'])), "layer '1.0' has one position only.*layers="), 'drop gives nothing': (lambda: learner(type('Nothing', (DropCallback,), dict(drop=lambda self, f, s: None))()), 'drop must give'),
     'score function': (lambda: learner(SelectScale(score=lambda f: f.mean())), 'score must give one number for each image and channel'),
     'drop gives half': (lambda: learner(type('Half', (DropCallback,), dict(drop=lambda self, f, s: f[:,:,::2]))()), 'drop must give'),
@@ -246,7 +249,7 @@ def test_refused_before_the_first_step(name):
     make,why = behind_the_forward_pass[name]
     learn = make()
     refused(learn, why, running=False)
-    trains(learn)
+    if name not in cannot_train_anyway: trains(learn)
 
 @pytest.mark.parametrize('make,why', [(lambda: SelectScale(curriculum=lambda p: 2*p + .5), 'curriculum after 50%'), (lambda: FeatureMining(weight=lambda p: 1. if p<.5 else nan), 'after 50% of training it gave nan'),
                                       (lambda: CCM(tiny_teacher(), beta=lambda p: 2*p + .5), 'after 50% of training: beta must be')])
