@@ -16,7 +16,7 @@ from .core import register_method,remove_taps
 from .core import _check_count,_check_number,_got,_plain,_wide
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
 from .maps import mixed_classes,pooled_map,resize_maps
-from .maps import _check_distance,_check_in_use,_check_maps,_like_model,_run_from,_Start
+from .maps import _check_distance,_check_in_use,_check_maps,_held_maps,_like_model,_run_from,_Start
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
@@ -97,10 +97,22 @@ def dkd_loss(
     return (each/classes.shape[1] if weights is None else each*weights).sum()/len(s)
 
 # %% ../nbs/40_distill.ipynb #2386d0a2
-def _unit(v, dim):
+def _unit(v, dim, least=1e-8):
     "Vectors of length one; one without a length gives zeros, and no gradient"
     n = v.norm(dim=dim, keepdim=True)
-    return v/n.masked_fill(n<1e-8, math.inf)
+    return v/n.masked_fill(n<least, math.inf)
+
+def _steady(o, z, dim, slope=1.):
+    """What is made of float16 logits `z` with a slope of `slope`/spread along `dim`: a constant where the spread is
+    below the smallest normal number of float16, 2^-14, times `slope`, for its gradients end at 65504"""
+    if z.dtype!=torch.float16: return o
+    z = _wide(z.detach())
+    return torch.where(z.amax(dim, True) - z.amin(dim, True)<2**-14*slope, o.detach(), o)
+
+def _relations(p, dim):
+    "Deviations from the mean along `dim`, of length one; probabilities that are equal up to rounding give zeros"
+    least = 4*torch.finfo(p.dtype).eps*p.detach().norm(dim=dim, keepdim=True)
+    return _unit(p - p.mean(dim, True), dim, least.clamp(min=1e-8))
 
 def dist_loss(
     student:Tensor, # logits, (N,C)
@@ -111,19 +123,25 @@ def dist_loss(
 )->Tensor: # scalar
     """One minus the correlation with the teacher, over classes and over images (DIST, Huang et al., 2022)
 
+    Probabilities that are equal up to rounding have the correlation 0 and no gradient; float16 logits whose spread is
+    below 2^-14*tau have no gradient.
     Departure (CL 4.5): the paper compares with KD and AT; DIST is no method of the papers but an addition.
     """
     s,t = [o.softmax(1) for o in _scaled('dist_loss', student, teacher, tau)]
-    far = [1 - (_unit(s - s.mean(d, True), d)*_unit(t - t.mean(d, True), d)).sum(d).mean() for d in (1, 0)]
+    own = [_steady(_relations(s, d), student, d, tau) for d in (1, 0)]
+    far = [1 - (o*_relations(t, d)).sum(d).mean() for o,d in zip(own, (1, 0))]
     return tau**2*(inter*far[0] + intra*far[1])
 
 # %% ../nbs/40_distill.ipynb #8d5d8b4e
 def standardise(
     z:Tensor, # logits, (N,C)
 )->Tensor: # (N,C), float32 at least
-    "Each image's logits with mean 0 and standard deviation 1; equal logits give zeros"
-    z = _wide(z)
-    return (z - z.mean(1, True))/(z.var(1, keepdim=True) + 1e-14).sqrt()
+    """Each image's logits with mean 0 and standard deviation 1; equal logits give zeros
+
+    Float16 logits whose spread is below 2^-14 have no gradient.
+    """
+    own = _wide(z)
+    return _steady((own - own.mean(1, True))/(own.var(1, keepdim=True) + 1e-14).sqrt(), z, 1)
 
 def standardised_kd_loss(
     student:Tensor, # logits, (N,C)
@@ -146,9 +164,13 @@ def _same_size(a, b):
 
 def _constant(o): return o.detach() if isinstance(o, Tensor) else o
 
-def _class_maps(name, arg, f, w):
+def _slope(w): return w.detach().float().abs().amax(-1)[...,None,None]
+
+def _class_maps(name, arg, f, w, positions='mean'):
     "CAMs by class weights, which are constants; without weights `f` holds class maps already"
-    if w is not None: return cam(f, _constant(w))
+    if w is not None:
+        maps = cam(f, _constant(w))
+        return _held_maps(maps, f.dtype, _slope(w).to(maps.device), positions)
     _check_maps(f, name, arg)
     return f
 
@@ -183,7 +205,8 @@ def at_loss(
     Reading (CL 3.3): of two maps of different size the larger is resized to the smaller, before both are normalised.
     Reading (CL 3.3): the expectation over the classes of a mixed target, the mean over those of several labels.
     """
-    own,theirs = _class_maps('at_loss', 'fs', fs, ws),_class_maps('at_loss', 'ft', _constant(ft), wt)
+    own = _class_maps('at_loss', 'fs', fs, ws, positions)
+    theirs = _class_maps('at_loss', 'ft', _constant(ft), wt)
     return _expected_distance('at_loss', own, theirs, distance, positions, weights)
 
 def ccm_loss(
@@ -201,7 +224,8 @@ def ccm_loss(
     Reading (CL 3.3): of two maps of different size the larger is resized to the smaller, before both are normalised.
     Reading (CL 3.3): the expectation over the classes of a mixed target, the mean over those of several labels.
     """
-    own,theirs = caam(fs),_class_maps('ccm_loss', 'ft', _constant(ft), wt)
+    own = _held_maps(caam(fs), fs.dtype, 1., positions)
+    theirs = _class_maps('ccm_loss', 'ft', _constant(ft), wt)
     if theirs.ndim==4: own = own[:,None].expand(-1, theirs.shape[1], -1, -1)
     return _expected_distance('ccm_loss', own, theirs, distance, positions, weights)
 
@@ -210,7 +234,11 @@ def _small_cams(f, w, size):
     "CAMs of all classes, pooled to `size` x `size` and brought to length one, (N,C,size*size)"
     if not isinstance(w, Tensor) or w.ndim!=2:
         raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {_got(w)}")
-    return _unit(cam(F.adaptive_avg_pool2d(_wide(f), size), w.detach().expand(len(f), -1, -1)).flatten(2), 2)
+    maps = cam(F.adaptive_avg_pool2d(_wide(f), size), w.detach().expand(len(f), -1, -1)).flatten(2)
+    unit = _unit(maps, 2)
+    if f.dtype!=torch.float16: return unit
+    faint = maps.detach().abs().amax(2, True)<2**-14*_slope(w)[:,0].to(maps.device) # as in `_held_maps`
+    return torch.where(faint, unit.detach(), unit)
 
 def cat_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
@@ -705,6 +733,7 @@ class AttentionTransfer(TeacherCallback):
     )->Tensor: # scalar
         "`at_loss` of the student's maps of the target's classes"
         own = self.class_maps(f, classes)[0].transpose(0, 1)
+        own = _held_maps(own, f.dtype, 1., self.positions)
         return at_loss(own, None, theirs, None, self.distance, self.positions, weights)
 
 @register_method('ccm')
