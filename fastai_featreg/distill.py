@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 'standardised_kd_loss', 'at_loss', 'ccm_loss',
-           'cat_loss', 'frozen_view', 'open_teacher', 'normalisation', 'renormaliser', 'Guide', 'TeacherCallback',
-           'AnswerCache', 'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
+           'cat_loss', 'frozen_view', 'normalisation', 'renormaliser', 'Guide', 'TeacherCallback', 'AnswerCache',
+           'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
 
 # %% ../nbs/40_distill.ipynb #95cc40e7
 import logging,math
@@ -13,6 +13,7 @@ from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
 from .core import register_method,remove_taps
+from .teachers import check_teacher,open_teacher,own_images
 from .core import _check_count,_check_number,_got,_plain,_wide
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
 from .maps import mixed_classes,pooled_map,resize_maps
@@ -272,34 +273,6 @@ def frozen_view(
     for m in view.modules(): m.training = False # by the flag alone: some networks have a `train` of their own
     return view
 
-# %% ../nbs/40_distill.ipynb #583019f7
-_accepted = ("a network (nn.Module), a Learner, "
-             "or the path of an exported learner or of a network saved whole by torch.save")
-
-def _check_teacher(name, teacher):
-    "What can be seen without opening a file"
-    if isinstance(teacher, (str, Path)):
-        if Path(teacher).is_file(): return
-        raise ValueError(f"{name}: teacher: there is no file '{teacher}'; give {_accepted}")
-    if not isinstance(teacher, (nn.Module, Learner)):
-        got = f'{teacher.__name__} itself' if isinstance(teacher, type) else type(teacher).__name__
-        raise ValueError(f"{name}: teacher must be {_accepted}, got {got}")
-
-def open_teacher(
-    teacher:nn.Module|Learner|str|Path, # network, learner, or file
-)->nn.Module|Learner: # network or learner
-    "What stands in a file, or the network or learner itself. Unpickling runs code: open only files that you trust"
-    _check_teacher('open_teacher', teacher)
-    if not isinstance(teacher, (str, Path)): return teacher
-    try: got = torch.load(teacher, map_location='cpu', weights_only=False)
-    except Exception as e:
-        raise ValueError(f"teacher: '{teacher}' cannot be opened ({type(e).__name__}: {e}); give {_accepted}") from e
-    if isinstance(got, (nn.Module, Learner)): return got
-    what = f'a {type(got).__name__}; give {_accepted}'
-    if isinstance(got, dict):
-        what = 'weights without a network: build it, load them by load_state_dict, and give the network'
-    raise ValueError(f"teacher: '{teacher}' holds {what}")
-
 # %% ../nbs/40_distill.ipynb #cbadd8ca
 def normalisation(
     dls:DataLoaders, # loaders of images
@@ -394,15 +367,17 @@ class Guide:
         return logits.detach(),read(start.f, logits).detach()
 
 # %% ../nbs/40_distill.ipynb #05e556aa
+_log = logging.getLogger(__name__)
+
 class _Given:
     "What was given as teacher: copies share it, pickles leave it out"
-    def __init__(self, teacher=None): self.teacher,self.opened = teacher,None
+    def __init__(self, teacher=None, arch=None): self.teacher,self.arch,self.opened = teacher,arch,None
     def __deepcopy__(self, memo): return self
     def __reduce__(self): return _Given,()
 
     def open(self):
         "Network or learner; a file is read once"
-        if self.opened is None: self.opened = open_teacher(self.teacher)
+        if self.opened is None: self.opened = open_teacher(self.teacher, self.arch)
         return self.opened
 
 def _check_vocab(name, theirs, own):
@@ -462,7 +437,8 @@ class TeacherCallback(CamCallback):
 
     Departure (CL Eq. 8): the loss on logits is not divided by the number of classes; letter: `per_class=True`.
     Reading (CL 3.3): the teacher stands in evaluation mode, without gradients, and sees the student's own batch,
-        augmented and mixed as it is, in its own normalisation.
+        augmented and mixed as it is, in its own normalisation. A network that normalises its images itself, and comes
+        without a learner, gets them without the student's normalisation.
     Reading (CL 3.3): the map term of a mixed target is the expectation over its classes; images without a label teach
         by their logits alone.
     Reading (CL 3.3): where CAM is not exact the maps are Grad-CAM's, without its ReLU, on either side.
@@ -475,7 +451,7 @@ class TeacherCallback(CamCallback):
     _stateattrs = CamCallback._stateattrs + ('guide', 'now')
 
     def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # network, learner, or path of one that was saved; unpickling runs code
+        teacher:nn.Module|Learner|str|Path, # network, learner, or path of a file, see `open_teacher`
         beta:float|Callable=0.5, # weight of the task loss, [0,1], or a function of the share of training done
         gamma:float|Callable=0., # weight of the loss on maps, or a function of the share of training done
         tau:float|Callable=4., # temperature of the logits, or a function of the share of training done
@@ -487,16 +463,17 @@ class TeacherCallback(CamCallback):
         *,
         per_class:bool=False, # divide `loss='kd'` by the number of classes as well, as Eq. 8 does?
         positions:str='mean', # of maps: 'mean' or 'sum' of the distance over the positions, as Eq. 9 and 10 are written
+        teacher_arch:str|None=None, # name of the network whose weights the file holds, as `find_arch` takes it
     ):
         name = type(self).__name__
-        _check_teacher(name, teacher)
+        check_teacher(name, teacher, teacher_arch)
         _check_loss(name, loss, per_class)
         _check_distance(name, distance, positions)
         _check_stats(name, teacher_stats)
         if not isinstance(cache, bool): raise ValueError(f"{name}: cache must be True or False, got {cache!r}")
         super().__init__(cam, self.strength)
-        store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache,per_class,positions')
-        self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher)
+        store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache,per_class,positions,teacher_arch')
+        self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher, teacher_arch)
         self._check({k: v for k,v in dict(beta=beta, gamma=gamma, tau=tau).items() if not callable(v)})
 
     @property
@@ -535,8 +512,12 @@ class TeacherCallback(CamCallback):
                              "remove this callback and add a new one with a teacher")
         teacher = self.given.open()
         is_learner = isinstance(teacher, Learner)
-        stats,model = self.teacher_stats or (normalisation(teacher.dls) if is_learner else own),teacher
+        stats,model,self.idle = self.teacher_stats,teacher,''
+        if not is_learner and stats is None:
+            stats,self.idle = own_images(model, own)
+            if self.idle: _log.warning(f'{name}: {self.idle}')
         if is_learner:
+            stats = stats or normalisation(teacher.dls)
             model = teacher.model
             _check_vocab(name, *[getattr(o.dls, 'vocab', None) for o in (teacher, self.learn)])
         if unwrap(model) is unwrap(self.learn.model):
@@ -644,8 +625,6 @@ def __repr__(self:TeacherCallback):
     return super(TeacherCallback, self).__repr__() + told
 
 # %% ../nbs/40_distill.ipynb #9b45817c
-_log = logging.getLogger(__name__)
-
 class AnswerCache(GetAttr):
     "A guide that answers from memory where a whole batch has been seen before"
     _default = 'guide'
