@@ -1026,6 +1026,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_featreg.teachers._content': ('teachers.html#_content', 'fastai_featreg/teachers.py'),
                                          'fastai_featreg.teachers._differences': ( 'teachers.html#_differences',
                                                                                    'fastai_featreg/teachers.py'),
+                                         'fastai_featreg.teachers._fitting': ('teachers.html#_fitting', 'fastai_featreg/teachers.py'),
                                          'fastai_featreg.teachers._is_safetensors': ( 'teachers.html#_is_safetensors',
                                                                                       'fastai_featreg/teachers.py'),
                                          'fastai_featreg.teachers._known_arch': ('teachers.html#_known_arch', 'fastai_featreg/teachers.py'),
@@ -1034,8 +1035,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_featreg.teachers._safetensors': ( 'teachers.html#_safetensors',
                                                                                    'fastai_featreg/teachers.py'),
                                          'fastai_featreg.teachers._short': ('teachers.html#_short', 'fastai_featreg/teachers.py'),
-                                         'fastai_featreg.teachers._with_classes': ( 'teachers.html#_with_classes',
-                                                                                    'fastai_featreg/teachers.py'),
                                          'fastai_featreg.teachers._without_code': ( 'teachers.html#_without_code',
                                                                                     'fastai_featreg/teachers.py'),
                                          'fastai_featreg.teachers.check_teacher': ( 'teachers.html#check_teacher',
@@ -1053,5 +1052,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_featreg.teachers.own_images': ('teachers.html#own_images', 'fastai_featreg/teachers.py'),
                                          'fastai_featreg.teachers.own_normalisation': ( 'teachers.html#own_normalisation',
                                                                                         'fastai_featreg/teachers.py'),
-                                         'fastai_featreg.teachers.short_marks': ( 'teachers.html#short_marks',
-                                                                                  'fastai_featreg/teachers.py')}}}
+                                         'fastai_featreg.teachers.short_marks': ('teachers.html#short_marks', 'fastai_featreg/teachers.py'),
+                                         'fastai_featreg.teachers.unmarked': ('teachers.html#unmarked', 'fastai_featreg/teachers.py')}}}

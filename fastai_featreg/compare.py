@@ -22,7 +22,7 @@ from .data import has_boxes,load_data
 from .cam_loss import n_right
 from .maps import localisation,mixed_classes
 from .nets import nets,Truncated
-from .teachers import marked,short_marks
+from .teachers import marked,short_marks,unmarked
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
 for name,cls in (('mixup', MixUp), ('cutmix', CutMix)): register_method(name)(cls)
@@ -77,7 +77,8 @@ def method_label(
     sig = inspect.signature(cls.__init__)
     try: bound = sig.bind(None, *args, **kwargs).arguments
     except TypeError as e:
-        raise ValueError(f"{cls.__name__}: {echo(e)}; its arguments are {', '.join(list(sig.parameters)[1:])}") from None
+        known = ', '.join(list(sig.parameters)[1:])
+        raise ValueError(f"{cls.__name__}: {echo(e)}; its arguments are {known}") from None
     changed = [f'{k}={v!r}' for k,v in list(bound.items())[1:] if v!=sig.parameters[k].default]
     return f"{cls.__name__}({', '.join(changed)})"
 
@@ -144,7 +145,8 @@ def summands(node:ast.AST):
         node = todo.pop()
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): todo += [node.left, node.right]
         else: found.insert(0, node)
-    if len(found)>most: raise ValueError(f"methods: {len(found)} callbacks joined by + are too many; join at most {most}")
+    if len(found)>most:
+        raise ValueError(f"methods: {len(found)} callbacks joined by + are too many; join at most {most}")
     return [parse_callback(o) for o in found]
 
 # %% ../nbs/80_compare.ipynb #9c86ca26
@@ -159,8 +161,8 @@ def make_callbacks(calls:list):
 def with_teacher(calls:list, teacher:str|Path|None, teacher_arch:str|None=None):
     "`calls`, with the teacher and its architecture where a teacher is needed and none is given"
     told = {k: v for k,v in dict(teacher=teacher, teacher_arch=teacher_arch).items() if v is not None}
-    return [(cls, args, told | kwargs if teacher and needs_teacher(cls) and not args and 'teacher' not in kwargs else kwargs)
-            for cls,args,kwargs in calls]
+    lacks = lambda cls, args, kwargs: teacher and needs_teacher(cls) and not args and 'teacher' not in kwargs
+    return [(cls, args, told | kwargs if lacks(cls, args, kwargs) else kwargs) for cls,args,kwargs in calls]
 
 def with_marks(cls:type, args:list, kwargs:dict):
     "A teacher's file is marked by its content: another network in the same file is another method, and is not opened"
@@ -181,7 +183,8 @@ def check_callbacks(label:str, calls:list):
         check_finite(*call)
         try: make_callbacks([call])
         except Exception as e:
-            if isinstance(e, ValueError) and call[0].__module__.startswith('fastai_featreg.'): raise # a sentence of ours
+            ours = call[0].__module__.startswith('fastai_featreg.')
+            if ours and isinstance(e, ValueError): raise # a sentence already
             why = f'a wrong type ({echo(e)})' if isinstance(e, TypeError) else f'a wrong value ({one_line(e, 200)})'
             raise ValueError(f"methods: {echo(label)} has an argument of {why}; correct it") from e
 
@@ -209,7 +212,8 @@ def parse_methods(
     teacher_arch:str|None=None, # name of the network whose weights that file holds; None: it holds a whole network
 )->list: # (label, function that makes the callbacks), plain first
     "Read a list of methods; plain training is always in it, and the same method only once"
-    chosen,teacher = {'plain': list},teacher and marked(teacher) # hashed here, once; each time it is opened it is checked
+    chosen = {'plain': list}
+    teacher = teacher and marked(teacher) # hashed here, once, and checked whenever it is opened
     for node in parse_list(text):
         name = name_key(node.id) if isinstance(node, ast.Name) else ''
         if name=='plain': continue
@@ -228,7 +232,7 @@ def callback_text(cb:Callback):
     text = repr(cb).partition('  # ')[0] # behind it stands where a callback acts, once it has
     try: (_,make), = parse_methods(text)[1:]
     except ValueError: raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
-    if repr(make()[0])!=text: raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
+    if unmarked(repr(make()[0]))!=unmarked(text): raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
     return text
 
 def method_text(m:Callable|Callback|str):
@@ -257,8 +261,8 @@ def find_arch(
     if whole and drop.isdecimal() and len(name)<100: return Truncated(find_arch(whole), int(drop))
     if name in known: return known[name]
     if timm.is_model(name): return name
-    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}),
-                                  show="Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."))
+    show = "Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."
+    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show=show))
 
 # %% ../nbs/80_compare.ipynb #5747af17
 one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
@@ -696,7 +700,8 @@ def check_budget(name:str, value:float|None):
     "A number of the budget; None is left to the data"
     if value is None: return
     if not 0<value<math.inf: raise ValueError(f"{name} must be greater than 0, and finite, not {echo(value, 40)}")
-    if value>limits.get(name, math.inf): raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
+    if value>limits.get(name, math.inf):
+        raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
 
 def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
@@ -817,7 +822,7 @@ def compare(
     n_valid:int=None, # number of validation images
     say:Callable=print, # takes the lines of the report; `noop` for silence
     bars:bool=None, # progress bars; None: on a terminal and in a notebook
-    teacher_arch:str=None, # name of the network whose weights `teacher` holds (see `find_arch`); no code of the file is run then
+    teacher_arch:str=None, # name of the network whose weights `teacher` holds; no code of the file is run then
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -829,7 +834,8 @@ def compare(
         argument gives their schedules yet, so no number here stands beside a paper's.
     """
     if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
-    data,plan,path = at_home('data', data) or 'digits',dict(parse_methods(as_text(methods), teacher, teacher_arch)),results_file(at_home('out', out))
+    data,plan = at_home('data', data) or 'digits',dict(parse_methods(as_text(methods), teacher, teacher_arch))
+    path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
                       pretrained=pretrained, n_train=n_train, n_valid=n_valid)
@@ -890,8 +896,10 @@ def add_compare(commands:argparse._SubParsersAction):
     p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
                    help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
-    p.add_argument('--teacher', help='file for the methods that distil a network: its weights (with --teacher-arch), or an exported learner or network saved whole (opening these runs code: only your own)')
-    p.add_argument('--teacher-arch', help='name of the network whose weights --teacher holds, as --arch takes it; no code of the file is run then')
+    p.add_argument('--teacher', help='file for the methods that distil a network: its weights (with --teacher-arch), or '
+                   'an exported learner or network saved whole (opening these runs code: only your own)')
+    p.add_argument('--teacher-arch', help='name of the network whose weights --teacher holds, as --arch takes it; '
+                   'no code of the file is run then')
     for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),
                            ('lr', float, 'highest learning rate'), ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
         p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data, see below)')
@@ -904,7 +912,9 @@ def add_compare(commands:argparse._SubParsersAction):
 
 class Parser(argparse.ArgumentParser):
     "A parser that says what is wrong on one line"
-    def error(self, message:str): self.exit(2, f"featreg: {echo(message, 300)}; '{self.prog} --help' lists what there is\n")
+    def error(self, message:str):
+        "End with exit code 2"
+        self.exit(2, f"featreg: {echo(message, 300)}; '{self.prog} --help' lists what there is\n")
 
 def parser():
     "Arguments of `featreg`"
@@ -935,10 +945,13 @@ def list_methods():
 def at_home(name:str, path:str|Path|None):
     "A path with `~` replaced; what can be no path is a sentence"
     if path is None: return None
-    if not isinstance(path, (str, Path)): raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
-    if '\0' in str(path): raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
+    if '\0' in str(path):
+        raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
     try: return Path(path).expanduser() if str(path).startswith('~') else path
-    except RuntimeError as e: raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
+    except RuntimeError as e:
+        raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
 
 def check_texts(given:dict):
     "Texts that say nothing, or that no file or name can have"

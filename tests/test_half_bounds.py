@@ -1,4 +1,4 @@
-"""Values and gradients stay finite in float16, bfloat16 and float32, for inputs at 0, at constants, and from 1e-9 to 3e4
+"""Values and gradients stay finite in float16, bfloat16 and float32: inputs at 0, at constants, from 1e-9 to 3e4
 
 What stretches its input to a fixed range has a slope of 1/spread, and float16 ends at 65504.
 """
