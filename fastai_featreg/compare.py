@@ -36,7 +36,7 @@ def known_methods()->dict: # name on the command line -> callback class
 # %% ../nbs/80_compare.ipynb #ed84b994
 def echo(text:object, n:int=200):
     "What was typed, for a sentence: on one line, printable, and cut in the middle where it is long"
-    text = ' '.join(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)).split(' '))
+    text = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
     return text if len(text)<=n else f'{text[:n*2//3 - 5]} ... {text[-n//3:]}'
 
 def name_key(name:str):
@@ -985,7 +985,7 @@ def reason(e:BaseException):
         text = f"{e.strerror}: '{echo(e.filename, 200)}'" if e.filename is not None else e.strerror
     if isinstance(e, (RecursionError, MemoryError, OverflowError)):
         text = f"an argument is too long, too deep or too large ({type(e).__name__}{f': {e}' if str(e) else ''})"
-    return echo(text, 390)
+    return echo(' '.join(text.split()), 390)
 
 def main(
     argv:list=None, # arguments; None: those of the process
