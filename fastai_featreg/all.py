@@ -14,6 +14,7 @@ from fastai_featreg.drop import (drop_block, DropBlock, DropCallback, dropped_er
 from fastai_featreg.cam_loss import cam_loss, CAMLoss, negative_cam_loss, NegativeCAM, show_cam_loss
 from fastai_featreg.distill import (at_loss, AttentionTransfer, binary_kd_loss, cat_loss, CATKD, CCM, ccm_loss, dist_loss, dkd_loss, kd_loss,
                                     KnowledgeDistillation, standardise, standardised_kd_loss, TeacherCallback)
+from fastai_featreg.teachers import open_teacher
 from fastai_featreg.multiview import (ada_cam, anchors, find_views, get_views, install_views, local_pool, MultiViewHead, MVFeaAug, pooled_classifier, PrototypeClassifier,
                                       remove_views, show_views, view_boxes, view_weights)
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digit_scenes, digits_dls, folder_dls, get_boxes, load_data, show_boxes

@@ -17,7 +17,7 @@ from .core import is_validating,register_method
 from .core import _check_count,_check_number,_got,_wide
 from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,decoded_images,get_cams,minmax
 from .maps import pooled_map
-from .maps import _check_distance
+from .maps import _check_distance,_held_maps
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
@@ -37,6 +37,10 @@ def cam_loss(
     """
     maps = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
     own,everything = maps[:-1],maps[-1:]
+    if f.dtype==torch.float16:
+        slopes = (w[:,None] if w.ndim==2 else w).detach().float().abs().amax(2).T[...,None,None]
+        own = _held_maps(own, f.dtype, slopes.to(own.device), positions)
+        everything = _held_maps(everything, f.dtype, 1., positions)
     distances = caam_cam_distance(own, everything.expand_as(own), distance, positions).T
     if weights is None: return distances.mean()
     if not isinstance(weights, Tensor) or weights.shape!=distances.shape:

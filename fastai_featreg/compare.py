@@ -23,6 +23,7 @@ from .data import has_boxes,load_data
 from .cam_loss import n_right
 from .maps import localisation
 from .nets import nets,Truncated
+from .teachers import marked,short_marks,unmarked
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
 for name,cls in (('mixup', MixUp), ('cutmix', CutMix)): register_method(name)(cls)
@@ -34,18 +35,25 @@ def known_methods()->dict: # name on the command line -> callback class
     return dict(sorted(core.methods.items()))
 
 # %% ../nbs/80_compare.ipynb #ed84b994
+def echo(text:object, n:int=200):
+    "What was typed, for a sentence: on one line, printable, and cut in the middle where it is long"
+    text = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return text if len(text)<=n else f'{text[:n*2//3 - 5]} ... {text[-n//3:]}'
+
 def name_key(name:str):
     "Name without case, `-`, `_` and spaces"
     return re.sub('[-_ ]', '', name).lower()
 
 def unknown_name(kind:str, name:str, known:list, show:str=''):
     "Sentence about a name nobody knows, with the names that look like it"
+    name = echo(name, 60)
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else '.'
     return f"unknown {kind} '{name}'{hint} {show or 'Known: ' + ', '.join(known)}"
 
 # %% ../nbs/80_compare.ipynb #a4a59dd9
-reserved = {'plain': "leave it out, for plain training is in every comparison", 'all': "write it by itself, or between commas"}
+reserved = {'plain': "leave it out, for plain training is in every comparison",
+            'all': "write it by itself, or between commas"}
 
 # %% ../nbs/80_compare.ipynb #82c626ba
 def find_method(
@@ -55,7 +63,9 @@ def find_method(
     known = known_methods()
     classes = {name_key(n): c for n,c in known.items()} | {name_key(c.__name__): c for c in known.values()}
     if name_key(name) in classes: return classes[name_key(name)]
-    if name_key(name) in reserved: raise ValueError(f"methods: '{name}' is no callback, so it takes neither + nor arguments; {reserved[name_key(name)]}")
+    if name_key(name) in reserved:
+        raise ValueError(f"methods: '{name}' is no callback, so it takes neither + nor arguments; "
+                         f"{reserved[name_key(name)]}")
     raise ValueError(unknown_name('method', name, ['plain', 'all', *known]))
 
 # %% ../nbs/80_compare.ipynb #0f943778
@@ -67,27 +77,43 @@ def method_label(
     "Expression that makes the callback, without default arguments"
     sig = inspect.signature(cls.__init__)
     try: bound = sig.bind(None, *args, **kwargs).arguments
-    except TypeError as e: raise ValueError(f"{cls.__name__}: {e}; its arguments are {', '.join(list(sig.parameters)[1:])}") from None
+    except TypeError as e:
+        known = ', '.join(list(sig.parameters)[1:])
+        raise ValueError(f"{cls.__name__}: {echo(e)}; its arguments are {known}") from None
     changed = [f'{k}={v!r}' for k,v in list(bound.items())[1:] if v!=sig.parameters[k].default]
     return f"{cls.__name__}({', '.join(changed)})"
 
 # %% ../nbs/80_compare.ipynb #f8c67ec4
+longest,most = 5000,20 # characters of a list, callbacks of one method: far more than anybody compares
+
+def shown(node:ast.AST):
+    "Source of a syntax tree, for a sentence"
+    try: return echo(ast.unparse(node))
+    except RecursionError: return 'an expression that is nested deeply'
+
 def parse_list(text:str):
     "Elements of a comma-separated list, as syntax trees"
+    if len(text)>longest:
+        raise ValueError(f"methods: a list of {len(text)} characters is too long; write at most {longest}")
     parts = re.split(r"""('[^']*'|"[^"]*")""", text) # a hyphen inside quotes is left alone
     parts = [p if i%2 else re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', p) for i,p in enumerate(parts)]
-    try: nodes = ast.parse(f"[{''.join(parts).strip().strip(',')}]", mode='eval').body.elts
-    except (SyntaxError, AttributeError, RecursionError): raise ValueError(f"methods: cannot read '{text}'; write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
+    try:
+        with warnings.catch_warnings(): # about the text, which is not ours
+            warnings.simplefilter('ignore')
+            nodes = ast.parse(f"[{''.join(parts).strip().strip(',')}]", mode='eval').body.elts
+    except Exception: # SyntaxError, RecursionError, MemoryError, ...: the kind says nothing about the text
+        raise ValueError(f"methods: cannot read '{echo(text)}'; "
+                         "write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
     if not nodes: raise ValueError("methods: the list is empty; write e.g. feature_mining,mixup")
     return nodes
 
 def literal_arguments(call:ast.Call):
     "Positional and keyword arguments of a call"
-    text,names = ast.unparse(call),[k.arg for k in call.keywords]
+    text,names = shown(call),[k.arg for k in call.keywords]
     if None in names: raise ValueError(f"methods: '{text}' has arguments behind **; write them out, such as layers=2")
     if len(set(names))<len(names): raise ValueError(f"methods: '{text}' gives an argument twice; give it once")
     try: return [ast.literal_eval(a) for a in call.args],{k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except (ValueError, TypeError):
+    except Exception: # a long chain of signs is a RecursionError, a list as a key of a dictionary a TypeError
         raise ValueError(f"methods: the arguments in '{text}' must be literals, such as 2, 0.5 or 'box'") from None
 
 def parse_recipe(call:ast.Call):
@@ -99,9 +125,10 @@ def parse_recipe(call:ast.Call):
         raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; {others}")
     args,kwargs = literal_arguments(call)
     try: made = getattr(cls, name)(*args, **kwargs)
-    except TypeError as e:
+    except ValueError: raise
+    except Exception as e:
         known = ', '.join(inspect.signature(getattr(cls, name)).parameters)
-        raise ValueError(f"methods: '{ast.unparse(call)}': {e}; its arguments are {known}") from None
+        raise ValueError(f"methods: '{shown(call)}': {echo(e)}; its arguments are {known}") from None
     return parse_callback(parse_list(repr(made))[0])
 
 def parse_callback(node:ast.AST):
@@ -109,13 +136,19 @@ def parse_callback(node:ast.AST):
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name): return parse_recipe(call)
     if not isinstance(call.func, ast.Name):
-        raise ValueError(f"methods: '{ast.unparse(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
+        raise ValueError(f"methods: '{shown(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
     return find_method(call.func.id), *literal_arguments(call)
 
 def summands(node:ast.AST):
     "Callbacks joined by `+`"
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): return summands(node.left) + summands(node.right)
-    return [parse_callback(node)]
+    todo,found = [node],[]
+    while todo: # a chain of thousands is no recursion
+        node = todo.pop()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): todo += [node.left, node.right]
+        else: found.insert(0, node)
+    if len(found)>most:
+        raise ValueError(f"methods: {len(found)} callbacks joined by + are too many; join at most {most}")
+    return [parse_callback(o) for o in found]
 
 # %% ../nbs/80_compare.ipynb #9c86ca26
 def needs_teacher(cls:type):
@@ -126,45 +159,68 @@ def make_callbacks(calls:list):
     "Fresh callbacks from (class, args, kwargs)"
     return [cls(*args, **kwargs) for cls,args,kwargs in calls]
 
-def with_teacher(calls:list, teacher:str|Path):
-    "`calls`, with the teacher where one is needed and none is given"
-    return [(cls, args, kwargs if args or not needs_teacher(cls) else {'teacher': str(teacher)} | kwargs) for cls,args,kwargs in calls]
+def with_teacher(calls:list, teacher:str|Path|None, teacher_arch:str|None=None):
+    "`calls`, with the teacher and its architecture where a teacher is needed and none is given"
+    told = {k: v for k,v in dict(teacher=teacher, teacher_arch=teacher_arch).items() if v is not None}
+    lacks = lambda cls, args, kwargs: teacher and needs_teacher(cls) and not args and 'teacher' not in kwargs
+    return [(cls, args, told | kwargs if lacks(cls, args, kwargs) else kwargs) for cls,args,kwargs in calls]
 
-def fingerprint(path:str|Path):
-    "Eight digits that tell one content of a file from another"
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+def with_marks(cls:type, args:list, kwargs:dict):
+    "A teacher's file is marked by its content: another network in the same file is another method, and is not opened"
+    if not needs_teacher(cls): return cls,args,kwargs
+    mark = lambda o: marked(o) if isinstance(o, (str, Path)) else o
+    return cls,[mark(o) for o in args[:1]] + args[1:],{k: mark(v) if k=='teacher' else v for k,v in kwargs.items()}
 
-def marked(cls:type, args:list, kwargs:dict):
-    "Arguments for the label; a teacher's file is marked by its content, for another network in the same file is another method"
-    if not needs_teacher(cls): return args,kwargs
-    mark = lambda o: f'{o}#{fingerprint(o)}' if isinstance(o, (str, Path)) and Path(o).is_file() else o
-    return [mark(o) for o in args[:1]] + args[1:],{k: mark(v) if k=='teacher' else v for k,v in kwargs.items()}
+def check_finite(cls:type, args:list, kwargs:dict):
+    "1e999 is infinite, and no argument of a method may be: not all callbacks of others look"
+    for v in [*args, *kwargs.values()]:
+        for number in v if isinstance(v, (list, tuple)) else [v]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"methods: an argument of {cls.__name__} must be finite, got {number}; correct it")
+
+def check_callbacks(label:str, calls:list):
+    "Make each once: whatever a wrong argument raises is one sentence"
+    for call in calls:
+        check_finite(*call)
+        try: make_callbacks([call])
+        except Exception as e:
+            ours = call[0].__module__.startswith('fastai_featreg.')
+            if ours and isinstance(e, ValueError): raise # a sentence already
+            why = f'a wrong type ({echo(e)})' if isinstance(e, TypeError) else f'a wrong value ({one_line(e, 200)})'
+            raise ValueError(f"methods: {echo(label)} has an argument of {why}; correct it") from e
 
 def method_of(calls:list):
     "Label and factory of one or several callbacks, made once to see that their arguments are valid"
     names = [cls.__name__ for cls,_,_ in calls]
     for cls,args,kwargs in calls:
         if needs_teacher(cls) and not args and 'teacher' not in kwargs:
-            raise ValueError(f"methods: {cls.__name__} needs a teacher; give the file of a trained network or exported learner with --teacher (teacher=)")
-    if len(set(names))<len(names): raise ValueError(f"methods: {'+'.join(names)} has one class twice; give that one several layers instead")
-    told = [(cls, *marked(cls, args, kwargs)) for cls,args,kwargs in calls]
-    label = '+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in told)
-    try: make_callbacks(calls)
-    except TypeError as e: raise ValueError(f"methods: {label} has an argument of a wrong type ({e}); correct it") from e
-    return label, partial(make_callbacks, calls)
+            raise ValueError(f"methods: {cls.__name__} needs a teacher; give the file of a trained network or exported "
+                             "learner with --teacher (teacher=)")
+    if len(set(names))<len(names):
+        raise ValueError(f"methods: {echo('+'.join(names))} has one class twice; give that one several layers instead")
+    calls = [with_marks(*call) for call in calls]
+    try: label = short_marks('+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in calls))
+    except ValueError: raise
+    except Exception as e:
+        raise ValueError(f"methods: {'+'.join(names)} has an argument that cannot be written ({echo(e)})") from e
+    check_callbacks(label, calls)
+    return label,partial(make_callbacks, calls)
 
 # %% ../nbs/80_compare.ipynb #d4ada227
 def parse_methods(
     text:str, # e.g. `"feature_mining, FeatureMining(layers=2)+mixup"`, or `"all"`
     teacher:str|Path=None, # file of a trained network, for the methods that need one; without it `"all"` leaves them out
+    teacher_arch:str|None=None, # name of the network whose weights that file holds; None: it holds a whole network
 )->list: # (label, function that makes the callbacks), plain first
     "Read a list of methods; plain training is always in it, and the same method only once"
     chosen = {'plain': list}
+    teacher = teacher and marked(teacher) # hashed here, once, and checked whenever it is opened
     for node in parse_list(text):
         name = name_key(node.id) if isinstance(node, ast.Name) else ''
         if name=='plain': continue
-        each = [[(cls, [], {})] for cls in known_methods().values() if teacher or not needs_teacher(cls)] if name=='all' else [summands(node)]
-        chosen.update(method_of(with_teacher(calls, teacher) if teacher else calls) for calls in each)
+        usable = [cls for cls in known_methods().values() if teacher or not needs_teacher(cls)]
+        each = [[(cls, [], {})] for cls in usable] if name=='all' else [summands(node)]
+        chosen.update(method_of(with_teacher(calls, teacher, teacher_arch)) for calls in each)
     return list(chosen.items())
 
 # %% ../nbs/80_compare.ipynb #baf6727e
@@ -177,7 +233,7 @@ def callback_text(cb:Callback):
     text = repr(cb).partition('  # ')[0] # behind it stands where a callback acts, once it has
     try: (_,make), = parse_methods(text)[1:]
     except ValueError: raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
-    if repr(make()[0])!=text: raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
+    if unmarked(repr(make()[0]))!=unmarked(text): raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
     return text
 
 def method_text(m:Callable|Callback|str):
@@ -203,10 +259,11 @@ def find_arch(
 )->Callable|str: # what `vision_learner` takes
     "Architecture called `name`"
     known,(whole,_,drop) = known_archs(),name.rpartition('-')
-    if whole and drop.isdecimal(): return Truncated(find_arch(whole), int(drop))
+    if whole and drop.isdecimal() and len(name)<100: return Truncated(find_arch(whole), int(drop))
     if name in known: return known[name]
     if timm.is_model(name): return name
-    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show="Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."))
+    show = "Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."
+    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show=show))
 
 # %% ../nbs/80_compare.ipynb #5747af17
 one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
@@ -638,6 +695,15 @@ def papers_head(arch:str, labels:list):
     if arch.rpartition('-')[0] in nets or arch in nets: return f"'{arch}' is a net of the papers"
     return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
 
+limits = dict(seeds=1000, size=4096, epochs=100_000) # above these a number is a slip, and would fill the memory first
+
+def check_budget(name:str, value:float|None):
+    "A number of the budget; None is left to the data"
+    if value is None: return
+    if not 0<value<math.inf: raise ValueError(f"{name} must be greater than 0, and finite, not {echo(value, 40)}")
+    if value>limits.get(name, math.inf):
+        raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
+
 def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
     usual = budgets.get(str(data), own_images)
@@ -646,8 +712,7 @@ def complete(data:str|Path|None, labels:list=(), **given):
     if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None: budget['lr'] = 2e-3 if budget['pretrained'] else 3e-3
     if budget['head'] not in heads: raise ValueError(unknown_name('head', budget['head'], list(heads)))
     find_arch(budget['arch'])
-    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'):
-        if budget[k] is not None and not budget[k]>0: raise ValueError(f"{k} must be greater than 0, not {budget[k]}")
+    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'): check_budget(k, budget[k])
     return budget
 
 # %% ../nbs/80_compare.ipynb #56118a3e
@@ -758,6 +823,7 @@ def compare(
     n_valid:int=None, # number of validation images
     say:Callable=print, # takes the lines of the report; `noop` for silence
     bars:bool=None, # progress bars; None: on a terminal and in a notebook
+    teacher_arch:str=None, # name of the network whose weights `teacher` holds; no code of the file is run then
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -769,7 +835,8 @@ def compare(
         argument gives their schedules yet, so no number here stands beside a paper's.
     """
     if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
-    data,plan,path = data or 'digits',dict(parse_methods(as_text(methods), teacher)),results_file(out)
+    data,plan = at_home('data', data) or 'digits',dict(parse_methods(as_text(methods), teacher, teacher_arch))
+    path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
                       pretrained=pretrained, n_train=n_train, n_valid=n_valid)
@@ -830,7 +897,10 @@ def add_compare(commands:argparse._SubParsersAction):
     p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
                    help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
-    p.add_argument('--teacher', help='file of an exported learner or of a network saved whole, for the methods that distil one (opening it runs code: only your own)')
+    p.add_argument('--teacher', help='file for the methods that distil a network: its weights (with --teacher-arch), or '
+                   'an exported learner or network saved whole (opening these runs code: only your own)')
+    p.add_argument('--teacher-arch', help='name of the network whose weights --teacher holds, as --arch takes it; '
+                   'no code of the file is run then')
     for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),
                            ('lr', float, 'highest learning rate'), ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
         p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data, see below)')
@@ -841,9 +911,15 @@ def add_compare(commands:argparse._SubParsersAction):
                    "papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); 'gap': a BatchNorm between the two")
     p.add_argument('--out', default='featreg_results', help='folder of results.csv and comparison.png (default: %(default)s)')
 
+class Parser(argparse.ArgumentParser):
+    "A parser that says what is wrong on one line"
+    def error(self, message:str):
+        "End with exit code 2"
+        self.exit(2, f"featreg: {echo(message, 300)}; '{self.prog} --help' lists what there is\n")
+
 def parser():
     "Arguments of `featreg`"
-    p = argparse.ArgumentParser('featreg', description='Feature-level regularisers for image classifiers.')
+    p = Parser('featreg', description='Feature-level regularisers for image classifiers.')
     commands = p.add_subparsers(dest='command', required=True)
     add_compare(commands)
     commands.add_parser('methods', help='list the methods and what they do')
@@ -867,13 +943,35 @@ def list_methods():
         if recipes: print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
     return 0
 
+def at_home(name:str, path:str|Path|None):
+    "A path with `~` replaced; what can be no path is a sentence"
+    if path is None: return None
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
+    if '\0' in str(path):
+        raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
+    try: return Path(path).expanduser() if str(path).startswith('~') else path
+    except RuntimeError as e:
+        raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
+
+def check_texts(given:dict):
+    "Texts that say nothing, or that no file or name can have"
+    for k,v in given.items():
+        if not isinstance(v, str): continue
+        name = k.replace('_', '-')
+        if not v.strip(): raise ValueError(f"{name} must not be empty; leave it out for what it is by default")
+        if '\0' in v: raise ValueError(f"{name} must not have a NUL character in it, got '{echo(v, 80)}'")
+
 def run_compare(args:argparse.Namespace):
     "`featreg compare`; 1 if a run has failed"
     given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
-    if args.path and args.data: raise ValueError(f"the data are given twice, as '{args.path}' and as --data '{args.data}'; give one of them")
+    check_texts(vars(args))
+    if args.path and args.data:
+        raise ValueError(f"the data are given twice, as '{echo(args.path, 80)}' and as --data '{echo(args.data, 80)}'; "
+                         "give one of them")
     try: df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
-        path = Path(args.out).expanduser()/'results.csv'
+        path = Path(at_home('out', args.out))/'results.csv'
         n = len(read_results(path))
         saved = f"{path} holds {plural(n, 'finished run')}; the same command goes on from there." if n else "No run had ended yet."
         print(f"\nInterrupted. {saved}", file=sys.stderr)
@@ -881,6 +979,15 @@ def run_compare(args:argparse.Namespace):
     return int(failed_run(df).any())
 
 # %% ../nbs/80_compare.ipynb #c3eeae20
+def reason(e:BaseException):
+    "What went wrong, at most 400 characters on one line"
+    text = str(e) if isinstance(e, ValueError) else one_line(e)
+    if isinstance(e, OSError) and e.strerror:
+        text = f"{e.strerror}: '{echo(e.filename, 200)}'" if e.filename is not None else e.strerror
+    if isinstance(e, (RecursionError, MemoryError, OverflowError)):
+        text = f"an argument is too long, too deep or too large ({type(e).__name__}{f': {e}' if str(e) else ''})"
+    return echo(' '.join(text.split()), 390)
+
 def main(
     argv:list=None, # arguments; None: those of the process
 )->int: # 0; 1 if a run has failed; 2 for wrong input; 130 after Ctrl-C
@@ -889,6 +996,6 @@ def main(
     except SystemExit as e: return e.code
     warnings.filterwarnings('ignore')
     try: return list_methods() if args.command=='methods' else run_compare(args)
-    except (ValueError, OSError) as e:
-        print(f'featreg: {e}', file=sys.stderr)
+    except (ValueError, OSError, RecursionError, MemoryError, OverflowError) as e: # all else is a mistake of ours
+        print(f'featreg: {reason(e)}', file=sys.stderr)
         return 2

@@ -47,7 +47,7 @@ def _check_count(name, **counts):
 def _check_number(name, low=-math.inf, high=math.inf, **values):
     what = f'a number from {low:g} to {high:g}' if high<math.inf else f'a number of at least {low:g}' if low>-math.inf else 'a finite number'
     for arg,v in values.items():
-        if isinstance(v, bool) or not isinstance(v, numbers.Real) or not math.isfinite(v) or not low<=v<=high:
+        if isinstance(v, bool) or not isinstance(v, numbers.Real) or not abs(v)<math.inf or not low<=v<=high:
             raise ValueError(f"{name}: {arg} must be {what}, got {v!r}")
 
 def _plain(o): return o.as_subclass(Tensor) if isinstance(o, TensorBase) else o # fastai's tensor types do not mix; torch.export cannot trace the change

@@ -68,12 +68,20 @@ def _check_maps(a, name, arg='a'):
         raise ValueError(f"{name}: {arg} must be floating point maps (N,H,W) that are not empty, got {_got(a)}")
 
 
+def _held_maps(maps, dtype, slope=1., positions='mean'):
+    """Maps stretched by 1/span have a slope that float16, which ends at 65504, cannot hold where the span is below its
+    smallest normal number, 2^-14: the values stay, but such a map of float16 features is a constant"""
+    if dtype!=torch.float16: return maps
+    least = 2**-14*slope*(maps.shape[-2]*maps.shape[-1] if positions=='sum' else 1)
+    return torch.where(maps.amax((-2, -1), True) - maps.amin((-2, -1), True)<least, maps.detach(), maps)
+
+
 def minmax(
     a:Tensor, # maps, (N,H,W), or with more dimensions before the last two
 )->Tensor: # shape of `a`, in [0,1], float32 at least
-    "Each map stretched to [0,1]; a map that is flat up to rounding gives zeros"
+    "Each map stretched to [0,1]; one that is flat up to rounding gives zeros, one of float16 below 2^-14 no gradient"
     _check_maps(a, 'minmax')
-    flat = _wide(a).flatten(-2)
+    flat = _held_maps(_wide(a), a.dtype).flatten(-2)
     low,high = flat.amin(-1, keepdim=True),flat.amax(-1, keepdim=True)
     info,span = torch.finfo(flat.dtype),high - low
     with torch.no_grad(): is_flat = span <= torch.maximum(high, -low).mul_(16*info.eps).add_(info.tiny/info.eps)
@@ -646,7 +654,8 @@ def caam_cam_distance(
         raise ValueError(f"caam_cam_distance: maps must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}; "
                          "use resize_maps")
     _check_distance('caam_cam_distance', distance, positions)
-    one,two = minmax(torch.stack([_wide(a), _wide(b).to(a.device)]))
+    a,b = [_held_maps(_wide(o).to(a.device), o.dtype, positions=positions) for o in (a, b)]
+    one,two = minmax(torch.stack([a, b]))
     apart = (one - two).abs() if distance=='l1' else (one - two)**2
     return apart.mean((-2, -1)) if positions=='mean' else apart.sum((-2, -1))
 
