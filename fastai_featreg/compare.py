@@ -20,7 +20,8 @@ from . import core
 from .core import register_method
 from .data import has_boxes,load_data
 from .cam_loss import n_right
-from .maps import localisation,mixed_classes
+from .localise import localisation
+from .maps import mixed_classes
 from .nets import nets,Truncated
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
