@@ -18,7 +18,7 @@ from torchvision.ops import drop_block2d
 from .anatomy import Anatomy,Stage,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
 from .core import FeatureCallback,isolated_rng,register_method,tapped
 from .core import _check_count,_check_f,_check_number
-from .look import Batch,batch_to_look_at,loader_untouched,valid_loader
+from .look import Batch,first_images,loader_untouched,valid_loader
 
 # %% ../nbs/20_drop.ipynb #986c9b4a
 _check_rates = partial(_check_number, low=0, high=1)
@@ -829,7 +829,7 @@ def dropped_errors(
     """
     _check_rates('dropped_errors', **{f'retain[{i}]': p for i,p in enumerate(retain)})
     if dl is None: dl = valid_loader(learn, 'dropped_errors')
-    batch = batch_to_look_at(learn, dl, 1)
+    with untouched(learn.model): batch = first_images(dl, 1) # random states too
     if batch.y is None: raise ValueError("dropped_errors: dl has images without labels; pass a loader that has both")
     anatomy,device = get_anatomy(learn.model, x=batch.x, check_cam=False),batch.on(learn.model).device
     found,drops,rows = [s for s,_ in plan_drops(anatomy, layers).acts],drops or _channel_drops,[]

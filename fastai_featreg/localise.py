@@ -8,10 +8,10 @@ __all__ = ['localisation', 'CamMetric']
 # %% ../nbs/05_localise.ipynb #8f6dc676
 from torch.utils.data import SequentialSampler
 from fastai.vision.all import *
-from .anatomy import untouched
+from .anatomy import untouched,unwrap
 from .core import _got,_plain
 from .data import get_boxes,has_boxes
-from .look import as_batch,batch_to_look_at,class_number,is_loader,loader_untouched,n_images,valid_loader
+from .look import as_batch,class_number,first_images,is_loader,loader_untouched,n_images,valid_loader
 from .maps import CamMaker,box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
 from .maps import pointing_game,resize_maps
 
@@ -69,7 +69,8 @@ def localisation(
     "How well the maps of a learner find the objects, over the whole validation set, with baselines"
     dl = valid_loader(learn, 'localisation') if dl is None else dl
     boxes,parts = _boxes_of(dl, 'localisation', boxes),defaultdict(list)
-    make = CamMaker(learn.model, method, layer, x=batch_to_look_at(learn, dl, 1).x)
+    with untouched(unwrap(learn.model)): sample = first_images(dl, 1).x # random states too
+    make = CamMaker(learn.model, method, layer, x=sample)
     for o,here,size in _cam_batches(make, dl, class_number(learn, target), boxes):
         found = _measures(o['maps'].cpu(), o['caam'].cpu(), here, size, threshold, baselines)
         for name,values in found.items(): parts[name].append(values)
