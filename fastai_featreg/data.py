@@ -218,8 +218,9 @@ def show_boxes(
         raise ValueError("dls has no validation images with a box: use digits_dls, or boxed_folder_dls "
                          "with boxes in labels.csv.")
     items = L(dls.valid.dataset.items)[list(range(min(n, dls.valid.n)) if idxs is None else idxs)]
-    dl = dls.test_dl(items, with_labels=True, bs=len(items))
-    boxes,samples = get_boxes(dl),dl._pre_show_batch(dl.one_batch(), max_n=len(items))[2]
+    with no_random(): # a loader draws numbers, which would move the training that follows
+        dl = dls.test_dl(items, with_labels=True, bs=len(items))
+        boxes,samples = get_boxes(dl),dl._pre_show_batch(dl.one_batch(), max_n=len(items))[2]
     axs = get_grid(len(items), nrows=nrows, ncols=ncols, figsize=figsize)
     for sample,box,ax in zip(samples, boxes, axs):
         for part in (*sample, TensorBBox(box)): part.show(ctx=ax, **kwargs)

@@ -802,6 +802,10 @@ _channel_drops = {
     'top channels (Selectout)': _top_dropped,
 }
 
+def _has_length(dl):
+    try: return len(dl)>=0
+    except TypeError: return False
+
 class _LikeModel(Callback):
     "Images in the precision of a model that is not in that of its data"
     def before_batch(self): self.learn.xb = (Batch(self.xb[0]).on(self.model), *self.xb[1:])
@@ -829,6 +833,7 @@ def dropped_errors(
     """
     _check_rates('dropped_errors', **{f'retain[{i}]': p for i,p in enumerate(retain)})
     if dl is None: dl = valid_loader(learn, 'dropped_errors')
+    if not _has_length(dl): raise ValueError("dropped_errors: dl must have a length; give its data set a `__len__`")
     with untouched(learn.model): batch = first_images(dl, 1) # random states too
     if batch.y is None: raise ValueError("dropped_errors: dl has images without labels; pass a loader that has both")
     anatomy,device = get_anatomy(learn.model, x=batch.x, check_cam=False),batch.on(learn.model).device

@@ -10,7 +10,7 @@ __all__ = ['loader_untouched', 'n_images', 'is_loader', 'valid_loader', 'Batch',
 # %% ../nbs/04_look.ipynb #8da861a5
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
-from torch.utils.data import DataLoader as TorchDL
+from torch.utils.data import DataLoader as TorchDL,IterableDataset
 import matplotlib.patheffects as effects
 from fastai.vision.all import *
 from .anatomy import untouched,unwrap
@@ -40,9 +40,13 @@ def n_images(
     dl:Iterable, # any loader
 )->int|None: # None where its data set has no positions, as an iterable one
     "Number of images that a loader's data set has"
-    if isinstance(dl, DataLoader): return dl.n
-    try: return len(dl.dataset) if isinstance(dl, TorchDL) and dl.batch_sampler is not None else None
-    except TypeError: return None
+    if isinstance(dl, DataLoader): return dl.n if dl.indexed else None
+    known = isinstance(dl, TorchDL) and dl.batch_sampler is not None and not isinstance(dl.dataset, IterableDataset)
+    return len(dl.dataset) if known else None
+
+def _batch_size(dl):
+    sizes = [getattr(dl, 'bs', None), *[getattr(getattr(dl, o, dl), 'batch_size', None) for o in ('', 'batch_sampler')]]
+    return next(filter(None, sizes), 64)
 
 
 def _batch_at(dl, idxs):
@@ -137,7 +141,7 @@ def first_images(
     if known==0: raise ValueError(_empty)
     if known is None:
         with loader_untouched(dl): return as_batch(first(dl), n=n)
-    return _at(dl, list(range(min(n or getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None) or 64, known))))
+    return _at(dl, list(range(min(n or _batch_size(dl), known))))
 
 def _of_learner(learn, n):
     "The first validation images; of a learner without, the first training images, not augmented"
