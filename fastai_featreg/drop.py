@@ -812,7 +812,8 @@ class _LikeModel(Callback):
 
 def _error(learn, dl):
     "Share of wrong predictions"
-    with learn.no_bar(), learn.no_logging(), loader_untouched(dl): preds,targs = learn.get_preds(dl=dl, reorder=False, cbs=_LikeModel())
+    with learn.no_bar(), learn.no_logging(), loader_untouched(dl):
+        preds,targs = learn.get_preds(dl=dl, reorder=False, cbs=_LikeModel())
     if targs is None: raise ValueError("dropped_errors: dl has images without labels; pass a loader that has both")
     if targs.ndim==1 and not targs.is_floating_point(): return (preds.argmax(1)!=targs).float().mean().item()
     raise ValueError("dropped_errors: the data must have one class per image, "

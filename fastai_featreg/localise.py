@@ -82,7 +82,7 @@ def localisation(
 
 # %% ../nbs/05_localise.ipynb #edb607f7
 class CamMetric(Metric):
-    "A measure of the maps as a metric of the validation set, e.g. `CamMetric(pointing_game)` or `CamMetric(caam_cam_distance)`"
+    "A measure of the maps as a metric, e.g. `CamMetric(pointing_game)` or `CamMetric(caam_cam_distance)`"
     def __init__(self,
         measure:Callable, # function (maps, boxes, size) -> (N,), or `caam_cam_distance`, which needs no boxes
         of:str='cam', # 'cam' or 'caam'

@@ -190,7 +190,7 @@ def _fetch(learn, x, n, labelled):
     return _by_item(learn, x[:n], labelled)
 
 def _check_bytes(model, x):
-    "Bytes as floats are another image to a network that tells them apart, so they are handed on as they are, or not at all"
+    "Bytes are handed on as they are, or not at all: as floats they are another image to a network that scales them"
     try:
         with untouched(model), torch.no_grad(): model(x[:1].to(next(model.parameters()).device))
     except RuntimeError as e:
@@ -282,7 +282,7 @@ def overlay(
         big = minmax(resize_maps(a[None], tuple(image.shape[-2:])))[0]
         ctx.imshow(big, cmap='magma', alpha=alpha)
         if big.max()>0: ctx.plot(*reversed(divmod(int(big.argmax()), big.shape[1])), 'x', color='cyan', markersize=5)
-        else: ctx.text(.5, .5, 'no evidence', transform=ctx.transAxes, ha='center', va='center', color='white', fontsize=8)
+        else: ctx.text(.5, .5, 'no evidence', transform=ctx.transAxes, ha='center', va='center', color='white', size=8)
     if box is not None: draw_boxes(ctx, box[None])
     ctx.set_title(title, fontsize=9, color=colour)
     ctx.annotate(head, (.5, 1), (0, 17), 'axes fraction', 'offset points', ha='center', fontsize=9)
@@ -294,7 +294,8 @@ def class_name(
 )->str: # its name, or its number where there is no name
     "Name of a class"
     vocab = getattr(learn.dls, 'vocab', None)
-    if vocab is None: vocab = next((dl.dataset.classes for dl in _loaders(learn) if hasattr(getattr(dl, 'dataset', None), 'classes')), [])
+    sets = [getattr(dl, 'dataset', None) for dl in _loaders(learn)] # torchvision's have `classes`
+    if vocab is None: vocab = first(o.classes for o in sets if hasattr(o, 'classes')) or []
     return str(vocab[i]) if 0<=i<len(vocab) and not is_listy(vocab[i]) and not hasattr(vocab[i], 'o2i') else str(i)
 
 def label_text(
@@ -380,7 +381,8 @@ def _cams(learn, batch, target, method, layer, relu=True):
         res.append(make(x[i:i+bs], own, None if y is None else y[i:i+bs]))
     res = {k: torch.cat([o[k] for o in res]).cpu() for k in res[0]}
     x,labels,boxes,y = [None if o is None else o.cpu() for o in (x, batch.labels, batch.boxes, y)]
-    return Cams(**res, x=x, labels=labels, boxes=boxes, method=make.method, why=make.why, layer=make.stage.name, targets=y)
+    how = dict(method=make.method, why=make.why, layer=make.stage.name)
+    return Cams(**res, x=x, labels=labels, boxes=boxes, targets=y, **how)
 
 
 def get_cams(
@@ -419,8 +421,8 @@ def _axes(ctxs, rows, cols, figsize):
     if ctxs is None: ctxs = get_grid(rows*cols, nrows=rows, ncols=cols, figsize=figsize or (1.9*cols, 2.1*rows))
     ctxs = list(ctxs)
     if len(ctxs)<rows*cols:
-        raise ValueError(f"show_cams: ctxs must hold {rows*cols} axes, {cols} for each of {rows} images, got {len(ctxs)}; "
-                         "give more, or fewer images (max_n)")
+        raise ValueError(f"show_cams: ctxs must hold {rows*cols} axes, {cols} for each of {rows} images, "
+                         f"got {len(ctxs)}; give more, or fewer images (max_n)")
     return np.array(ctxs[:rows*cols], dtype=object).reshape(rows, cols)
 
 

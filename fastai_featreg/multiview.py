@@ -587,7 +587,7 @@ def _surest(got, n_top):
     known,n_out = got.predicted,got.logits.shape[2]
     if got.labels is not None and n_out>1:
         known = torch.where((got.labels>=0) & (got.labels<n_out), got.labels, known)
-    word = (lambda v: f'{v:.0%} sure') if n_out>1 else (lambda v: f'gives {v:.3g}')
+    def word(v): return f'{v:.0%} sure' if n_out>1 else f'gives {v:.3g}'
     return got.confidence(known).topk(min(n_top, got.logits.shape[1])),word
 
 def show_views(
@@ -605,14 +605,14 @@ def show_views(
     for i,(row,image) in enumerate(zip(axes, decoded_images(learn, got.x))):
         logits,y = got.logits[i].mean(0),None if got.targets is None else got.targets[i]
         heads = [channel_note(got.x.shape[1]) or 'image', 'AdaCAM and anchors', 'surest view', f'{n_top} surest views']
-        titles = [label_text(learn, y), answer_text(learn, logits), word(best.values[i,0]), f'down to {best.values[i,-1]:.0%}']
-        if got.logits.shape[2]==1: titles[3] = f'down to {best.values[i,-1]:.3g}'
+        most,least = [word(o) for o in best.values[i,[0,-1]]]
+        titles = [label_text(learn, y), answer_text(learn, logits), most, f'down to {least}']
         for j,(ax,a) in enumerate(zip(row, (None, got.maps[i], None, None))):
             colour = title_colour(is_right(logits, y)) if j==1 else 'black'
             overlay(image, ax, a, heads[j] if i==0 else '', titles[j], colour=colour)
         y_,x_ = got.anchors[i]//w,got.anchors[i]%w
         row[1].plot((x_+.5)*image.shape[2]/w - .5, (y_+.5)*image.shape[1]/h - .5, '.', color='white', markersize=4)
-        for ax,idx in ((row[2], best.indices[i,:1]), (row[3], best.indices[i])): draw_boxes(ax, got.boxes[i,idx], 'cyan')
+        for ax,idx in zip(row[2:], (best.indices[i,:1], best.indices[i])): draw_boxes(ax, got.boxes[i,idx], 'cyan')
 
 @patch
 def show_views(self:Learner,
