@@ -1,9 +1,11 @@
 "What a notebook needs: `from fastai_featreg.all import *`. The machinery behind it stays in its modules."
 from fastai_featreg.anatomy import Anatomy, body_head, cut_after, get_anatomy, Stage
 from fastai_featreg.core import feature_maps, FeatureCallback, register_method, to_torch
-from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, CamCallback, CamMetric, Cams, centre_map,
-                                 class_weights, ClassWeights, energy_inside, get_cams, grad_cam, grad_cam_pp, localisation, map_boxes, mask_iou_at,
-                                 max_box_acc, minmax, pointing_game, pooled_map, resize_maps, show_cams)
+from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, CamCallback,
+                                 centre_map, class_weights, ClassWeights, energy_inside, grad_cam, grad_cam_pp, map_boxes,
+                                 mask_iou_at, max_box_acc, minmax, pointing_game, pooled_map, resize_maps)
+from fastai_featreg.look import Cams, get_cams, show_cams
+from fastai_featreg.localise import CamMetric, localisation
 from fastai_featreg.feature_mining import (activation_counts, box_mask, FeatureMining, FeatureMiningHead, mined_pool, plot_activations, point_mask,
                                            show_mining)
 from fastai_featreg.drop import (drop_block, DropBlock, DropCallback, dropped_errors, DropPlan, FeatureDropout,

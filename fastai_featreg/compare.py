@@ -21,7 +21,7 @@ from .core import register_method
 from .answers import mixed_classes
 from .data import has_boxes,load_data
 from .cam_loss import n_right
-from .maps import localisation
+from .localise import localisation
 from .nets import nets,Truncated
 from .teachers import marked,short_marks,unmarked
 

@@ -192,7 +192,7 @@ def has_boxes(
     dl:TfmdDL, # A loader
 )->bool: # Whether every item has a box
     "Whether the object boxes of a loader's images are known"
-    items = getattr(dl.dataset, 'items', [])
+    items = getattr(getattr(dl, 'dataset', None), 'items', None) or []
     return len(items)>0 and all(getattr(o, 'box', None) is not None for o in items)
 
 def get_boxes(
@@ -214,9 +214,13 @@ def show_boxes(
     **kwargs, # Passed to the `show` method of the samples
 )->list: # The axes, to draw more on
     "Show validation images with their label and object box"
+    if len(dls.loaders)<2 or not has_boxes(dls.valid):
+        raise ValueError("dls has no validation images with a box: use digits_dls, or boxed_folder_dls "
+                         "with boxes in labels.csv.")
     items = L(dls.valid.dataset.items)[list(range(min(n, dls.valid.n)) if idxs is None else idxs)]
-    dl = dls.test_dl(items, with_labels=True, bs=len(items))
-    boxes,samples = get_boxes(dl),dl._pre_show_batch(dl.one_batch(), max_n=len(items))[2]
+    with no_random(): # a loader draws numbers, which would move the training that follows
+        dl = dls.test_dl(items, with_labels=True, bs=len(items))
+        boxes,samples = get_boxes(dl),dl._pre_show_batch(dl.one_batch(), max_n=len(items))[2]
     axs = get_grid(len(items), nrows=nrows, ncols=ncols, figsize=figsize)
     for sample,box,ax in zip(samples, boxes, axs):
         for part in (*sample, TensorBBox(box)): part.show(ctx=ax, **kwargs)
