@@ -81,7 +81,8 @@ def _decode(fn, small=False):
     except PermissionError: raise ValueError('may not be read') from None
     except FileNotFoundError: raise ValueError('is missing') from None
     except ValueError: raise
-    except Exception as e: raise ValueError(f"is damaged ({' '.join(str(e).split())[:80] or type(e).__name__})") from None
+    except Exception as e:
+        raise ValueError(f"is damaged ({' '.join(str(e).split())[:80] or type(e).__name__})") from None
 
 def open_image(
     fn:Path|str|Tensor|ndarray|bytes|Image.Image, # A file, or pixels that `PILImage.create` takes
@@ -119,8 +120,8 @@ def check_files(
                              "remove or replace them.")
 
 # %% ../nbs/73_files.ipynb #e46c123a
-_split_words = {w: split for split,words in dict(train='train training trn', valid='valid val validation dev validate eval',
-                                                 test='test testing tst').items() for w in words.split()}
+_names = dict(train='train training trn', valid='valid val validation dev validate eval', test='test testing tst')
+_split_words = {word: split for split,words in _names.items() for word in words.split()}
 _idle_words = {'set', 'data', 'dataset', 'image', 'images', 'img', 'imgs', 'pictures', 'split', 'folder', 'dir'}
 
 def split_and_rest(
@@ -157,11 +158,13 @@ def _table_rows(table):
     "Column names in lower case, and (line, cells) of each row that is not blank"
     text = re.sub(r'^sep=.\r?\n', '', _table_text(table)) # a line that spreadsheets write
     head = first(l for l in text.splitlines() if l.strip()) or ''
-    columns = lambda sep: [c.strip().lower() for c in next(csv.reader([head], delimiter=sep, skipinitialspace=True), [])]
+    read = partial(csv.reader, skipinitialspace=True)
+    columns = lambda sep: [c.strip().lower() for c in next(read([head], delimiter=sep), [])]
     sep = max(',;\t|', key=lambda s: (len({*BOX_COLUMNS} & {*columns(s)}), len(columns(s))))
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=sep, skipinitialspace=True)
+    reader = read(io.StringIO(text, newline=''), delimiter=sep)
     try: rows = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
-    except csv.Error as e: raise ValueError(f"{table} line {reader.line_num} cannot be read ({e}): correct it.") from None
+    except csv.Error as e:
+        raise ValueError(f"{table} line {reader.line_num} cannot be read ({e}): correct it.") from None
     return columns(sep),rows[1:]
 
 def labels_csv(
@@ -181,7 +184,8 @@ def box_table(
     if not lacks: return (table, columns, rows),''
     has = some_names(columns, 8) if any(columns) else 'none'
     if {*BOX_COLUMNS[3:]} & {*columns}:
-        raise ValueError(f"{table} lacks the columns {', '.join(lacks)} (it has {has}): add them, or move the table away.")
+        raise ValueError(f"{table} lacks the columns {', '.join(lacks)} (it has {has}): add them, or move the table "
+                         "away.")
     return None,f"{table.name} is not read: it has the columns {has}, a table of boxes has {','.join(BOX_COLUMNS)}"
 
 def has_box_table(
@@ -196,7 +200,8 @@ def data_folder(
 )->Path:
     "`path` as a `Path`, if it is a folder that may be read"
     path = Path(path).expanduser()
-    if not path.exists(): raise ValueError(f"{path} does not exist: give a folder that holds one folder of images a class.")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: give a folder that holds one folder of images a class.")
     if not path.is_dir(): raise ValueError(f"{path} is a file: give a folder that holds one folder of images a class.")
     return path
 
@@ -205,23 +210,27 @@ def _row_file(path, text, where):
     if '\\' in text and not (path/text).is_file(): text = text.replace('\\', '/')
     file = Path(os.path.normpath(path/text))
     if not file.is_relative_to(os.path.normpath(path)):
-        raise ValueError(f"{where}: path must lie in {path}, got {some_names([text])}; move the image there, or remove the row.")
+        raise ValueError(f"{where}: path must lie in {path}, got {some_names([text])}; move the image there, or "
+                         "remove the row.")
     return path/file.relative_to(os.path.normpath(path))
 
 def _row_box(texts, where):
     "Four numbers of a box, with a decimal point or comma"
     try: box = tuple(float(t.replace(',', '.')) for t in texts)
     except ValueError:
-        raise ValueError(f"{where}: x0,y0,x1,y1 must be numbers, got {some_names(texts, 4)}; correct it, or remove the row.") from None
+        raise ValueError(f"{where}: x0,y0,x1,y1 must be numbers, got {some_names(texts, 4)}; correct it, or remove "
+                         "the row.") from None
     if np.isfinite(box).all() and 0<=box[0]<box[2] and 0<=box[1]<box[3]: return box
-    raise ValueError(f"{where}: the box is {some_names(texts, 4)}, but x0 < x1 and y0 < y1 must be finite and not negative; "
+    raise ValueError(f"{where}: the box is {some_names(texts, 4)}, but x0 < x1 and y0 < y1 must be finite and not "
+                     "negative; "
                      "correct it, or remove the row.")
 
 def _row_item(path, table, columns, line, cells):
     "Split and item of one row of a box table"
     where,n = f"{table} line {line}",len(columns)
     if len(cells)<n or any(cells[n:]):
-        raise ValueError(f"{where} has {len(cells)} cells for {n} columns: correct it, or quote cells that hold the separator.")
+        raise ValueError(f"{where} has {len(cells)} cells for {n} columns: correct it, or quote cells that hold the "
+                         "separator.")
     row = dict(zip(columns, cells))
     for c in BOX_COLUMNS:
         if not row[c]: raise ValueError(f"{where}: {c} is empty; fill it in, or remove the row.")
@@ -246,7 +255,8 @@ def table_items(
         split,item = _row_item(path, table, columns, line, cells)
         if item.file not in seen: parts[split].append(item)
         elif seen[item.file]!=(split,item):
-            raise ValueError(f"{table} line {line} gives {os.path.relpath(item.file, path)} another class, split or box than a line "
+            raise ValueError(f"{table} line {line} gives {os.path.relpath(item.file, path)} another class, split or "
+                             "box than a line "
                              "before it: keep one row an image.")
         seen[item.file] = (split,item)
     missing = [f.relative_to(path) for f in seen if not f.is_file()]

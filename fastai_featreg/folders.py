@@ -9,7 +9,8 @@ __all__ = ['stratified_split', 'Layout', 'ClassOf', 'read_layout']
 from dataclasses import dataclass, field
 from unicodedata import normalize
 from fastai.vision.all import *
-from .files import box_table, data_folder, labels_csv, LayoutItem, some_names, split_and_rest, split_of, table_items
+from .files import (box_table, data_folder, labels_csv, LayoutItem, some_names, split_and_rest, split_of,
+                                  table_items)
 
 # %% ../nbs/72_folders.ipynb #6e49eb10
 def stratified_split(
@@ -25,7 +26,8 @@ def stratified_split(
     for c in np.unique(labels):
         idxs = rng.permutation(np.flatnonzero(labels==c))
         if len(idxs) < 2:
-            raise ValueError(f"class {some_names([c])} has a single image, too few to split: add images, remove the class, "
+            raise ValueError(f"class {some_names([c])} has a single image, too few to split: add images, remove the "
+                             "class, "
                              "or make train and valid folders.")
         k = np.clip(max(round(valid_pct*len(idxs)), at_least), 1, len(idxs)-1)
         valid.append(idxs[:k]); train.append(idxs[k:])
@@ -56,7 +58,8 @@ class Layout:
 
     def __str__(self):
         counts = self.classes
-        lines = [f"{some_names([self.path])}: {len(counts)} classes, {len(self.train)} training and {len(self.valid)} validation images"]
+        images = f'{len(self.train)} training and {len(self.valid)} validation images'
+        lines = [f'{some_names([self.path])}: {len(counts)} classes, {images}']
         lines += ['  classes: ' + some_names([f'{c} {t} + {v}' for c,(t,v) in counts.items()], 10)]
         lines += [f'  split: {self.source}']
         lines += [f'  left out: {reason} ({len(names)}: {some_names(names)})' for reason,names in self.left_out.items()]
@@ -77,10 +80,10 @@ def _identity(st): return st.st_dev,st.st_ino
 
 def _scan_folder(node, e, above, seen):
     "Walk into the folder `e`, unless it is a system's or was seen"
-    if e.name.startswith('.') or e.name.lower() in _system_folders: return node.left.append(('hidden and system folders', e.path))
-    here = _identity(e.stat())
-    if here in above: return node.left.append(('links back to a folder above', e.path))
-    if here in seen: return node.left.append(('links to a folder that is there already', e.path))
+    leave,here = lambda why: node.left.append((why, e.path)),_identity(e.stat())
+    if e.name.startswith('.') or e.name.lower() in _system_folders: return leave('hidden and system folders')
+    if here in above: return leave('links back to a folder above')
+    if here in seen: return leave('links to a folder that is there already')
     seen.add(here)
     sub = _scan(Path(e.path), above | {here}, None if len(above)==1 else seen) # two parts may link to one store
     if sub.images or sub.subs: node.subs.append(sub)
@@ -98,15 +101,17 @@ def _scan(path, above=None, seen=None):
     "The tree of images below `path`"
     node,st,seen = _Node(path),os.stat(path),set() if seen is None else seen
     try: entries = sorted(os.scandir(path), key=lambda e: (e.is_symlink(), e.name)) # real folders before links to them
-    except OSError as e: raise ValueError(f"{path} cannot be read ({e.strerror}): mend its permissions, or move it away.") from None
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read ({e.strerror}): mend its permissions, or move it away.") from None
     for e in entries:
         if e.is_dir(): _scan_folder(node, e, above or frozenset([_identity(st)]), seen)
         else: _scan_file(node, e, st.st_dev)
     return node
 
 # %% ../nbs/72_folders.ipynb #5c914ad3
-_part_name = re.compile(r'(19|20)\d\d([-_.]?\d\d){0,2}|(images?|imgs?|pictures?|photos?|pics?|jpe?gs?|pngs?|files|data|raw|originals?|frames?)'
-                        r'[-_ ]?\d*|(part|batch|chunk|set|session|day|week|month|seq|sequence|series|video|cam|camera)[-_ ]?\d+', re.I)
+_part_name = re.compile(r'(19|20)\d\d([-_.]?\d\d){0,2}' # a year, a month, a day
+    r'|(images?|imgs?|pictures?|photos?|pics?|jpe?gs?|pngs?|files|data|raw|originals?|frames?)[-_ ]?\d*'
+    r'|(part|batch|chunk|set|session|day|week|month|seq|sequence|series|video|cam|camera)[-_ ]?\d+', re.I)
 
 def _is_part(name): return bool(_part_name.fullmatch(name))
 
@@ -139,7 +144,8 @@ def _class_level(path, parts):
                          "put train and valid above the classes.")
     if all(map(_is_part, below)): return 1
     raise _two_ways(path, f"the classes are {tops_named}", f"the classes are {below_named} inside them",
-                    "choose with folder_dls(class_level=1) or class_level=2, or move the images of each class into one folder")
+                    "choose with folder_dls(class_level=1) or class_level=2, or move the images of each class "
+                    "into one folder")
 
 # %% ../nbs/72_folders.ipynb #86c18b95
 class ClassOf:
@@ -183,7 +189,8 @@ def _given_valid(path, valid):
 def _one(path, nodes, what):
     "The only one of `nodes`, or None"
     if len(nodes)<2: return first(nodes)
-    raise _two_ways(path, f"{nodes[0].name} holds the {what} images", f"{nodes[1].name} does", "move one of them away, or rename it")
+    raise _two_ways(path, f"{nodes[0].name} holds the {what} images", f"{nodes[1].name} does",
+                    "move one of them away, or rename it")
 
 def _train_part(root, train, helds, others, given):
     "The node whose folders are the classes, and those folders"
@@ -195,18 +202,23 @@ def _train_part(root, train, helds, others, given):
                             f"give {train.path}, or rename {train.name}")
         return train,train.subs
     tops = [*others, *([train] if train and others else [])] # a folder called train, beside others: a class
-    if not tops and train: raise ValueError(f"{path} has images in {names([train, *helds])}, but no folders of classes in them: put the "
+    if not tops and train:
+        raise ValueError(f"{path} has images in {names([train, *helds])}, but no folders of classes in them: put the "
                                             "images of each class into a folder of its own.")
-    if not tops: raise ValueError(f"{path} has a validation or test folder ({names(helds)}), but no training folder: add one, or give "
+    if not tops:
+        raise ValueError(f"{path} has a validation or test folder ({names(helds)}), but no training folder: add one, "
+                         "or give "
                                   f"{helds[0].path} to split it at random.")
     odd = [] if given else [h for h in helds if not {s.name for s in h.subs} & {t.name for t in tops}]
-    if odd: raise _two_ways(path, f"{odd[0].name} is a class like {names(tops)}", "it holds images to validate or test on",
+    if odd:
+        raise _two_ways(path, f"{odd[0].name} is a class like {names(tops)}", "it holds images to validate or test on",
                             f"rename {odd[0].name}, or move it away")
     return root,tops
 
 def _can_validate(node, classes):
     "Whether a part has class folders; a lone folder called `images` is none"
-    return bool(node.subs) and not (len(node.subs)==1 and _is_part(node.subs[0].name) and node.subs[0].name not in classes)
+    names = [s.name for s in node.subs]
+    return bool(names) and not (len(names)==1 and _is_part(names[0]) and names[0] not in classes)
 
 # %% ../nbs/72_folders.ipynb #294ef08e
 def _parts(path, valid, left, notes):
@@ -215,8 +227,11 @@ def _parts(path, valid, left, notes):
     root = _unwrap(_scan(path), left)
     if not root.all_images():
         other = Counter(Path(n).suffix or 'no suffix' for r,n in root.all_left() if r=='files that are no images')
-        raise ValueError(f"{path} has no images{f' (files: {some_names(other)})' if other else ''}: put one folder of images a class into it.")
-    if not root.subs: raise ValueError(f"{path} has images, but no folders of classes: put the images of each class into a folder of its own.")
+        raise ValueError(f"{path} has no images{f' (files: {some_names(other)})' if other else ''}: put one folder of "
+                         "images a class into it.")
+    if not root.subs:
+        raise ValueError(f"{path} has images, but no folders of classes: put the images of each class into a folder "
+                         "of its own.")
     subs = [s for s in root.subs if not (given and s.path.samefile(given.path))]
     splits = _splits(root.subs)
     train,*helds = [_one(path, [s for s in subs if splits.get(s.name)==part], what)
@@ -231,8 +246,8 @@ def _parts(path, valid, left, notes):
     elif train: notes.append(f"{train.name} is taken as a class: it holds images, no class folders")
     classes = {t.name for t in tops}
     able = [given] if given else [h for h in helds if _can_validate(h, classes)]
-    for h in helds:
-        if h not in able: left.append(('split folders without class folders' if not given else 'split folders, for another was given', h.path))
+    why = 'split folders, for another was given' if given else 'split folders without class folders'
+    left += [(why, h.path) for h in helds if h not in able]
     left += [('test folders, for another validates', h.path) for h in able[1:]]
     if able: able[0] = _unwrap(able[0], left, classes)
     return node,tops,first(able)
@@ -241,14 +256,18 @@ def _parts(path, valid, left, notes):
 def _check_parts(path, train, valid):
     "Raise a `ValueError` for labels that cannot be learnt, or files on both sides"
     classes,held = [{o.label for o in part.values()} for part in (train, valid)]
-    if len(classes) < 2: raise ValueError(f"{path} has training images of one class only ({some_names(classes)}): put the images of "
+    if len(classes) < 2:
+        raise ValueError(f"{path} has training images of one class only ({some_names(classes)}): put the images of "
                                           "every class in a folder of their own.")
     unknown = sorted(held - classes)
-    case = ', which differ from training classes in case only' if {u.lower() for u in unknown} & {c.lower() for c in classes} else ''
-    if unknown: raise ValueError(f"{path} has classes with validation but no training images ({some_names(unknown)}){case}: "
+    case = {u.lower() for u in unknown} & {c.lower() for c in classes}
+    case = ', which differ from training classes in case only' if case else ''
+    if unknown:
+        raise ValueError(f"{path} has classes with validation but no training images ({some_names(unknown)}){case}: "
                                  "add training images, or remove these classes.")
     both = [os.path.relpath(o.file, path) for k,o in valid.items() if k in train]
-    if both: raise ValueError(f"{path} has {len(both)} images on both sides of the split, by links ({some_names(both)}): "
+    if both:
+        raise ValueError(f"{path} has {len(both)} images on both sides of the split, by links ({some_names(both)}): "
                               "remove them from one side.")
 
 def _grouped(path, left):
@@ -264,7 +283,8 @@ def _enough(labels, n_valid):
     k = -(-n_valid//len(counts))
     few = [c for c in counts if counts[c]<=k]
     if k>1 and few:
-        raise ValueError(f"n_valid is {n_valid}, which takes {k} images of class {few[0]}, but there are {counts[few[0]]} and one at "
+        raise ValueError(f"n_valid is {n_valid}, which takes {k} images of class {few[0]}, but there are "
+                         f"{counts[few[0]]} and one at "
                          "least must train: ask for fewer.")
     return k
 
@@ -272,19 +292,52 @@ def _enough(labels, n_valid):
 def _table_layout(path, found, valid_pct, valid):
     "The layout that a box table gives"
     for name,value in (('valid_pct', valid_pct), ('valid', valid)):
-        if value is not None: raise ValueError(f"{name} is {value}, but {found[0]} says which images validate: leave it out, or move the table away.")
+        if value is not None:
+            raise ValueError(f"{name} is {value}, but {found[0]} says which images validate: leave it out, or move "
+                             "the table away.")
     parts,again = table_items(path, *found)
     train,held = parts['train'],parts['valid'] or parts['test']
     if not (train and held):
-        raise ValueError(f"{path}/labels.csv has {len(train)} rows of split train and {len(held)} of split valid: give both.")
+        raise ValueError(f"{path}/labels.csv has {len(train)} rows of split train and {len(held)} of split valid: "
+                         "give both.")
     _check_parts(path, *[{_identity(o.file.stat()): o for o in part} for part in (train, held)])
-    left = {'rows of split test, for those of split valid validate': [o.file.relative_to(path) for o in parts['test']]} if parts['valid'] else {}
+    unused = [o.file.relative_to(path) for o in parts['test'] if parts['valid']]
+    left = {'rows of split test, for those of split valid validate': unused} if unused else {}
     notes = [f'{again} rows of {found[0].name} repeat another and count once'] if again else []
-    return Layout(path, train, held, f'column split of {found[0].name}', {k: v for k,v in left.items() if v}, notes)
+    return Layout(path, train, held, f'column split of {found[0].name}', left, notes)
 
+def _folder_layout(path, valid_pct, valid, class_level):
+    "The layout that the names of folders give; without validation images where no folder validates"
+    left,notes,again = [],[],[]
+    node,tops,held = _parts(path, valid, left, notes)
+    if held and valid_pct is not None:
+        raise ValueError(f"valid_pct is {valid_pct}, but the folder {held.path} holds validation images: leave it out, "
+                         f"or give {node.path}.")
+    if held and not held.subs:
+        raise ValueError(f"valid: {held.path} has no images in folders of classes; give another folder.")
+    level = class_level or _class_level(path, [tops, held.subs if held else []])
+    train = _part_items(node, tops, level, left, again)
+    held_out = _part_items(held, held.subs, level, left, again) if held else {}
+    _check_parts(path, train, held_out)
+    if node.path!=path: notes.append(f'the classes are the folders of {os.path.relpath(node.path, path)}')
+    left += [('the same file again, by a link', f) for f in again]
+    source = f'folder {os.path.relpath(held.path, path)} validates' if held else ''
+    label_of = ClassOf([n.path for n in (node, held) if n], level)
+    return Layout(path, [*train.values()], [*held_out.values()], source, _grouped(path, left), notes, label_of)
+
+def _at_random(layout, valid_pct, seed, n_valid):
+    "`layout` with a share of each class for validation"
+    labels,items = [o.label for o in layout.train],layout.train
+    share = 0.2 if valid_pct is None else valid_pct
+    k = _enough(labels, n_valid) if valid_pct is None else 1
+    layout.train,layout.valid = [[items[i] for i in idxs] for idxs in stratified_split(labels, share, seed, k)]
+    layout.source = f'at random, {100*share:g} % of each class' + f' and at least {k}'*(k>1) + f' (seed {seed})'
+    return layout
+
+# %% ../nbs/72_folders.ipynb #88592129
 def read_layout(
     path:str|Path, # A folder of class folders, one with training and validation folders, or one with a box table
-    valid_pct:float=None, # Share of each class for validation where no folder validates; None: 0.2, or as much as `n_valid` takes
+    valid_pct:float=None, # Share of each class for validation if no folder validates; None: 0.2 or what `n_valid` asks
     valid:str|Path=None, # Validation folder, inside `path` or elsewhere; None: the one that its name tells
     seed:int=42, # Seed of the random split
     n_valid:int=None, # Validation images that will be drawn from the split
@@ -292,28 +345,16 @@ def read_layout(
     table:bool=None, # Read `labels.csv`? None: where it is a table of boxes
 )->Layout:
     "What a folder of images means; a `ValueError` where it can be read in two ways"
-    path,left,notes,again = data_folder(path),[],[],[]
-    found,note = (None, 'labels.csv is not read here') if table is False and labels_csv(data_folder(path)) else box_table(path)
+    path = data_folder(path)
+    if class_level not in (None, 1, 2):
+        raise ValueError(f"class_level must be 1, 2 or None, got {class_level!r}; leave it out.")
+    if valid is not None and valid_pct is not None:
+        raise ValueError("valid_pct and valid are both given: leave one of them out.")
+    found,note = box_table(path) if table is not False else (None, '')
     if found: return _table_layout(path, found, valid_pct, valid)
-    if valid is not None and valid_pct is not None: raise ValueError("valid_pct and valid are both given: leave one of them out.")
-    if class_level not in (None, 1, 2): raise ValueError(f"class_level must be 1, 2 or None, got {class_level!r}; leave it out.")
-    node,tops,held = _parts(path, valid, left, notes)
-    if held and valid_pct is not None and valid is None:
-        raise ValueError(f"valid_pct is {valid_pct}, but the folder {held.path} holds validation images: leave it out, or give {node.path}.")
-    level = class_level or _class_level(path, [tops, held.subs if held else []])
-    train = _part_items(node, tops, level, left, again)
-    valid_items = _part_items(held, held.subs, level, left, again) if held else {}
-    _check_parts(path, train, valid_items)
-    if valid is not None and not valid_items: raise ValueError(f"valid: {held.path} has no images in class folders; give another folder.")
-    train,valid_items,source = list(train.values()),list(valid_items.values()),f'folder {os.path.relpath(held.path, path)} validates' if held else ''
-    if not held:
-        labels = [o.label for o in train]
-        share = 0.2 if valid_pct is None else valid_pct
-        k = _enough(labels, n_valid) if valid_pct is None else 1
-        train,valid_items = [[train[i] for i in idxs] for idxs in stratified_split(labels, share, seed, k)]
-        source = f'at random, {100*share:g} % of each class' + (f' and at least {k}' if k>1 else '') + f' (seed {seed})'
-    lost = sorted({o.label for o in train} - {o.label for o in valid_items})
-    notes += [note]*bool(note) + [f'no validation images: {some_names(lost)}']*bool(lost)
-    if node.path!=path: notes.append(f'classes are the folders of {os.path.relpath(node.path, path)}')
-    if again: left += [('the same file again, by a link', f) for f in again]
-    return Layout(path, train, valid_items, source, _grouped(path, left), notes, ClassOf([n.path for n in (node, held) if n], level))
+    if table is False and labels_csv(path): note = 'labels.csv is not read here'
+    layout = _folder_layout(path, valid_pct, valid, class_level)
+    if not layout.valid: layout = _at_random(layout, valid_pct, seed, n_valid)
+    lost = [c for c,(_,v) in layout.classes.items() if v==0]
+    layout.notes += [note]*bool(note) + [f'no validation images: {some_names(lost)}']*bool(lost)
+    return layout
