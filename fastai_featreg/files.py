@@ -72,7 +72,8 @@ def _no_picture(fn):
 def _decode(fn, small=False):
     "An image file as upright 8-bit RGB; `ValueError` with the reason where it cannot be had"
     try:
-        with Image.open(io.BytesIO(fn) if isinstance(fn, bytes) else fn) as img:
+        # given a name, Pillow maps a TIFF into memory, and a turned one comes out scrambled (Pillow 13.0)
+        with (io.BytesIO(fn) if isinstance(fn, bytes) else open(fn, 'rb')) as file, Image.open(file) as img:
             if small: img.draft(img.mode, (32,32)) # quicker, where only the damage is looked for
             img.load()
             return _in_colour(_upright(img))
@@ -98,7 +99,10 @@ def image_size(
     fn:Path|str, # An image file
 )->tuple: # Width and height, pixels
     "Size of the upright image, from the head of its file"
-    with Image.open(fn) as img:
+    with open(fn, 'rb') as file, Image.open(file) as img:
+        if img.format=='TIFF': # Pillow turns these itself, in some versions when they are loaded
+            img.load()
+            return img.size
         try: turned = img.getexif().get(0x0112, 1) in (5,6,7,8)
         except Exception: turned = False
         return img.size[::-1] if turned else img.size

@@ -9,7 +9,7 @@ __all__ = ['stratified_split', 'Layout', 'ClassOf', 'read_layout']
 from dataclasses import dataclass, field
 from unicodedata import normalize
 from fastai.vision.all import *
-from .files import (box_table, data_folder, labels_csv, LayoutItem, some_names, split_and_rest, split_of,
+from .files import (box_table, data_folder, LayoutItem, some_names, split_and_rest, split_of,
                                   table_items)
 
 # %% ../nbs/72_folders.ipynb #6e49eb10
@@ -121,12 +121,18 @@ def _splits(subs):
     shared = lambda split,rest: any(r==rest and s not in (None, split) for s,r in known.values())
     return {n: s for n,(s,rest) in known.items() if s and (not rest or shared(s, rest))}
 
+def _wraps(node, known):
+    "Whether one folder is alone in `node` and holds the folders of the classes, or such a folder in its turn"
+    if len(node.subs)!=1: return False
+    sub = node.subs[0]
+    parts = all(_is_part(s.name) for s in sub.subs) and (len(sub.subs)>1 or not sub.subs[0].subs) if sub.subs else True
+    return not parts and sub.name not in known and split_of(sub.name) in (None, split_of(node.name))
+
 def _unwrap(node, left, known=()):
-    "Go into a folder that is alone in `node` and holds the folders of the classes"
-    while len(node.subs)==1 and (sub := node.subs[0]).subs and not _splits(node.subs) and sub.name not in known \
-          and not all(_is_part(s.name) for s in sub.subs):
+    "The node inside `node` that holds the folders of the classes; `known` are names of classes"
+    while _wraps(node, known):
         left += node.left + [('images beside the folders', f) for f,_ in node.images]
-        node = sub
+        node = node.subs[0]
     return node
 
 def _two_ways(path, one, other, remedy):
@@ -149,11 +155,11 @@ def _class_level(path, parts):
 
 # %% ../nbs/72_folders.ipynb #86c18b95
 class ClassOf:
-    "Class of a file: the name of the folder `level` below the first of `roots` that holds it"
+    "Class of a file: the name of the folder `level` below the deepest of `roots` that holds it"
     def __init__(self,
         roots:list, # Folders of the class folders
         level:int=1, # 1: the folders in them, 2: the folders in those
-    ): store_attr()
+    ): self.roots,self.level = sorted(roots, key=lambda r: -len(r.parts)),level # the deepest that holds a file
     def __call__(self,
         file:str|Path, # An image file
     )->str:
@@ -184,7 +190,7 @@ def _given_valid(path, valid):
     inside,outside = path/Path(valid).expanduser(),Path(valid).expanduser()
     if inside.is_dir() and outside.is_dir() and not inside.samefile(outside):
         raise _two_ways(valid, f"the folder {inside}", f"the folder {outside.absolute()}", "give valid as a whole path")
-    return data_folder(inside if inside.is_dir() else outside)
+    return data_folder(inside if inside.exists() else outside)
 
 def _one(path, nodes, what):
     "The only one of `nodes`, or None"
@@ -334,6 +340,12 @@ def _at_random(layout, valid_pct, seed, n_valid):
     layout.source = f'at random, {100*share:g} % of each class' + f' and at least {k}'*(k>1) + f' (seed {seed})'
     return layout
 
+def _no_table(path):
+    "What to say about a table that is not asked for"
+    try: found,note = box_table(path)
+    except ValueError as e: return None,f'labels.csv is not read here: {e}'
+    return None,f'{found[0].name} has boxes that are not read here: boxed_folder_dls does' if found else note
+
 # %% ../nbs/72_folders.ipynb #88592129
 def read_layout(
     path:str|Path, # A folder of class folders, one with training and validation folders, or one with a box table
@@ -350,9 +362,8 @@ def read_layout(
         raise ValueError(f"class_level must be 1, 2 or None, got {class_level!r}; leave it out.")
     if valid is not None and valid_pct is not None:
         raise ValueError("valid_pct and valid are both given: leave one of them out.")
-    found,note = box_table(path) if table is not False else (None, '')
+    found,note = box_table(path) if table is not False else _no_table(path)
     if found: return _table_layout(path, found, valid_pct, valid)
-    if table is False and labels_csv(path): note = 'labels.csv is not read here'
     layout = _folder_layout(path, valid_pct, valid, class_level)
     if not layout.valid: layout = _at_random(layout, valid_pct, seed, n_valid)
     lost = [c for c,(_,v) in layout.classes.items() if v==0]

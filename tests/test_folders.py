@@ -176,8 +176,7 @@ asked = {
     'valid is not there': (CD, dict(valid='gone'), None, 'gone does not exist'),
     'valid is a file': (CD + 'list.txt', dict(valid='list.txt'), None, 'is a file'),
     'valid without classes': (CD + 'held/1-3.png', dict(valid='held'), None, 'no images in folders of classes'),
-    'valid is a class': (CD, dict(valid='cat'), None, 'one class only'),
-    'valid is everything': (CD, dict(valid='.'), None, 'on both sides'),
+    'valid is a class': (CD, dict(valid='cat'), None, 'no images in folders of classes'),
     'valid and valid_pct': (put('train') + put('valid'), dict(valid='valid', valid_pct=.2), None, 'leave one of them out'),
     'valid_pct, a folder': (put('train') + put('valid'), dict(valid_pct=.3), None, 'valid holds validation images: leave it out'),
     'valid_pct of 1': (CD, dict(valid_pct=1), None, 'valid_pct is 1'),
@@ -206,12 +205,13 @@ def test_asked(tmp_path, name, monkeypatch):
         assert text in layout.source, layout
 
 
-def test_valid_outside(tmp_path):
+def test_valid_outside(tmp_path, monkeypatch):
     data,held = plant(tmp_path/'data', CD),plant(tmp_path/'held', CD)
     layout = read_layout(data, valid=held)
     assert layout.classes=={'cat': (4, 4), 'dog': (4, 4)} and all(held in o.file.parents for o in layout.valid)
+    with pytest.raises(ValueError, match='8 images on both sides'): read_layout(data, valid=data)
     plant(data, put('held'))
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match='two ways'): read_layout(data, valid='held')
     assert len(read_layout(data, valid=data/'held').valid)==8
 
