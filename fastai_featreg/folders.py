@@ -325,7 +325,8 @@ def _folder_layout(path, valid_pct, valid, class_level):
     train = _part_items(node, tops, level, left, again)
     held_out = _part_items(held, held.subs, level, left, again) if held else {}
     _check_parts(path, train, held_out)
-    if node.path!=path: notes.append(f'the classes are the folders of {os.path.relpath(node.path, path)}')
+    if node.path!=path and not (held and node.path.parent==path):
+        notes.append(f'the classes are the folders of {os.path.relpath(node.path, path)}')
     left += [('the same file again, by a link', f) for f in again]
     source = f'folder {os.path.relpath(held.path, path)} validates' if held else ''
     label_of = ClassOf([n.path for n in (node, held) if n], level)

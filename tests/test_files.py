@@ -1,10 +1,12 @@
 "Damaged and odd files and tables: what the network sees of each, or the sentence that refuses it, one case a line"
-import io, os, struct, zlib
+import io
+import os
+import struct
+import zlib
 import numpy as np, pytest
-from pathlib import Path
 from PIL import Image
 from fastai.vision.all import PILImage, load_learner, vision_learner, resnet18
-from fastai_featreg.data import boxed_folder_dls, cifar_dls, folder_dls, get_boxes, load_data
+from fastai_featreg.data import boxed_folder_dls, folder_dls, get_boxes, load_data
 from fastai_featreg.files import check_files, has_box_table, image_size, open_image
 from fastai_featreg.folders import read_layout
 
@@ -23,14 +25,16 @@ def saved(image, form, **kwargs):
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, form, **kwargs)
     return out.getvalue()
 
-def turned(k, form='PNG'):
-    "`rgb` stored so that EXIF orientation `k` brings it upright"
-    T = Image.Transpose
-    undo = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270}
+T = Image.Transpose
+undo = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE,
+        8: T.ROTATE_270} # what a camera does that was held like this
+
+def turned(k, pixels=rgb, form='PNG', **kwargs):
+    "`pixels` stored so that EXIF orientation `k` brings them upright"
     exif = Image.Exif()
     exif[0x0112] = k
-    img = Image.fromarray(rgb)
-    return saved(img.transpose(undo[k]) if k in undo else img, form, exif=exif, **(dict(lossless=True) if form=='WEBP' else {}))
+    img = Image.fromarray(pixels)
+    return saved(img.transpose(undo[k]) if k in undo else img, form, exif=exif, **kwargs)
 
 def huge():
     "Head of a PNG of 40000 x 40000 pixels"
@@ -67,10 +71,13 @@ seen = {
     'rgba_opaque.png': (saved(np.dstack([rgb, alpha*0 + 255]), 'PNG'), rgb),
     'rgba.png': (saved(np.dstack([rgb, alpha]), 'PNG'), on_white),
     'rgba.webp': (saved(np.dstack([rgb, alpha]), 'WEBP', lossless=True, exact=True), on_white),
-    'la.png': (saved(Image.fromarray(np.dstack([grey, alpha]), mode='LA'), 'PNG'), np.where(alpha[..., None]==255, three(grey), 255)),
-    'colour_key.png': (saved(red_blue, 'PNG', transparency=(255, 0, 0)), np.where((grey>127)[..., None], red_blue, 255)),
+    'la.png': (saved(Image.fromarray(np.dstack([grey, alpha]), mode='LA'), 'PNG'),
+               np.where(alpha[..., None]==255, three(grey), 255)),
+    'colour_key.png': (saved(red_blue, 'PNG', transparency=(255, 0, 0)),
+                       np.where((grey>127)[..., None], red_blue, 255)),
     'wrong_suffix.jpg': (saved(rgb, 'PNG'), rgb),
-    'frames.gif': (saved(Image.fromarray(grey), 'GIF', save_all=True, append_images=[Image.fromarray(255 - grey)]), three(grey)),
+    'frames.gif': (saved(Image.fromarray(grey), 'GIF', save_all=True, append_images=[Image.fromarray(255 - grey)]),
+                   three(grey)),
     'pages.tif': (saved(Image.fromarray(rgb), 'TIFF', save_all=True, append_images=[Image.fromarray(255 - rgb)]), rgb),
     'one_pixel.png': (saved(rgb[:1, :1], 'PNG'), rgb[:1, :1]),
     'CAPITALS.PNG': (saved(rgb, 'PNG'), rgb),
@@ -80,7 +87,7 @@ seen = {
     'x'*250 + '.png': (saved(rgb, 'PNG'), rgb),
     'exif_of_nonsense.png': (saved(rgb, 'PNG', exif=b'Exif\0\0MM\0*\0\0\xff\xffgarbage'), rgb),
     **{f'turned_{k}.png': (turned(k), rgb) for k in range(1, 9)},
-    'turned.webp': (turned(6, 'WEBP'), rgb),
+    'turned.webp': (turned(6, form='WEBP', lossless=True), rgb),
     'bitmap.bmp': (saved(rgb, 'BMP'), rgb),
 }
 
@@ -94,7 +101,7 @@ def test_what_the_network_sees(tmp_path, name):
     assert type(img) is PILImage and img.mode=='RGB'
     assert np.array_equal(np.asarray(img), pixels), np.abs(np.asarray(img).astype(int) - pixels).max()
     assert image_size(file)==img.size==pixels.shape[1::-1]
-    assert np.array_equal(np.asarray(open_image(data)), pixels) and np.array_equal(np.asarray(open_image(str(file))), pixels)
+    for same in (data, str(file)): assert np.array_equal(np.asarray(open_image(same)), pixels)
     check_files([file], tmp_path)
 
 
@@ -122,7 +129,8 @@ bad = {
     'negative.tif': (saved(np.float32([[-1, 1]]), 'TIFF'), 'holds values from -1 to 1, of no known range'),
     'metres.tif': (saved(np.float32([[0, 8848]]), 'TIFF'), 'holds values from 0 to 8848'),
     'counts.tif': (saved(np.int32([[0, 100000]]), 'TIFF'), 'holds values from 0 to 100000'),
-    'twelve_bits.png': (saved(np.uint16([[0, 4095]]), 'PNG'), 'has 16 bits a pixel, but its brightest is 4095 of 65535'),
+    'twelve_bits.png': (saved(np.uint16([[0, 4095]]), 'PNG'),
+                        'has 16 bits a pixel, but its brightest is 4095 of 65535'),
 }
 
 
@@ -131,7 +139,8 @@ def test_bad_files_have_a_reason(tmp_path, name):
     content,reason = bad[name]
     (tmp_path/name).write_bytes(content)
     with pytest.raises(ValueError) as e: open_image(tmp_path/name)
-    assert f'{name} {reason}' in str(e.value) and str(e.value).endswith(': remove or replace it.') and '\n' not in str(e.value)
+    assert f'{name} {reason}' in str(e.value) and '\n' not in str(e.value)
+    assert str(e.value).endswith(': remove or replace it.')
     with pytest.raises(ValueError, match='1 unreadable images of 1') as e: check_files([tmp_path/name], tmp_path)
     assert f'({name} {reason}' in str(e.value)
 
@@ -140,10 +149,11 @@ def test_bad_files_are_named_before_training(tmp_path):
     for c in ('cat', 'dog'):
         (tmp_path/c).mkdir()
         for i in range(6): Image.fromarray(noisy).save(tmp_path/c/f'{i}.png')
-    for i,name in enumerate(('empty.png', 'page.jpg', 'cut.jpg', 'nan.tif')): (tmp_path/'cat'/name).write_bytes(bad[name][0])
+    names = 'empty.png', 'page.jpg', 'cut.jpg', 'nan.tif'
+    for name in names: (tmp_path/'cat'/name).write_bytes(bad[name][0])
     with pytest.raises(ValueError) as e: folder_dls(tmp_path, size=16, bs=4, say=lambda s: None)
     assert '4 unreadable images of 16' in str(e.value) and 'and 1 more' in str(e.value)
-    assert sum(f'cat/{n} {bad[n][1]}' in str(e.value) for n in ('empty.png', 'page.jpg', 'cut.jpg', 'nan.tif'))==3
+    assert sum(f'cat/{n} {bad[n][1]}' in str(e.value) for n in names)==3
 
 
 def test_a_missing_file(tmp_path):
@@ -161,7 +171,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
     with pytest.raises(ValueError, match='may not be read'): open_image(tmp_path/'1.png')
 
 
-# tables -------------------------------------------------------------------------------------------------------------------
+# tables
 
 head = 'path,label,split,x0,y0,x1,y1'
 rows = ['1.png,a,train,0,0,4,4', '2.png,b,train,0,0,4,4', '3.png,a,valid,0,0,4,4', '4.png,b,valid,0,0,4,4']
@@ -172,7 +182,15 @@ def table(*changed, first=head, sep=',', end='\n', **cells):
     lines = [cells.get(f'row{i+1}', r) for i,r in enumerate(rows)]
     return end.join([first, *lines, *changed]).replace(',', sep) + end
 
-def as_(*labels): return table(**{f'row{i+1}': r.replace(',a,', f',{labels[0]},').replace(',b,', f',{labels[1]},') for i,r in enumerate(rows)})
+def as_(*labels):
+    "The table with other names of its two classes"
+    new = [r.replace(',a,', f',{labels[0]},').replace(',b,', f',{labels[1]},') for r in rows]
+    return table(**{f'row{i+1}': r for i,r in enumerate(new)})
+
+def reordered():
+    "The table with its columns in another order"
+    cells = [r.split(',') for r in rows]
+    return '\n'.join(['x0,y0,x1,y1,label,split,path', *(','.join([*c[3:], *c[1:3], c[0]]) for c in cells)])
 
 # name: (content, classes, or the sentence)
 tables = {
@@ -190,7 +208,7 @@ tables = {
     'no end of line': (table().rstrip('\n'), good),
     'capitals': (table(first=head.upper()), good),
     'other columns': ('id,' + head + ',note\n' + '\n'.join(f'{i},{r},' for i,r in enumerate(rows)), good),
-    'another order': ('x0,y0,x1,y1,label,split,path\n' + '\n'.join(','.join([*r.split(',')[3:], *r.split(',')[1:3], r.split(',')[0]]) for r in rows), good),
+    'another order': (reordered(), good),
     'quoted path': (table(row1='"1.png",a,train,0,0,4,4'), good),
     'a comma in a name': (table(row1='"one, two.png",a,train,0,0,4,4'), good),
     'backslashes': (table(row1=r'sub\5.png,a,train,0,0,4,4'), good),
@@ -199,12 +217,14 @@ tables = {
     'decimal comma': (table(sep=';').replace(';0;0;4;4', ';0,5;0;4,25;4'), good),
     'quoted decimal comma': (table(row1='1.png,a,train,"0,5",0,"4,25",4'), good),
     'trailing separators': (table(row1=rows[0] + ',,'), good),
-    'split names': (table(row1=rows[0].replace('train', 'Training'), row3=rows[2].replace('valid', 'VAL'), row4=rows[3].replace('valid', 'dev')), good),
+    'split names': (table(row1='1.png,a,Training,0,0,4,4', row3='3.png,a,VAL,0,0,4,4', row4='4.png,b,dev,0,0,4,4'),
+                    good),
     'test validates': (table(row3=rows[2].replace('valid', 'test'), row4=rows[3].replace('valid', 'test')), good),
     'valid before test': (table('5.png,a,test,0,0,4,4'), good),
     'duplicate rows': (table(rows[0], rows[0]), good),
     **{f'classes {a} and {b}': (as_(a, b), {x: (1, 1) for x in sorted((a, b))}) for a,b in
-       (('NA', 'None'), ('nan', 'null'), ('true', 'False'), ('001', '1'), ('1', '1.0'), ('N/A', '#N/A'), ('1e5', '100000'), ('é', 'ж'))},
+       (('NA', 'None'), ('nan', 'null'), ('true', 'False'), ('001', '1'), ('1', '1.0'), ('N/A', '#N/A'),
+        ('1e5', '100000'), ('é', 'ж'))},
     'empty file': ('', 'has no labels.csv with the columns'),
     'head only': (head + '\n', '0 rows of split train and 0 of split valid'),
     'no box columns': ('path,label\n1.png,a\n', 'has no labels.csv with the columns'),
@@ -216,7 +236,8 @@ tables = {
     'an open quote': (table(row1='"1.png,a,train,0,0,4,4'), 'has 1 cells for 7 columns'),
     'a short row': (table(row1='1.png,a,train,0,0,4'), 'line 2 has 6 cells for 7 columns'),
     'a long row': (table(row2='2.png,b,train,0,0,4,4,9'), 'line 3 has 8 cells for 7 columns'),
-    'decimal commas unquoted': (table(row1='1.png,a,train,0,5,0,4,25,4'), 'line 2 has 9 cells for 7 columns: correct it, or quote'),
+    'decimal commas unquoted': (table(row1='1.png,a,train,0,5,0,4,25,4'),
+                                'line 2 has 9 cells for 7 columns: correct it, or quote'),
     'empty label': (table(row1='1.png,,train,0,0,4,4'), 'line 2: label is empty'),
     'empty path': (table(row1=' ,a,train,0,0,4,4'), 'line 2: path is empty'),
     'empty split': (table(row3='3.png,a,,0,0,4,4'), 'line 4: split is empty'),
@@ -229,8 +250,10 @@ tables = {
     'width and height': (table(row1='1.png,a,train,4,4,2,2'), 'x0 < x1'),
     'a box of words': (table(row1='1.png,a,train,left,0,4,4'), 'must be numbers, got left, 0, 4, 4'),
     'thousands': (table(row1='1.png,a,train,"1.000,5",0,4,4'), 'must be numbers, got 1.000,5, 0'),
-    'a box outside': (table(row1='1.png,a,train,0,0,40,4'), 'of 8x6 pixels the box (0.0, 0.0, 40.0, 4.0): correct it, or remove the row'),
-    'a box of the file as it lies': (table(row1='1.png,a,train,0,0,6,8'), 'boxes count the pixels of the upright picture'),
+    'a box outside': (table(row1='1.png,a,train,0,0,40,4'),
+                      'of 8x6 pixels the box (0.0, 0.0, 40.0, 4.0): correct it, or remove the row'),
+    'a box of the file as it lies': (table(row1='1.png,a,train,0,0,6,8'),
+                                     'boxes count the pixels of the upright picture'),
     'a missing image': (table(row1='9.png,a,train,0,0,4,4'), 'lacks 1 images that labels.csv names (9.png)'),
     'outside the folder': (table(row1='../1.png,a,train,0,0,4,4'), 'line 2: path must lie in'),
     'an absolute path': (table(row1='/etc/1.png,a,train,0,0,4,4'), 'line 2: path must lie in'),
@@ -286,17 +309,12 @@ def test_a_table_that_is_passed_over_is_told(tmp_path, columns):
 @pytest.mark.parametrize('k', range(1, 9))
 def test_boxes_lie_on_the_object_of_the_upright_picture(tmp_path, k):
     "A white object on black, stored in each of the eight ways of EXIF: the box finds it"
-    T = Image.Transpose
-    undo = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270}
     upright = np.zeros((32, 64), np.uint8)
     upright[4:12, 40:60] = 255
-    exif = Image.Exif()
-    exif[0x0112] = k
-    img = Image.fromarray(upright)
-    for i in range(1, 5): (img.transpose(undo[k]) if k in undo else img).save(tmp_path/f'{i}.png', exif=exif)
+    for i in range(1, 5): (tmp_path/f'{i}.png').write_bytes(turned(k, upright))
     (tmp_path/'labels.csv').write_text(table().replace('0,0,4,4', '40,4,60,12'))
     for in_memory in (True, False):
-        dls = boxed_folder_dls(tmp_path, size=64, bs=2, augment=False, in_memory=in_memory, num_workers=0, say=lambda s: None)
+        dls = boxed_folder_dls(tmp_path, size=64, bs=2, augment=False, in_memory=in_memory, say=lambda s: None)
         x,(x0,y0,x1,y1) = dls.valid.one_batch()[0][0, 0],get_boxes(dls.valid)[0].int().tolist()
         lit = x > x.mean()
         assert (x0, y0, x1, y1)==(40, 8, 60, 24)
@@ -304,14 +322,14 @@ def test_boxes_lie_on_the_object_of_the_upright_picture(tmp_path, k):
 
 
 def test_every_loader_opens_files_alike(tmp_path):
-    "16 bits and a turned photo reach the batch as `open_image` makes them, and so they do in a learner that was exported"
+    "16 bits and a turned photo reach the batch as `open_image` makes them, and those of an exported learner"
     for c in ('cat', 'dog'):
         (tmp_path/c).mkdir()
-        for i in range(5): (tmp_path/c/f'{i}.png').write_bytes(seen['sixteen_bits_turned.tif'][0] if i%2 else saved(deep, 'PNG'))
+        for i in range(5):
+            content = seen['sixteen_bits_turned.tif' if i%2 else 'sixteen_bits.png'][0]
+            (tmp_path/c/f'{i}.png').write_bytes(content)
     dls = folder_dls(tmp_path, size=8, bs=2, augment=False, num_workers=0, say=lambda s: None)
-    x,mean,std = dls.valid.one_batch()[0].cpu(),0.485,0.229
-    assert x.amax() < (1 - mean)/std + 1, 'white all over'
-    assert (x[0]==x[1]).all() or x[0].std() > 0.1
+    assert dls.valid.one_batch()[0].std() > 0.1, 'white all over'
     img = dls.valid_ds[0][0]
     assert type(img) is PILImage and np.array_equal(np.asarray(img), three(grey))
     learn = vision_learner(dls, resnet18, pretrained=False)
@@ -319,5 +337,6 @@ def test_every_loader_opens_files_alike(tmp_path):
     loaded = load_learner(tmp_path/'learn.pkl')
     with learn.no_bar(): a = learn.predict(tmp_path/'cat'/'1.png')[2]
     with loaded.no_bar():
-        for f in (tmp_path/'cat'/'1.png', three(grey), PILImage.create(three(grey))): assert (loaded.predict(f)[2] - a).abs().max() < 1e-5
+        for f in (tmp_path/'cat'/'1.png', three(grey), PILImage.create(three(grey))):
+            assert (loaded.predict(f)[2] - a).abs().max() < 1e-5
     dls.show_batch(max_n=2)

@@ -4,6 +4,7 @@ import numpy as np, pytest
 from pathlib import Path
 from PIL import Image
 from fastai.vision.all import get_image_files, parent_label
+from fastai_featreg.compare import main, read_results
 from fastai_featreg.data import folder_dls, load_data
 from fastai_featreg.folders import ClassOf, read_layout, stratified_split
 
@@ -13,8 +14,8 @@ small = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
 def plant(root: Path, text: str) -> Path:
     """Make a folder from a text
 
-    `cat/1.png` is an image of 8 pixels, `cat/1-4.png` are four of them; `a -> b` is a link from a to b (below `root`); a name
-    that ends in a slash is an empty folder, any other file holds the letter x. `{train,val}/cat/1.png` stands for both.
+    `cat/1.png` is an image of 8 pixels, `cat/1-4.png` are four of them; `a->b` is a link from a to b (below `root`);
+    a name that ends in a slash is an empty folder, any other file holds the letter x; `{train,val}/1.png` is both.
     """
     for word in text.split():
         if '{' in word:
@@ -54,17 +55,23 @@ layouts = {
     'glued sets': (put('trainset') + put('TestSet'), 'cat 4+4, dog 4+4', 'folder TestSet', ''),
     'years of a contest': (put('train2017') + put('val2017'), 'cat 4+4, dog 4+4', 'folder val2017', ''),
     'shared other word': (put('seg_train') + put('seg_test'), 'cat 4+4, dog 4+4', 'folder seg_test', ''),
-    'valid before test': (put('train') + put('valid') + put('test'), 'cat 4+4, dog 4+4', 'folder valid', 'another validates (1: test)'),
+    'valid before test': (put('train') + put('valid') + put('test'), 'cat 4+4, dog 4+4', 'folder valid',
+                          'another validates (1: test)'),
     'unlabelled test': (put('train') + 'test/1-9.png', BOTH, 'at random', 'without class folders (1: test)'),
     'unlabelled valid': (put('train') + 'valid/1-9.png', BOTH, 'at random', 'without class folders (1: valid)'),
-    'unlabelled in images': (put('train') + 'test/images/1-9.png', BOTH, 'at random', 'without class folders (1: test)'),
-    'unlabelled valid, test': (put('train') + 'valid/1-9.png ' + put('test'), 'cat 4+4, dog 4+4', 'folder test', '(1: valid)'),
+    'unlabelled in images': (put('train') + 'test/images/1-9.png', BOTH, 'at random',
+                             'without class folders (1: test)'),
+    'unlabelled valid, test': (put('train') + 'valid/1-9.png ' + put('test'), 'cat 4+4, dog 4+4', 'folder test',
+                               '(1: valid)'),
     'train alone': (put('train'), BOTH, 'at random', 'the classes are the folders of train'),
-    'train beside sample': (put('train') + put('valid') + put('sample'), 'cat 4+4, dog 4+4', 'folder valid', '(1: sample)'),
+    'train beside sample': (put('train') + put('valid') + put('sample'), 'cat 4+4, dog 4+4', 'folder valid',
+                            '(1: sample)'),
     'train and empty valid': (put('train') + 'valid/', BOTH, 'at random', 'folders without images (1: valid)'),
-    'fewer classes validate': (put('train') + 'valid/cat/1.png', 'cat 4+1, dog 4+0', 'folder valid', 'no validation images: dog'),
+    'fewer classes validate': (put('train') + 'valid/cat/1.png', 'cat 4+1, dog 4+0', 'folder valid',
+                               'no validation images: dog'),
     'valid inside classes': (CD + put('valid'), 'cat 4+4, dog 4+4', 'folder valid', ''),
-    'a class called train': ('{bus,car,train}/1-4.png', 'bus 3+1, car 3+1, train 3+1', 'at random', 'train is taken as a class'),
+    'a class called train': ('{bus,car,train}/1-4.png', 'bus 3+1, car 3+1, train 3+1', 'at random',
+                             'train is taken as a class'),
     'a class test_tube': ('{flask,test_tube}/1-4.png', 'flask 3+1, test_tube 3+1', 'at random', ''),
     'one wrapper': (put('photos'), BOTH, 'at random', 'the classes are the folders of photos'),
     'two wrappers': (put('a/photos'), BOTH, 'at random', 'the classes are the folders of a/photos'),
@@ -79,15 +86,19 @@ layouts = {
     'deep below years': ('{cat,dog}/2019/{05,06}/1-2.png', BOTH, 'at random', ''),
     'year in a split': ('{train,val}/{cat,dog}/2019/1-4.png', 'cat 4+4, dog 4+4', 'folder val', ''),
     'tiny imagenet': ('train/{cat,dog}/images/1-4.png val/images/1-9.png', BOTH, 'at random', '(1: val)'),
-    'level told by valid': ('train/{cat,dog}/{a,b}/1-2.png valid/{cat,dog}/1.png', 'cat 4+1, dog 4+1', 'folder valid', ''),
+    'level told by valid': ('train/{cat,dog}/{a,b}/1-2.png valid/{cat,dog}/1.png', 'cat 4+1, dog 4+1', 'folder valid',
+                            ''),
     'dust of a Mac': (CD + '__MACOSX/cat/._1.png cat/._2.png', BOTH, 'at random', 'hidden files (1: cat/._2.png)'),
-    'checkpoints': (CD + '.ipynb_checkpoints/1.png cat/.ipynb_checkpoints/1.png', BOTH, 'at random', 'system folders (2:'),
+    'checkpoints': (CD + '.ipynb_checkpoints/1.png cat/.ipynb_checkpoints/1.png', BOTH, 'at random',
+                    'system folders (2:'),
     'a NAS': (CD + '@eaDir/1.png cat/@eaDir/1.png #recycle/1.png', BOTH, 'at random', 'system folders (3:'),
     'hidden folder': (CD + '.cache/1.png', BOTH, 'at random', '(1: .cache)'),
     'hidden image': (CD + 'cat/.5.png', BOTH, 'at random', 'hidden files (1: cat/.5.png)'),
     'loose images': (CD + '1-3.png', BOTH, 'at random', 'images beside the class folders (3: 1.png, 2.png, 3.png)'),
-    'loose images in train': (put('train') + put('val') + 'train/1.png', 'cat 4+4, dog 4+4', 'folder val', '(1: train/1.png)'),
-    'loose beside a split': (put('train') + put('val') + '1.png', 'cat 4+4, dog 4+4', 'folder val', 'beside the split folders (1: 1.png)'),
+    'loose images in train': (put('train') + put('val') + 'train/1.png', 'cat 4+4, dog 4+4', 'folder val',
+                              '(1: train/1.png)'),
+    'loose beside a split': (put('train') + put('val') + '1.png', 'cat 4+4, dog 4+4', 'folder val',
+                             'beside the split folders (1: 1.png)'),
     'an empty class': (CD + 'emu/', BOTH, 'at random', 'folders without images (1: emu)'),
     'other files': (CD + 'read.me cat/a.txt dog/b.csv', BOTH, 'at random', 'files that are no images (3:'),
     'a class of text': (CD + 'notes/a.txt', BOTH, 'at random', '(1: notes/a.txt)'),
@@ -95,7 +106,8 @@ layouts = {
     'names with dots': ('v1.0/1-4.png v2.0/1-4.png', 'v1.0 3+1, v2.0 3+1', 'at random', ''),
     'names of numbers': ('{0,1,10,2}/1-4.png', '0 3+1, 1 3+1, 10 3+1, 2 3+1', 'at random', ''),
     'unicode': ('{кот,犬}/1-4.png', 'кот 3+1, 犬 3+1', 'at random', ''),
-    'two forms of an accent': ('train/{caf\u00e9,dog}/1-4.png valid/{cafe\u0301,dog}/1.png', 'caf\u00e9 4+1, dog 4+1', 'folder valid', ''),
+    'two forms of an accent': ('train/{caf\u00e9,dog}/1-4.png valid/{cafe\u0301,dog}/1.png', 'caf\u00e9 4+1, dog 4+1',
+                               'folder valid', ''),
     'link to itself': (CD + 'all->. cat/up->.', BOTH, 'at random', 'back to a folder above (2: all, cat/up)'),
     'link to a class': (CD + 'kitty->cat', BOTH, 'at random', 'there already (1: kitty)'),
     'link to an image': (CD + 'cat/5.png->cat/1.png', BOTH, 'at random', 'same file again, by a link (1: cat/5.png)'),
@@ -129,8 +141,10 @@ refused = {
     'loose only': ('1-4.png', 'no folders of classes'),
     'one image': (CD + 'emu/1.png', 'class emu has a single image'),
     'unknown class validates': (put('train') + put('valid') + 'valid/emu/1.png', 'no training images (emu)'),
-    'case of a class': ('train/{Cat,Dog}/1.png valid/{cat,dog}/1.png', '(cat, dog), which differ from training classes in case only'),
-    'two levels': ('pets/{cat,dog}/1-2.png farm/{cow,pig}/1-2.png', 'the classes are farm, pets, or the classes are cat, cow, dog'),
+    'case of a class': ('train/{Cat,Dog}/1.png valid/{cat,dog}/1.png',
+                        '(cat, dog), which differ from training classes in case only'),
+    'two levels': ('pets/{cat,dog}/1-2.png farm/{cow,pig}/1-2.png',
+                   'the classes are farm, pets, or the classes are cat, cow, dog'),
     'sites': ('{north,south}/{cat,dog}/1-2.png', 'two ways: the classes are north, south, or the classes are cat, dog'),
     'years above': ('{2019,2020}/{cat,dog}/1-2.png', 'two ways'),
     'one of two nested': ('cat/1-2.png dog/{poodle,pug}/1-2.png', 'two ways'),
@@ -141,12 +155,17 @@ refused = {
     'train without labels': ('train/1-4.png', 'no folders of classes'),
     'valid alone': (put('valid'), 'but no training folder'),
     'valid and test alone': (put('valid') + put('test'), 'no training folder'),
-    'test beside classes': (CD + 'test/1-4.png', 'test is a class like cat, dog, or it holds images to validate or test on'),
+    'test beside classes': (CD + 'test/1-4.png',
+                            'test is a class like cat, dog, or it holds images to validate or test on'),
     'val beside classes': (CD + 'val/{red,blue}/1-4.png', 'val is a class like cat, dog'),
-    'train or a class': ('train/{2019,2020}/1-2.png {bus,car}/1-2.png', 'train is the training folder, or its classes are train, bus'),
-    'two training folders': (put('train') + put('training') + put('valid'), 'train holds the training images, or training does'),
-    'two validation folders': (put('train') + put('val') + put('valid'), 'val holds the validation images, or valid does'),
-    'a file on both sides': (put('train') + 'valid/cat/9.png->train/cat/1.png', '1 images on both sides of the split, by links (valid/cat/9.png)'),
+    'train or a class': ('train/{2019,2020}/1-2.png {bus,car}/1-2.png',
+                         'train is the training folder, or its classes are train, bus'),
+    'two training folders': (put('train') + put('training') + put('valid'),
+                             'train holds the training images, or training does'),
+    'two validation folders': (put('train') + put('val') + put('valid'),
+                               'val holds the validation images, or valid does'),
+    'a file on both sides': (put('train') + 'valid/cat/9.png->train/cat/1.png',
+                             '1 images on both sides of the split, by links (valid/cat/9.png)'),
     'a class on both sides': (put('train') + 'valid/dog/1.png valid/cat->train/cat', '4 images on both sides'),
     'a file in two classes': (CD + 'dog/9.png->cat/1.png', 'in another class'),
 }
@@ -171,21 +190,26 @@ asked = {
     'n_valid, every image': (CD, dict(n_valid=8), None, 'n_valid is 8, which takes 4 images of class cat'),
     'n_valid and valid_pct': (CD, dict(n_valid=6, valid_pct=.25), BOTH, '25 % of each class (seed'),
     'valid inside': (CD + put('held'), dict(valid='held'), 'cat 4+4, dog 4+4', 'folder held'),
-    'valid in another case': (put('train') + put('valid') + put('test'), dict(valid='test'), 'cat 4+4, dog 4+4', 'folder test'),
+    'valid in another case': (put('train') + put('valid') + put('test'), dict(valid='test'), 'cat 4+4, dog 4+4',
+                              'folder test'),
     'valid of another name': (put('train') + put('eins'), dict(valid='eins'), 'cat 4+4, dog 4+4', 'folder eins'),
     'valid is not there': (CD, dict(valid='gone'), None, 'gone does not exist'),
     'valid is a file': (CD + 'list.txt', dict(valid='list.txt'), None, 'is a file'),
     'valid without classes': (CD + 'held/1-3.png', dict(valid='held'), None, 'no images in folders of classes'),
     'valid is a class': (CD, dict(valid='cat'), None, 'no images in folders of classes'),
-    'valid and valid_pct': (put('train') + put('valid'), dict(valid='valid', valid_pct=.2), None, 'leave one of them out'),
-    'valid_pct, a folder': (put('train') + put('valid'), dict(valid_pct=.3), None, 'valid holds validation images: leave it out'),
+    'valid and valid_pct': (put('train') + put('valid'), dict(valid='valid', valid_pct=.2), None,
+                            'leave one of them out'),
+    'valid_pct, a folder': (put('train') + put('valid'), dict(valid_pct=.3), None,
+                            'valid holds validation images: leave it out'),
     'valid_pct of 1': (CD, dict(valid_pct=1), None, 'valid_pct is 1'),
     'valid_pct of 0': (CD, dict(valid_pct=0), None, 'valid_pct is 0'),
     'valid_pct of percents': (CD, dict(valid_pct=20), None, 'valid_pct is 20'),
     'valid_pct NaN': (CD, dict(valid_pct=float('nan')), None, 'valid_pct is nan'),
     'valid_pct text': (CD, dict(valid_pct='a fifth'), None, 'valid_pct is a fifth'),
-    'class_level 1': ('pets/{cat,dog}/1-2.png farm/{cow,pig}/1-2.png', dict(class_level=1), 'farm 3+1, pets 3+1', 'at random'),
-    'class_level 2': ('pets/{cat,dog}/1-4.png farm/cow/1-4.png', dict(class_level=2), 'cat 3+1, cow 3+1, dog 3+1', 'at random'),
+    'class_level 1': ('pets/{cat,dog}/1-2.png farm/{cow,pig}/1-2.png', dict(class_level=1), 'farm 3+1, pets 3+1',
+                      'at random'),
+    'class_level 2': ('pets/{cat,dog}/1-4.png farm/cow/1-4.png', dict(class_level=2), 'cat 3+1, cow 3+1, dog 3+1',
+                      'at random'),
     'class_level 2, a name twice': ('{north,south}/{cat,dog}/1-2.png', dict(class_level=2), BOTH, 'at random'),
     'class_level 3': (CD, dict(class_level=3), None, 'class_level must be 1, 2 or None'),
 }
@@ -284,7 +308,7 @@ def test_names_that_break_lines(tmp_path):
 
 
 def test_what_the_loaders_say_and_take(tmp_path):
-    "The layout is told before anything is trained, and is what the loaders hold; labels of nested images are the classes"
+    "The layout is told, and is what the loaders hold; labels of nested images are the classes"
     data = plant(tmp_path/'data', '{cat,dog}/{2019,2020}/1-4.png')
     told = []
     dls = folder_dls(data, size=8, bs=4, num_workers=0, augment=False, say=told.append)
@@ -296,10 +320,44 @@ def test_what_the_loaders_say_and_take(tmp_path):
     with pytest.raises(ValueError, match='n_train is 12, which takes 6 images of class cat, but there are 4'):
         folder_dls(data, size=8, bs=2, n_train=12, n_valid=8, say=told.append)
     for name in ('digits', 'cifar10', None):
-        with pytest.raises(ValueError, match='valid_pct is 0.3, but .* has a split of its own'): load_data(name, valid_pct=.3)
+        with pytest.raises(ValueError, match='is 0.3, but .* has a split of its own'): load_data(name, valid_pct=.3)
 
 
 def test_class_of_a_file_elsewhere():
     label_of = ClassOf([Path('/a/train'), Path('/a/valid')])
     assert [label_of(f) for f in ('/a/train/cat/2019/1.png', '/a/valid/dog/1.png', '/b/emu/1.png', '/a/train/1.png')] \
         ==['cat', 'dog', 'emu', 'train']
+
+
+def run(tmp_path, data, *args):
+    "`featreg compare` on a folder, one run of plain and one of mixup; the rows of its table"
+    out = tmp_path/'out'
+    rc = main(['compare', str(data), '--arch', 'test_resnet', '--size', '32', '--bs', '2', '--methods', 'mixup',
+               '--seeds', '1', '--epochs', '1', '--no-pretrained', '--out', str(out), *map(str, args)])
+    return rc,read_results(out/'results.csv') if rc==0 else None
+
+
+def test_comparison_shows_the_layout_before_it_trains(tmp_path, capsys):
+    data = plant(tmp_path/'data', put('Training') + put('Testing') + '__MACOSX/1.png')
+    rc,df = run(tmp_path, data)
+    lines = capsys.readouterr().out.splitlines()
+    assert rc==0 and set(df.n_train)=={'8'} and set(df.n_valid)=={'8'}
+    first = [i for i,l in enumerate(lines) if 'classes: cat 4 + 4, dog 4 + 4' in l][0]
+    assert 'folder Testing validates' in lines[first+1] and '__MACOSX' in lines[first+2]
+    assert all('accuracy' not in l for l in lines[:first]), 'the layout is told after training'
+
+
+def test_arguments_of_the_comparison(tmp_path, capsys):
+    data,held = plant(tmp_path/'data', CD),plant(tmp_path/'held', '{cat,dog}/1.png')
+    assert set(run(tmp_path/'a', data, '--valid-pct', .5)[1].n_valid)=={'4'}
+    assert set(run(tmp_path/'b', data, '--valid', held)[1].n_valid)=={'2'}
+    assert set(run(tmp_path/'c', data, '--n-valid', 6)[1].n_valid)=={'6'}
+    capsys.readouterr()
+    for args,text in ((['--valid-pct', 2], 'valid_pct is 2.0'), (['--valid', tmp_path/'gone'], 'gone does not exist'),
+                      (['--n-valid', 8], 'one at least must train'),
+                      (['--valid', held, '--valid-pct', .2], 'leave one of them out')):
+        assert run(tmp_path/'d', data, *args)[0]==2
+        err = capsys.readouterr().err.splitlines()
+        assert len(err)==1 and err[0].startswith('featreg: ') and text in err[0], err
+    assert main(['compare', 'digits', '--valid-pct', '0.3', '--out', str(tmp_path/'d')])==2
+    assert 'digits has a split of its own' in capsys.readouterr().err
