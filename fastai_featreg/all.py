@@ -20,6 +20,8 @@ from fastai_featreg.teachers import open_teacher
 from fastai_featreg.multiview import (ada_cam, anchors, find_views, get_views, install_views, local_pool, MultiViewHead, MVFeaAug, pooled_classifier, PrototypeClassifier,
                                       remove_views, show_views, view_boxes, view_weights)
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digit_scenes, digits_dls, folder_dls, get_boxes, load_data, show_boxes
+from fastai_featreg.files import open_image
+from fastai_featreg.folders import read_layout
 from fastai_featreg.nets import (resnet8, resnet20, resnet56, resnet110, resnet164, wrn16_2, wrn16_4, wrn20_4, wrn20_8,
                                  wrn28_2, wrn28_4, wrn28_10, resnext29_8x64d, densenet100_12, densenet_bc100_12,
                                  densenet_bc190_40, pyramidnet110_270, pyramidnet200_240, Truncated)

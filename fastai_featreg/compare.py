@@ -735,9 +735,10 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
     versions = dict(featreg=version_of('fastai_featreg'), torch=torch.__version__, fastai=version_of('fastai'), timm=timm.__version__)
     return {k: str(v) for k,v in (budget | own | versions).items() if k in config_names}
 
-def open_data(data:str|Path|None, budget:dict):
-    "Loaders of the data; a failed download is one sentence"
-    try: return load_data(data, **{k: budget[k] for k in ('size', 'bs', 'n_train', 'n_valid') if budget[k] is not None})
+def open_data(data:str|Path|None, budget:dict, say:Callable=noop):
+    "Loaders of the data, the layout of a folder told; a failed download is one sentence"
+    names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid')
+    try: return load_data(data, say=say, **{k: budget[k] for k in names if budget.get(k) is not None})
     except OSError as e: raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); check the network and the folder's permissions") from e
 
 def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
@@ -824,6 +825,8 @@ def compare(
     say:Callable=print, # takes the lines of the report; `noop` for silence
     bars:bool=None, # progress bars; None: on a terminal and in a notebook
     teacher_arch:str=None, # name of the network whose weights `teacher` holds; no code of the file is run then
+    valid_pct:float=None, # share of each class for validation, where no folder validates; None: 0.2, or what `n_valid` takes
+    valid:str|Path=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -839,11 +842,11 @@ def compare(
     path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
-                      pretrained=pretrained, n_train=n_train, n_valid=n_valid)
+                      pretrained=pretrained, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid)
     if head is None and (why := papers_head(budget['arch'], list(plan))):
         say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
-    dls,order = open_data(data, budget),run_order(list(plan), seeds)
+    dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
     fp16 = on_gpu(fp16)
     config = configuration(data, dls, fp16, budget)
@@ -904,6 +907,10 @@ def add_compare(commands:argparse._SubParsersAction):
     for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),
                            ('lr', float, 'highest learning rate'), ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
         p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data, see below)')
+    p.add_argument('--valid-pct', type=float, help='share of each class for validation, where no folder validates '
+                   '(default: 0.2, or what --n-valid takes)')
+    p.add_argument('--valid', metavar='FOLDER', help='folder of validation images, inside PATH or elsewhere '
+                   '(default: the one called valid, val, validation, or else test)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
     p.add_argument('--pretrained', action=argparse.BooleanOptionalAction, help='fine-tune downloaded weights (default: for your own images)')
     p.add_argument('--fp16', action='store_true', help='mixed precision on a CUDA GPU; without one, float32 and a warning')
