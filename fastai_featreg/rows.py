@@ -329,7 +329,10 @@ def claim(
     except (OSError, NotImplementedError): ours = True # no locks: better twice than not at all
     else: ours = True
     try: yield ours
-    finally: lock.release()
+    finally:
+        if ours and lock.is_locked:
+            with suppress(OSError): os.unlink(lock.lock_file) # at worst it is claimed twice
+        lock.release()
 
 # %% ../nbs/81_rows.ipynb #a1f00050
 def safely(
