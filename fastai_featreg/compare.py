@@ -687,13 +687,14 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{note}{left}"
 
 # %% ../nbs/80_compare.ipynb #321411a0
-def train_all(todo:list, plan:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable, bars:bool|None):
+def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
+              bars:bool|None):
     "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
     start,keep,rows,busy = time.perf_counter(),RowKeeper(path, say),[],[]
     def one(i, run, bar, write):
         "Train a run, unless another command has done it meanwhile"
         seed,label = run
-        ids = config | dict(method=label, seed=seed, method_id=method_id(plan[label], config['arch']))
+        ids = config | dict(method=label, seed=seed, method_id=methods[label])
         if is_there(path, ids): return write(f"{label}, seed {seed}: another command has trained it meanwhile")
         rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
         keep(rows[-1])
@@ -780,13 +781,14 @@ def compare(
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
     fp16 = on_gpu(fp16)
     config = configuration(data, dls, fp16, budget)
+    # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
     todo = missing(order, there)
     check_methods({label: plan[label] for _,label in todo}, dls, budget['arch'], budget['pretrained'], budget['head'])
     say(opening(config, list(plan), seeds, len(todo), path))
     settings = dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')})
-    new = train_all(todo, plan, dls, config, path, settings, say, bars)
+    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
     known = pd.concat([d for d in (there, pd.DataFrame(new, columns=list(there))) if len(d)])
     return report(all_rows(path, config, methods, order, known, say), path, say)
 

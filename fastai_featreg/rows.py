@@ -77,7 +77,7 @@ def read_cells(
     rows = {i: padded(cells, header, i) for i,cells in enumerate(lines[1:], 2) if any(c.strip() for c in cells)}
     df = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
     commas = [c for c in header if c in ('seed', 'curve', 'train_curve', *sizes, *measures, *looks, *bests)]
-    if separator==';': df[commas] = df[commas].map(lambda cell: cell.replace(',', '.'))
+    if separator==';': df[commas] = df[commas].map(lambda cell: cell.replace(',', '.')).astype(object)
     return df
 
 # %% ../nbs/81_rows.ipynb #a1f00014
