@@ -704,6 +704,7 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
             if ours: one(i, run, bar, write)
             else: busy.append(run)
     for i,(run,bar,write) in enumerate(iterate(busy, say, bars), len(todo) - len(busy) + 1):
+        write(f"{run[1]}, seed {run[0]}: another command trains it; its row is waited for")
         with claim(path, (run, *config.values()), wait=True): one(i, run, bar, write)
     keep() # what could not be written so far
     return rows

@@ -6,7 +6,7 @@ import pytest
 folder = Path(__file__).parent.parent/'fastai_featreg'
 rooms = ['anatomy', 'core', 'maps'] # what methods may import
 methods = ['feature_mining', 'drop', 'cam_loss', 'distill', 'multiview']
-others = ['data', 'nets', 'compare']
+others = ['data', 'nets', 'fingerprints', 'rows', 'compare']
 modules = {name: (folder/f'{name}.py').read_text() for name in rooms + methods + others}
 
 

@@ -24,7 +24,8 @@ config = dict(data='digits', arch='resnet18', head='linear', pretrained='False',
 measures = dict(accuracy=0.5, valid_loss=1.25, train_loss=0.75, step_ms=10., seconds=3., peak_mb=100.)
 
 def make_row(seed=0, **changes):
-    return dict(method="FeatureMining(layers=2, mask='box')", seed=seed, curve='0.25;0.5', error='', method_id='m34') | measures | config | changes
+    row = dict(method="FeatureMining(layers=2, mask='box')", seed=seed, curve='0.25;0.5', error='', method_id='m34')
+    return row | measures | config | changes
 
 @pytest.fixture
 def path(tmp_path):
@@ -55,7 +56,8 @@ forms = {
     'everything quoted': lambda p: cells(p).to_csv(p, index=False, quoting=1),
     'columns turned round': lambda p: cells(p).iloc[:, ::-1].to_csv(p, index=False),
     'empty lines': lambda p: p.write_text(p.read_text() + '\n\n' + ','*20 + '\n'),
-    'cut behind the last cell': lambda p: cells(p).assign(notes='', more='').to_csv(p, index=False) or p.write_text(p.read_text().replace(',,\n', '\n')),
+    'cut behind the last cell': lambda p: (
+        edited(p, notes='', more=''), p.write_text(p.read_text().replace(',,\n', '\n'))),
     'Latin letters': lambda p: (edited(p, notes='für später'), p.write_bytes(p.read_text().encode('cp1252')))[0],
     'FALSE': lambda p: edited(p, pretrained='FALSE', fp16='FALSE'),
     'FALSCH': lambda p: edited(p, pretrained='FALSCH', fp16='falsch'),
@@ -73,14 +75,15 @@ def test_a_table_that_a_spreadsheet_wrote_counts(path, form):
     forms[form](path)
     df = read_results(path)
     assert same_config(df, make_row(1), 'method', 'seed', 'method_id').tolist()==[False, True, False]
-    pd.testing.assert_frame_equal(df[['method', 'seed', *measures, 'curve']], before[['method', 'seed', *measures, 'curve']])
+    columns = ['method', 'seed', *measures, 'curve']
+    pd.testing.assert_frame_equal(df[columns], before[columns])
     write_row(path, make_row(1, accuracy=0.75))
     write_row(path, make_row(3))
     assert read_results(path).accuracy.tolist()==[0.5, 0.5, 0.75, 0.5], 'replaced and added'
 
 @pytest.mark.parametrize('column, value', [
-    ('torch', '2.15.0'), ('lr', '0.03'), ('data_id', 'd13'), ('data_id', ''), ('pretrained', 'True'), ('n_train', '120'),
-    ('arch', 'resnet34'), ('device', 'cuda'), ('head', 'gap'), ('n_threads', '2')])
+    ('torch', '2.15.0'), ('lr', '0.03'), ('data_id', 'd13'), ('data_id', ''), ('pretrained', 'True'),
+    ('n_train', '120'), ('arch', 'resnet34'), ('device', 'cuda'), ('head', 'gap'), ('n_threads', '2')])
 def test_another_configuration_does_not_count(path, column, value):
     edited(path, **{column: value})
     df = read_results(path)
@@ -88,10 +91,11 @@ def test_another_configuration_does_not_count(path, column, value):
     assert column in rows.differences(df, [make_row(1)])
 
 @pytest.mark.parametrize('column, value', [
-    ('accuracy', '1.5'), ('accuracy', '-0.1'), ('accuracy', '93'), ('accuracy', 'inf'), ('accuracy', ''), ('accuracy', 'nan'),
-    ('accuracy', 'good'), ('accuracy', '0,5'), ('valid_loss', '-inf'), ('train_loss', 'inf'), ('top5', '2'), ('best_accuracy', '50'),
-    ('pointing_game', '-1'), ('max_box_acc', '1.01'), ('step_ms', '-1'), ('seconds', '-0.5'), ('peak_mb', '-3'), ('best_epoch', '-1'),
-    ('seed', '0.5'), ('seed', ''), ('seed', '-1'), ('seed', 'first'), ('seed', 'inf'), ('method', ''), ('curve', '0.1;good'), ('curve', 'inf')])
+    ('accuracy', '1.5'), ('accuracy', '-0.1'), ('accuracy', '93'), ('accuracy', 'inf'), ('accuracy', ''),
+    ('accuracy', 'nan'), ('accuracy', 'good'), ('accuracy', '0,5'), ('valid_loss', '-inf'), ('train_loss', 'inf'),
+    ('top5', '2'), ('best_accuracy', '50'), ('pointing_game', '-1'), ('max_box_acc', '1.01'), ('step_ms', '-1'),
+    ('seconds', '-0.5'), ('peak_mb', '-3'), ('best_epoch', '-1'), ('seed', '0.5'), ('seed', ''), ('seed', '-1'),
+    ('seed', 'first'), ('seed', 'inf'), ('method', ''), ('curve', '0.1;good'), ('curve', 'inf')])
 def test_a_cell_that_cannot_be_right_is_refused(path, column, value):
     df = cells(path)
     df.loc[1, column] = value
@@ -101,7 +105,8 @@ def test_a_cell_that_cannot_be_right_is_refused(path, column, value):
         with pytest.raises(ValueError, match=f'row 3, column {column}: must be'): use(path)
     assert path.read_bytes()==before
     clean = path.with_name('clean.csv')
-    with pytest.raises(ValueError, match=f'row 2, column {column}: must be'): write_row(clean, make_row(**{column: value}))
+    with pytest.raises(ValueError, match=f'row 2, column {column}: must be'):
+        write_row(clean, make_row(**{column: value}))
     assert not clean.exists()
 
 def test_a_failed_run_needs_no_accuracy(path):
@@ -254,7 +259,7 @@ def test_only_our_own_files_beside_are_taken_in(path):
 
 def python(code, *args, **kwargs):
     "Another process, without torch"
-    prelude = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}; from fastai_featreg.rows import *; "
+    prelude = f"import sys; sys.path[:0] = {sys.path!r}; from fastai_featreg.rows import *; "
     return subprocess.Popen([sys.executable, '-c', prelude + code, *map(str, args)], **kwargs)
 
 write_many = """
@@ -283,8 +288,8 @@ def test_kills_lose_only_what_had_not_ended(tmp_path):
     steady = start(99)
     for k in range(12):
         p = start(k)
-        end = time.time() + 60
-        while not ((tmp_path/f'{k}.txt').exists() and (tmp_path/f'{k}.txt').read_text()) and time.time()<end: time.sleep(0.005)
+        end,log = time.time() + 60,tmp_path/f'{k}.txt'
+        while not (log.exists() and log.read_text()) and time.time()<end: time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
         p.send_signal(signal.SIGKILL)
         p.wait()
@@ -310,7 +315,9 @@ def test_a_claim_is_held_by_one_and_ends_with_its_process(tmp_path):
 
 # ---- saying
 
-@pytest.mark.parametrize('error', [BrokenPipeError(), OSError(errno.EIO, 'gone'), ValueError('I/O operation on closed file')])
+closed = [BrokenPipeError(), OSError(errno.EIO, 'gone'), ValueError('I/O operation on closed file')]
+
+@pytest.mark.parametrize('error', closed)
 def test_an_output_that_is_gone_is_no_error(error): safely(raises(error))('text')
 
 def test_other_errors_of_say_are_not_hidden():
