@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['known_methods', 'find_method', 'method_label', 'parse_methods', 'known_archs', 'find_arch', 'make_learner',
            'StepTimer', 'StepTimerEnd', 'StopDiverged', 'Curve', 'TrainAccuracy', 'reset_peak_memory', 'peak_memory',
-           'run_once', 'results_file', 'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'notes',
-           'plot_comparison', 'run_order', 'compare']
+           'run_once', 'summarise', 'summary_table', 'verdicts', 'notes', 'plot_comparison', 'run_order', 'compare',
+           'results_file', 'read_results', 'write_row']
 
 # %% ../nbs/80_compare.ipynb #063fa52f
 import argparse,ast,difflib,gc,hashlib,importlib.metadata,inspect,re,sys,tempfile
@@ -24,6 +24,10 @@ from .cam_loss import n_right
 from .localise import localisation
 from .nets import nets,Truncated
 from .teachers import marked,short_marks,unmarked
+from .fingerprints import data_id,source_id
+from .rows import (bests,claim,complain_aloud,config_names,count_once,differences,doings,looks,meaning,
+    measures,read_results,result_columns,results_file,RowKeeper,safely,same_config,take_in,write_row)
+_all_ = ['results_file', 'read_results', 'write_row']
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
 for name,cls in (('mixup', MixUp), ('cutmix', CutMix)): register_method(name)(cls)
@@ -392,11 +396,6 @@ def device_of(dls:DataLoaders):
     "Device of the batches"
     return dls.device or default_device()
 
-measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
-looks = 'pointing_game energy_inside max_box_acc'.split()
-bests = 'best_accuracy best_epoch top5'.split()
-doings = 'acted term_share start_epoch start_reason note train_curve'.split() # text: of several callbacks, joined by +
-
 def plural(n:int, word:str):
     "`n` and the word, with an s unless `n` is 1"
     return f"{n} {word}{'s'*(int(n)!=1)}"
@@ -440,7 +439,7 @@ def where_it_looks(learn:Learner):
     if learn.stop_diverged.diverged or not has_boxes(learn.dls.valid): return none
     try: return localisation(learn, baselines=False).loc['cam', looks].to_dict()
     except Exception as e: # a finished run counts all the same
-        print(f"the maps could not be marked: {one_line(e)}", file=sys.stderr)
+        complain_aloud(f"the maps could not be marked: {one_line(e)}")
         return none
 
 # %% ../nbs/80_compare.ipynb #825c4109
@@ -472,60 +471,13 @@ def run_once(
         nothing = dict.fromkeys(measures + looks + bests, np.nan) | dict.fromkeys(doings, '')
         return nothing | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
 
-# %% ../nbs/80_compare.ipynb #9625a6be
-config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
-                  device n_threads featreg torch fastai timm""".split()
-result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error', *config_names]
+# %% ../nbs/80_compare.ipynb #748a888f
+trained_by = 'heads,one_layer,as_torch,make_learner,same_start,train,run_once,measured,StopDiverged,Curve'
 
-# %% ../nbs/80_compare.ipynb #cf637311
-def results_file(
-    out:str|Path, # folder of the results
-)->Path: # its CSV file
-    "Path of the results; `ValueError` unless the folder can be written to"
-    out = Path(out).expanduser()
-    new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-        if new: out.rmdir() # the first row makes it again: a command that is refused leaves no folder
-    except OSError as e: raise ValueError(f"cannot write to the output folder '{out}' ({e.strerror}); choose another one with --out") from e
-    return out/'results.csv'
-
-def read_results(
-    path:Path, # CSV file
-)->pd.DataFrame: # its rows; none if there is no file
-    "Rows written so far; a damaged file is a `ValueError` and is left alone"
-    if not Path(path).exists(): return pd.DataFrame(columns=result_columns)
-    numbers,text = measures + looks + bests,dict.fromkeys(['method', 'curve', 'error', *doings, *config_names], str)
-    try:
-        df = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={m: [''] for m in numbers})
-        later = {l: np.nan for l in looks + bests} | dict.fromkeys(doings, '') # files of earlier versions have no such columns
-        df = df.assign(**{k: v for k,v in later.items() if k not in df})[result_columns]
-    except Exception as e:
-        raise ValueError(f"'{path}' is not a table of results ({one_line(e, 80)}); "
-                         "move it away or choose another folder with --out") from e
-    try: return df.astype({m: float for m in numbers} | {'seed': int})
-    except ValueError as e:
-        raise ValueError(f"'{path}' is damaged ({e}); move it away or choose another folder with --out") from e
-
-def write_row(
-    path:Path, # CSV file
-    row:dict, # one run; a row of the same method, seed and configuration is replaced
-):
-    "Add a row, all or nothing"
-    df = read_results(path)
-    df = pd.concat([d for d in (df[~same_config(df, row, 'method', 'seed')], pd.DataFrame([row])) if len(d)])[result_columns]
-    part = Path(path).with_suffix('.part')
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        df.to_csv(part, index=False)
-        os.replace(part, path)
-    except OSError as e: raise ValueError(f"cannot write '{path}' ({e.strerror}); free some space, then start the same command again") from e
-
-# %% ../nbs/80_compare.ipynb #abfe1b4c
-def same_config(df:pd.DataFrame, row:dict, *more):
-    "Which rows have the configuration of `row`, and agree in the columns `more`"
-    return np.logical_and.reduce([np.ones(len(df), dtype=bool), *(df[c].astype(str)==str(row[c]) for c in [*config_names, *more])]).astype(bool)
+def method_id(make_cbs:Callable, arch:str):
+    "Fingerprint of the source of a method, of what trains it, and of a net of the papers"
+    net = ['fastai_featreg.nets'] if arch in nets or arch.rpartition('-')[0] in nets else []
+    return source_id(f'fastai_featreg.compare:{trained_by}', *net, *(type(cb) for cb in make_cbs()))
 
 # %% ../nbs/80_compare.ipynb #72894b5d
 def interval(x:pd.Series, level:float=0.95):
@@ -560,8 +512,10 @@ def summarise(
     df:pd.DataFrame, # runs of one configuration, plain among them
 )->pd.DataFrame: # a row per method: accuracy, its difference to plain (paired by seed) and 95 % interval, ratios of time and memory
     "Mean and spread of each method, and what it gains and costs against plain"
-    mixed = [c for c in config_names if c in df and df[c].nunique()>1]
+    mixed = [c for c in config_names if c in df and df[c].map(partial(meaning, c)).nunique()>1]
+    if 'method_id' in df and df.groupby('method')['method_id'].nunique().gt(1).any(): mixed.append('method_id')
     if mixed: raise ValueError(f"the runs differ in {', '.join(mixed)}: choose those of one configuration first")
+    df = count_once(df)
     plain = df[(df['method']=='plain') & (df['error']=='')].set_index('seed')
     rows = [summary_row(label, rows, plain) for label,rows in df.groupby('method', sort=False)]
     return pd.DataFrame(rows).set_index('method')
@@ -718,7 +672,8 @@ def complete(data:str|Path|None, labels:list=(), **given):
 # %% ../nbs/80_compare.ipynb #56118a3e
 def on_gpu(fp16:bool):
     "Whether mixed precision can be had; one sentence if it was asked for in vain"
-    if fp16 and not torch.cuda.is_available(): print("fp16 needs a CUDA GPU and there is none: training in float32.", file=sys.stderr)
+    if fp16 and not torch.cuda.is_available():
+        complain_aloud("fp16 needs a CUDA GPU and there is none: training in float32.")
     return fp16 and torch.cuda.is_available()
 
 def version_of(package:str):
@@ -731,7 +686,8 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
     name = str(data) if str(data) in budgets else str(Path(data).expanduser().resolve())
     device = device_of(dls)
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
-    own = dict(data=name, fp16=fp16, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_classes=len(dls.vocab), device=device, n_threads=torch.get_num_threads())
+    own = dict(data=name, fp16=fp16, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_classes=len(dls.vocab),
+               device=device, n_threads=torch.get_num_threads(), data_id=data_id(dls))
     versions = dict(featreg=version_of('fastai_featreg'), torch=torch.__version__, fastai=version_of('fastai'), timm=timm.__version__)
     return {k: str(v) for k,v in (budget | own | versions).items() if k in config_names}
 
@@ -776,12 +732,19 @@ class RunProgress(ProgressCallback):
         self.pbar.prefix = self.mbar.main_bar.comment[:max(20, getattr(self.pbar, 'cols', 100) - 48)] # a longer line would wrap
         self.pbar.update(0)
 
+def watched():
+    "Is there a terminal or a notebook that can show a bar?"
+    try: return bool(IN_NOTEBOOK or sys.stdout.isatty() and '█'.encode(sys.stdout.encoding))
+    except (AttributeError, TypeError, ValueError, LookupError): return False # closed, none at all, or ASCII only
+
 def iterate(todo:list, say:Callable, bars:bool|None):
     "Each run with its bar, or without one where nobody watches"
-    if not ifnone(bars, IN_NOTEBOOK or sys.stdout.isatty()): yield from ((run, None, say) for run in todo)
+    if not todo: return # an empty bar stays on the screen
+    if not ifnone(bars, watched()): yield from ((run, None, say) for run in todo)
     else:
         mbar = master_bar(todo)
-        yield from ((run, RunProgress(mbar, f'run {i+1}/{len(todo)}', f'{run[1]}, seed {run[0]}'), mbar.write) for i,run in enumerate(mbar))
+        for i,run in enumerate(mbar):
+            yield run,RunProgress(mbar, f'run {i+1}/{len(todo)}', f'{run[1]}, seed {run[0]}'),safely(mbar.write)
 
 def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     "One line about a run"
@@ -791,19 +754,57 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{note}{left}"
 
 # %% ../nbs/80_compare.ipynb #321411a0
-def train_all(todo:list, plan:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable, bars:bool|None):
-    "Train the runs that are missing; each is a row of `path` as soon as it ends"
-    start = time.perf_counter()
-    for i,((seed,label),bar,write) in enumerate(iterate(todo, say, bars)):
-        row = run_once(dls, plan[label], seed, progress=bar, **settings)
-        write_row(path, dict(method=label, seed=seed) | row | config)
-        write(finished(i+1, len(todo), seed, label, row, time.perf_counter() - start))
+def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
+              bars:bool|None):
+    "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
+    start,keep,rows,busy = time.perf_counter(),RowKeeper(path, say),[],[]
+    def one(i, run, bar, write):
+        "Train a run, unless another command has done it meanwhile"
+        seed,label = run
+        ids = config | dict(method=label, seed=seed, method_id=methods[label])
+        if is_there(path, ids): return write(f"{label}, seed {seed}: another command has trained it meanwhile")
+        rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
+        keep(rows[-1])
+        write(finished(i, len(todo), seed, label, rows[-1], time.perf_counter() - start))
+    for i,(run,bar,write) in enumerate(iterate(todo, say, bars), 1):
+        with claim(path, (run, *config.values())) as ours:
+            if ours: one(i, run, bar, write)
+            else: busy.append(run)
+    for i,(run,bar,write) in enumerate(iterate(busy, say, bars), len(todo) - len(busy) + 1):
+        write(f"{run[1]}, seed {run[0]}: another command trains it; its row is waited for")
+        with claim(path, (run, *config.values()), wait=True): one(i, run, bar, write)
+    keep() # what could not be written so far
+    return rows
 
-def rows_of(path:Path, config:dict, order:list):
-    "Rows of this comparison, in its order"
-    df = read_results(path)
-    df = df[same_config(df, config)].set_index(['seed', 'method'], drop=False).rename_axis([None, None])
+def is_there(path:Path, ids:dict):
+    "Has a run ended meanwhile? A table that cannot be read is no reason to stop"
+    try: df = read_results(path)
+    except ValueError: return False
+    return not failed_run(df)[same_config(df, ids, 'method', 'seed', 'method_id')].all()
+
+def chosen(df:pd.DataFrame, config:dict, methods:dict, order:list):
+    "Rows of this comparison, in its order, each run once; `methods`: label -> fingerprint of its source"
+    df = df[same_config(df, config)]
+    df = count_once(df[df['method_id']==df['method'].map(methods)])
+    df = df.set_index(['seed', 'method'], drop=False).rename_axis([None, None])
     return df.loc[[o for o in order if o in df.index]].reset_index(drop=True)
+
+def rows_of(path:Path, config:dict, methods:dict, order:list, say:Callable=noop):
+    "Rows of this comparison; a line about runs that are there twice, and about rows that are not the same"
+    df = read_results(path)
+    rows = chosen(df, config, methods, order)
+    there = df[same_config(df, config) & (df['method_id']==df['method'].map(methods))]
+    twice = int(there.duplicated(['method', 'seed']).sum())
+    if twice: say(f"{path} has {plural(twice, 'run')} more than once: of equal runs the last row counts.")
+    todo = [config | dict(method=m, seed=s, method_id=methods[m]) for s,m in missing(order, rows)]
+    if line := differences(df, todo): say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
+    return rows
+
+def all_rows(path:Path, config:dict, methods:dict, order:list, known:pd.DataFrame, say:Callable):
+    "Rows for the report: those of the table, or those in memory where it cannot be read any more"
+    try: return chosen(pd.concat([known, read_results(path)])[list(known)], config, methods, order)
+    except ValueError as e: say(f"{e}. The report is of this command's runs and those there when it began.")
+    return chosen(known, config, methods, order)
 
 # %% ../nbs/80_compare.ipynb #5e5fcd12
 def compare(
@@ -838,6 +839,7 @@ def compare(
         argument gives their schedules yet, so no number here stands beside a paper's.
     """
     if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
+    say = safely(say)
     data,plan = at_home('data', data) or 'digits',dict(parse_methods(as_text(methods), teacher, teacher_arch))
     path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
@@ -846,15 +848,21 @@ def compare(
     if head is None and (why := papers_head(budget['arch'], list(plan))):
         say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
+    take_in(path, say)
     dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
     fp16 = on_gpu(fp16)
     config = configuration(data, dls, fp16, budget)
-    todo = missing(order, rows_of(path, config, order))
+    # read once: a module that is edited during the night is not what trained
+    methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
+    there = rows_of(path, config, methods, order, say)
+    todo = missing(order, there)
     check_methods({label: plan[label] for _,label in todo}, dls, budget['arch'], budget['pretrained'], budget['head'])
     say(opening(config, list(plan), seeds, len(todo), path))
-    train_all(todo, plan, dls, config, path, dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}), say, bars)
-    return report(rows_of(path, config, order), path, say)
+    settings = dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')})
+    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
+    known = pd.concat([d for d in (there, pd.DataFrame(new, columns=list(there))) if len(d)])
+    return report(all_rows(path, config, methods, order, known, say), path, say)
 
 # %% ../nbs/80_compare.ipynb #00942945
 def failed_run(df:pd.DataFrame):
@@ -876,16 +884,21 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     return f"{runs} on {c.data}, {images}\n{c.arch} with the head {c.head!r}, {start}, {budget}; {there}"
 
 def report(df:pd.DataFrame, path:Path, say:Callable):
-    "Table, sentences and picture"
+    "Table and sentences, and only then the picture"
     summary = summarise(df)
-    picture = path.with_name('comparison.png')
-    fig = plot_comparison(df)
-    fig.savefig(picture, dpi=120)
-    plt.close(fig)
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in df[df['error']!=''].itertuples()]
-    end = f'{path} has a row per run, {picture} the picture.'
-    say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *notes(summary), *failures, end]))
+    say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *notes(summary), *failures]))
+    say(f'{path} has a row per run, {draw(df, path.with_name("comparison.png"))}.')
     return df
+
+def draw(df:pd.DataFrame, picture:Path):
+    "Draw the picture; where it is, or why there is none: a font or a full disk is not the end of a comparison"
+    try:
+        fig = plot_comparison(df)
+        try: fig.savefig(picture, dpi=120)
+        finally: plt.close(fig)
+    except Exception as e: return f"but there is no picture: '{picture}' failed ({one_line(e, 120)})"
+    return f'{picture} the picture'
 
 # %% ../nbs/80_compare.ipynb #4c85e950
 def add_compare(commands:argparse._SubParsersAction):
