@@ -11,7 +11,7 @@ __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 
 import logging,math
 from copy import deepcopy
 from fastai.vision.all import *
-from .anatomy import Anatomy,get_anatomy,untouched,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out,untouched,unwrap
 from .core import register_method,remove_taps
 from .core import _check_count,_check_number,_got,_plain,_wide
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
@@ -361,6 +361,7 @@ class Guide:
         if self.net.training: self.net.eval()
         x = self.images(x)
         if read is None: return _plain(self.net(x)),None
+        lay_out(self.net, [self.anatomy.last], x)
         start = _Start(self.anatomy.last, grad=self.method!='cam')
         logits = _run_from(self.net, x, start)
         return logits.detach(),read(start.f, logits).detach()
