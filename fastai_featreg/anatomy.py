@@ -617,7 +617,7 @@ def lay_out(
 ):
     "Give stages of tokens the rows and columns that images of the shape of `x` have; does nothing where they have them"
     size = tuple(x.shape[2:]) if isinstance(x, Tensor) else None
-    other = [s for s in stages if s.layout=='NLC' and s.image!=size]
+    other = [s for s in stages if s and s.layout=='NLC' and s.image!=size] # who reads logits has no stage
     if not other: return
     taps = get_anatomy(model, x=x, check_cam=False).taps
     for s in other:
@@ -637,7 +637,7 @@ def network_of(
     what,remedy = f'a {type(model).__name__}','make one first, by vision_learner or timm.create_model'
     if isinstance(model, type) or callable(model):
         what,remedy = f'the function or class {getattr(model, "__name__", model)!r}','call it, and give what it makes'
-    raise ValueError(f'{name}: model must be a network (nn.Module) or a Learner, got {what}; {remedy}')
+    raise ValueError(f'{name}: model must be a network, an instance of nn.Module, or a Learner, got {what}; {remedy}')
 
 def anatomy_of(
     anatomy:Anatomy|nn.Module|Learner, # an anatomy, or the network or learner to find it of
