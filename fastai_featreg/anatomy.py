@@ -45,36 +45,32 @@ def _refill(o, was):
         if len(o)!=len(was) or any(a is not b for a,b in zip(o, was)): o[:] = was
     elif o!=was: o.clear(), o.update(was)
 
-def _attribute_tensors(attrs):
-    "Tensors that modules hold as plain attributes; those of a graph are left out, nobody writes into them"
-    held = [t for _,d in attrs for t in d.values() if isinstance(t, Tensor)]
-    return [t for t in held if not t.requires_grad and not t.is_inference()]
-
 @contextmanager
 def _same_attributes(model):
-    "Give every module its own attributes back, with the items of lists and dictionaries and the values of tensors"
+    "Give every module its own attributes back, lists and dictionaries with the items that they had"
     attrs = [(m, m.__dict__.copy()) for m in model.modules()]
-    items = [(o, o.copy()) for _,d in attrs for o in d.values() if isinstance(o, (dict,list,set))]
-    values = [(t, t.detach().clone(), t._version) for t in _attribute_tensors(attrs)]
+    items = [(o, o.copy()) for _,d in attrs for k,o in d.items() if isinstance(o, (dict,list,set)) and not k.endswith('_hooks')]
     try: yield
     finally:
         for m,d in attrs: # never empty in between, whatever interrupts
             m.__dict__.update(d)
             for k in m.__dict__.keys() - d.keys(): del m.__dict__[k]
         for o,was in items: _refill(o, was)
-        with torch.no_grad():
-            for t,val,version in values:
-                if t._version!=version: t.copy_(val)
 
-def _lend_buffers(model):
-    "Copies in the place of all buffers, within `_same_attributes`: their own are not written to"
+def _lend_tensors(model):
+    """Copies in the place of buffers and of tensors that are plain attributes, within `_same_attributes`
+
+    Restoring their values would not do: a graph that has saved a buffer refuses to go backward once it was written to.
+    What belongs to a graph itself is left alone."""
     copies = {}
-    def lent(b):
-        if b is None: return
-        if id(b) not in copies: copies[id(b)] = b.detach().clone()
-        return copies[id(b)]
+    def lent(t):
+        if not isinstance(t, Tensor) or t.requires_grad: return t
+        if id(t) not in copies: copies[id(t)] = t.detach().clone()
+        return copies[id(t)]
     for m in model.modules():
-        if type(m._buffers) in (dict,OrderedDict): m.__dict__['_buffers'] = {k:lent(b) for k,b in m._buffers.items()}
+        d = m.__dict__
+        for k in [k for k,v in d.items() if isinstance(v, Tensor)]: d[k] = lent(d[k])
+        if type(m._buffers) in (dict,OrderedDict): d['_buffers'] = {k:lent(b) for k,b in m._buffers.items()}
 
 @contextmanager
 def _same_rng(device):
@@ -143,7 +139,7 @@ def untouched(
     device = _first_param(model).device
     with _same_attributes(model), _eval_mode(model), _same_rng(device), _uncompiled(model), ExitStack() as stack:
         if not watched: stack.enter_context(_unwatched(model))
-        _lend_buffers(model)
+        _lend_tensors(model)
         stack.enter_context(torch.autocast(device.type, enabled=False))
         yield
 
