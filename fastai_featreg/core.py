@@ -15,8 +15,8 @@ from dataclasses import dataclass,field
 import torch.distributed as dist
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
+from .anatomy import Anatomy,get_anatomy,lay_out,network_of,Stage,untouched,unwrap
 from .answers import answer_form,check_answer,check_classes,check_inputs,class_scores,head_form,in_form,task_loss
-from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 
 # %% ../nbs/01_core.ipynb #6e0df542
 methods = {}
@@ -116,13 +116,14 @@ class _Store:
 
 @torch.no_grad()
 def feature_maps(
-    model:nn.Module, # any network that `get_anatomy` understands
+    model:nn.Module|Learner, # any network that `get_anatomy` understands, or its learner
     x:Tensor, # batch of images, (N,C,H,W), as the network takes them
     layers:int|str|nn.Module|list=1, # the last n stages, or names, modules, stage numbers
 )->dict: # layer name -> map (N,D,H,W)
     "Maps of a batch at `layers`, in evaluation mode; the model is left as it was"
+    model = network_of(model, 'feature_maps')
     stages,store = get_anatomy(model, x=x, check_cam=False).find(layers),_Store()
-    with untouched(model), tapped(stages, store): model(x)
+    with untouched(model, watched=True), tapped(stages, store): model(x)
     return store.maps
 
 # %% ../nbs/01_core.ipynb #3f53063b
@@ -453,6 +454,7 @@ def before_batch(self:FeatureCallback):
     if self._fit is None: self._fit = FitState()
     fit = self._fit
     if not fit.stages or self._is_other_network(): self.set_up()
+    lay_out(self.learn.model, fit.stages, self.learn.x) # the next batch may have another shape
     fit.new_batch(self.weight_now())
     if fit.weight==0 and not fit.compiled: return
     fit.handles = [s.module.register_forward_hook(h) for s,h in zip(fit.stages, fit.hooks)]

@@ -11,7 +11,7 @@ __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 
 import logging,math
 from copy import deepcopy
 from fastai.vision.all import *
-from .anatomy import Anatomy,get_anatomy,untouched,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out,untouched,unwrap
 from .answers import answer_form,bare_loss,check_answer,check_inputs,class_scores,mixed_classes,task_loss
 from .core import register_method,remove_taps
 from .teachers import check_teacher,open_teacher,own_images
@@ -362,6 +362,7 @@ class Guide:
         if self.net.training: self.net.eval()
         x = self.images(x)
         if read is None: return class_scores(_plain(self.net(x)), self.form),None
+        lay_out(self.net, [self.anatomy.last], x)
         start = _Start(self.anatomy.last, grad=self.method!='cam')
         logits = class_scores(_run_from(self.net, x, start), self.form)
         return logits.detach(),read(start.f, logits).detach()

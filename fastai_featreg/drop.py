@@ -15,7 +15,7 @@ from dataclasses import dataclass,field
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from torchvision.ops import drop_block2d
-from .anatomy import Anatomy,Stage,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
+from .anatomy import Anatomy,Stage,anatomy_of,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
 from .core import FeatureCallback,isolated_rng,register_method,tapped
 from .core import _check_count,_check_f,_check_number
 from .look import Batch,first_images,loader_untouched,valid_loader
@@ -401,7 +401,7 @@ def _named(anatomy, layers, strength, flow):
     return DropPlan(list(zip(found, each)), harmful=harmful, instead=instead)
 
 def plan_drops(
-    anatomy:Anatomy, # of the network
+    anatomy:Anatomy|nn.Module|Learner, # of the network, or the network itself
     layers:int|str|nn.Module|Callable|list=2, # last n stages, 'all', names, modules, or (name, module) -> bool
     strength:float|list|None=None, # [0,1], one, or one a stage; None: 1, but 0.5 before the last of n stages
 )->DropPlan: # where to act, and what was asked for and is left out
@@ -418,17 +418,18 @@ def plan_drops(
         ResNet's are all acted on); letter: `layers=lambda n, m: isinstance(m, nn.BatchNorm2d)`.
     Reading (FM 4.1.1): "the output of penultimate group" is the output of the named stage, BatchNorm behind it or not.
     """
+    anatomy = anatomy_of(anatomy, 'plan_drops')
     flow = channel_readers(anatomy)
     by_stage = isinstance(layers, str) and layers=='all' or isinstance(layers, numbers.Integral)
     return (_last_stages if by_stage else _named)(anatomy, layers, strength, flow)
 
 def find_drop_layers(
-    anatomy:Anatomy, # of the network
+    anatomy:Anatomy|nn.Module|Learner, # of the network, or the network itself
     layers:int|str|nn.Module|Callable|list=2, # as in `plan_drops`
     strength:float|list|None=None, # as in `plan_drops`
 )->list: # pairs (`Stage`, strength)
     "The layers that `plan_drops` acts behind; named layers in front of a BatchNorm come with a warning"
-    plan = plan_drops(anatomy, layers, strength)
+    plan = plan_drops(anatomy_of(anatomy, 'find_drop_layers'), layers, strength)
     plan.warn()
     return plan.acts
 
@@ -445,7 +446,7 @@ def _colours(plan, names):
 
 @delegates(plt.subplots, keep=True)
 def show_drop_layers(
-    model:nn.Module|Anatomy|Learner, # network, its anatomy, or a learner
+    model:nn.Module|Anatomy|Learner, # network, its anatomy or its learner
     layers:int|str|nn.Module|Callable|list=2, # as in `plan_drops`
     strength:float|list|None=None, # as in `plan_drops`
     ax:plt.Axes|None=None, # axes to draw on; None makes them
@@ -453,8 +454,7 @@ def show_drop_layers(
     **kwargs
 )->plt.Axes: # with the bars
     "Where a drop acts, how strongly, and where not: a bar for each layer, as high as it has channels"
-    if isinstance(model, Learner): model = model.model
-    anatomy = model if isinstance(model, Anatomy) else get_anatomy(model, check_cam=False)
+    anatomy = anatomy_of(model, 'show_drop_layers')
     plan,stage_of = plan_drops(anatomy, layers, strength),_stage_of(anatomy)
     def is_bar(n): return n in plan.acts_on or is_norm(anatomy.modules[n]) or isinstance(anatomy.modules[n], nn.Conv2d)
     shown = [n for n in anatomy.taps if (n in stage_of or n in plan.acts_on) and is_bar(n)]
@@ -842,7 +842,7 @@ def dropped_errors(
     runs = [(n, p, s) for n in drops for p in retain for s in range(seeds if p<1 else 1)]
     for name,p,seed in progress_bar(runs, display=hasattr(learn, 'progress')): # `no_bar` silences this one too
         dropper = _Dropper(partial(drops[name], p=p))
-        with untouched(learn.model), tapped(found, dropper), isolated_rng(seed, device): error = _error(learn, dl)
+        with untouched(learn.model, watched=True), tapped(found, dropper), isolated_rng(seed, device): error = _error(learn, dl)
         rows.append(dict(drop=name, retain=p, seed=seed, error=error))
     return pd.DataFrame(rows)
 

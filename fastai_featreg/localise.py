@@ -37,7 +37,7 @@ def _boxes_of(dl, name, boxes=None):
 def _cam_batches(make, dl, target, boxes):
     "For each batch of `dl`: result of `make`, boxes, image size"
     i = 0
-    with untouched(make.model), loader_untouched(dl): # also keeps the random states from what the loader draws
+    with untouched(make.model, watched=True), loader_untouched(dl): # also keeps the random states from what the loader draws
         for b in map(as_batch, dl):
             here,(h,w) = boxes[i:i+len(b)],b.x.shape[-2:]
             if (here[:,2:]>tensor([w, h])+1).any():

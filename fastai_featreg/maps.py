@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from torch.nn.utils.parametrize import is_parametrized
 from scipy import ndimage
 from fastai.vision.all import *
-from .anatomy import Anatomy,Stage,Trace,get_anatomy,hooked,untouched,unwrap
+from .anatomy import Anatomy,Stage,get_anatomy,hooked,lay_out,network_of,untouched,unwrap
 from .answers import class_scores,mixed_classes
 from .core import FeatureCallback
 from .core import _check_f,_got,_plain,_wide
@@ -164,12 +164,13 @@ def _is_batchnorm(m): return isinstance(m, nn.modules.batchnorm._BatchNorm) and 
 
 def _is_matrix(m): return isinstance(m, nn.Linear) or isinstance(m, nn.Conv2d) and m.kernel_size==(1,1) and m.groups==1
 
-def _layers_after(trace, last):
-    "Modules with parameters that ran after the module `last`, in that order; None if one of them is no matrix or BatchNorm, or ran twice"
-    names = sorted((n for n,i in trace.order.items() if i>trace.order[last]), key=trace.order.get)
-    own = [n for n in names if (trace.modules[n]._parameters or trace.modules[n]._buffers or is_parametrized(trace.modules[n])) and '.parametrizations.' not in n]
-    known = all(trace.calls[n]==1 and (_is_batchnorm(trace.modules[n]) or _is_matrix(trace.modules[n])) for n in own)
-    return [trace.modules[n] for n in own] if known else None
+def _layers_after(anatomy):
+    "Modules with parameters that ran after the last stage, in that order; None if one of them is no matrix or BatchNorm, or ran twice"
+    order,modules = anatomy.order,anatomy.modules
+    names = sorted((n for n,i in order.items() if i>order[anatomy.last.name]), key=order.get)
+    own = [n for n in names if modules[n]._parameters or modules[n]._buffers or is_parametrized(modules[n])]
+    known = all(anatomy.calls[n]==1 and (_is_batchnorm(modules[n]) or _is_matrix(modules[n])) for n in own)
+    return [modules[n] for n in own] if known else None
 
 
 def fold_weights(
@@ -186,33 +187,34 @@ def fold_weights(
     return w if w is not None and w.ndim==2 else None
 
 # %% ../nbs/02_maps.ipynb #428e08c8
+def _noise(name, t):
+    "Of the shape of the tensor `name`; a variance stays positive"
+    if t is None or not t.is_floating_point(): return t
+    return torch.rand_like(t) + .5 if name=='running_var' else torch.randn_like(t)
+
 @contextmanager
 def _stirred(layers):
-    "Other parameters and running statistics in `layers` for a while"
-    own = [t for m in layers for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
-    saved = [t.detach().clone() for t in own]
+    "Noise in the place of the parameters and buffers of `layers`, within `untouched`; they themselves are not written to"
+    kept = [(m, k, m.__dict__[k]) for o in layers for m in o.modules() for k in ('_parameters', '_buffers')]
     try:
         with torch.no_grad():
-            for m in layers:
-                for k,t in (*m.named_parameters(), *m.named_buffers()):
-                    if t.is_floating_point(): t.copy_(torch.rand_like(t) + .5 if k.endswith('running_var') else torch.randn_like(t))
+            for m,k,own in kept: m.__dict__[k] = {n: _noise(n, t) for n,t in own.items()}
         yield
     finally:
-        with torch.no_grad():
-            for t,v in zip(own, saved): t.copy_(v)
+        for m,k,own in kept: m.__dict__[k] = own
 
 # %% ../nbs/02_maps.ipynb #2b2f5f12
 class ClassWeights:
     "Callable: the weights (C,D) for which `logits = GAP(map) @ w.T + b` in evaluation mode, as they are at the moment of the call"
     def __init__(self,
-        model:nn.Module, # classifier of images for which CAM is exact, wrapped or not
+        model:nn.Module|Learner, # classifier of images for which CAM is exact, wrapped or not, or its learner
         anatomy:Anatomy|None=None, # of `model`; None finds it
     ):
-        self.model,self.anatomy = unwrap(model),anatomy or get_anatomy(model)
+        self.model = network_of(model, 'class_weights')
+        self.anatomy = anatomy or get_anatomy(self.model)
         if not self.anatomy.cam_exact:
             raise ValueError(f"class_weights: this model has no class weights, CAM is not exact: {self.anatomy.cam_why}; use grad_cam or grad_cam_pp")
-        probe = torch.zeros(1, *self.anatomy.input_size)
-        self.layers = _layers_after(Trace(self.model, _like_model(self.model, probe)), self.anatomy.last.name)
+        self.layers = _layers_after(self.anatomy)
         if self.layers is not None:
             with untouched(self.model), _stirred(self.layers): # as it is, a layer may be the identity, or zero, and hide another
                 if not self._agree(): self.layers = None
@@ -234,7 +236,7 @@ class ClassWeights:
         "The weights by differentiating the logits of one image, one combination after the other"
         start = _Start(self.anatomy.last, like=torch.ones_like) # positive everywhere, so that a ReLU passes it on
         with untouched(self.model), torch.no_grad():
-            logits = class_scores(_wide(_run_from(self.model, _like_model(self.model, torch.zeros(1, *self.anatomy.input_size)), start)))
+            logits = class_scores(_wide(_run_from(self.model, self.anatomy.blank, start)))
             if not logits.requires_grad:
                 raise ValueError(f"class_weights: no gradient comes back to layer '{self.anatomy.last.name}' (reentrant gradient checkpointing keeps it off); checkpoint with use_reentrant=False, or leave the last stage out")
             v = torch.eye(logits.shape[1], device=logits.device) if v is None else v
@@ -327,11 +329,11 @@ class CamMaker:
         model:nn.Module, # classifier of images, wrapped or not
         method:str='auto', # 'auto', 'cam', 'grad_cam' or 'grad_cam_pp'
         layer:str|nn.Module|int|None=None, # name, module or stage number; None is the map that is pooled
-        x:Tensor|None=None, # sample images, of which the shape is a fallback for the probe
+        x:Tensor|None=None, # sample images, of which the shape is that of the probe
         relu:bool=True, # keep positive evidence only in Grad-CAM, as its paper does?
     ):
         self.relu = relu
-        self.model = unwrap(model)
+        self.model = network_of(model, 'CamMaker')
         self.anatomy = get_anatomy(self.model, x=x)
         self.stage,self.method,self.why = _choose(self.anatomy, method, layer)
         self.weights = ClassWeights(self.model, self.anatomy) if self.method=='cam' else None
@@ -343,8 +345,9 @@ class CamMaker:
         y:Tensor|None=None, # targets of the batch, for 'target' and None
     )->dict: # `maps` and `caam` (N,h,w), `logits` (N,C), `classes` (N,)
         "Maps of the batch `x`"
+        lay_out(self.model, [self.stage], x)
         start = _Start(self.stage, grad=self.method!='cam')
-        with untouched(self.model), torch.no_grad():
+        with untouched(self.model, watched=True), torch.no_grad():
             logits = _run_from(self.model, _like_model(self.model, x), start)
             classes = _classes(target, logits, y)
             f = pooled_map(start.f, self.anatomy) if self.stage.module is self.anatomy.stages[-1].module else start.f

@@ -579,7 +579,7 @@ def get_views(
     if head is None: raise ValueError(f"get_views: learn must be a Learner whose model has a multi-view head, got a {type(learn).__name__} without one; train it with MVFeaAug")
     net = unwrap(learn.model)
     batch = batch_to_look_at(learn, x, n)
-    with untouched(net), torch.no_grad():
+    with untouched(net, watched=True), torch.no_grad():
         f = _plain(net[:-1](batch.on(net)))
         idx,a = head.locate(f)[1],ada_cam(head.aux(f))
         logits = head.view_logits(f, idx)
