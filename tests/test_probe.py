@@ -10,7 +10,8 @@ from fastai_featreg.anatomy import Trace, channel_readers, cut_after, lay_out, l
 from fastai_featreg.distill import Guide
 from fastai_featreg.core import feature_maps, isolated_rng
 from fastai_featreg.drop import show_drop_layers
-from fastai_featreg.maps import CamMaker, ClassWeights, class_weights, get_cams
+from fastai_featreg.look import get_cams
+from fastai_featreg.maps import CamMaker, ClassWeights, class_weights
 
 rows = conformance.rows() + conformance.rows(variants=True)
 methods = dict(argvalues=rows, ids=[r.name for r in rows])
