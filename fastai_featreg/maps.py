@@ -510,11 +510,12 @@ def head_weights(
     f:Tensor, # map of the last stage, (N,D,H,W)
     classes:Tensor, # (N,K)
     method:str='grad_cam', # or 'grad_cam_pp'
+    n:int|None=1, # images that are enough for the way to the map; None: all, for a network that insists on them
 )->Tensor: # (N,K,D), without a graph
     "Channel weights of K classes of each image by Grad-CAM, from an evaluation-mode pass of what lies behind the map"
     start = _Start(stage, like=lambda out: _like_model(model, f.detach()))
     with untouched(model), torch.no_grad():
-        logits = class_scores(_run_from(model, _like_model(model, x if stage.n_prefix else x[:1]), start))
+        logits = class_scores(_run_from(model, _like_model(model, x if stage.n_prefix else x[:n]), start))
         grads = [_score_grads(start.f, s, False, method) for s in logits.gather(1, classes).unbind(1)]
     return torch.stack([g.sum((2, 3)) if method=='grad_cam' else _pp_weights(start.f.detach(), g) for g in grads], 1)
 
@@ -551,7 +552,8 @@ class CamCallback(FeatureCallback):
     )->Tensor: # (N,K,D), without a graph
         "Weights of the channels for K classes of each image: CAM's where it is exact, else Grad-CAM's"
         if self.maker: return self.maker.of(classes)
-        return head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method)
+        n = 1 if self.anatomy.n_images==1 else None
+        return head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method, n)
 
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)
