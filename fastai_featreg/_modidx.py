@@ -867,6 +867,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_featreg.maps.grad_cam': ('maps.html#grad_cam', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps.grad_cam_pp': ('maps.html#grad_cam_pp', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps.head_weights': ('maps.html#head_weights', 'fastai_featreg/maps.py'),
+                                     'fastai_featreg.maps.images_for': ('maps.html#images_for', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps.map_boxes': ('maps.html#map_boxes', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps.mask_iou_at': ('maps.html#mask_iou_at', 'fastai_featreg/maps.py'),
                                      'fastai_featreg.maps.max_box_acc': ('maps.html#max_box_acc', 'fastai_featreg/maps.py'),
