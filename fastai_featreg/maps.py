@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['cam_names', 'box_thresholds', 'cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', 'grad_cam_pp',
-           'fold_weights', 'ClassWeights', 'class_weights', 'pooled_map', 'class_labels', 'CamMaker', 'box_masks',
-           'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
+           'images_for', 'fold_weights', 'ClassWeights', 'class_weights', 'pooled_map', 'class_labels', 'CamMaker',
+           'box_masks', 'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
            'caam_cam_distance', 'centre_map', 'head_weights', 'CamCallback']
 
 # %% ../nbs/02_maps.ipynb #77519d2e
@@ -154,10 +154,18 @@ def _run_from(model, x, start):
 
 
 def _like_model(model, x):
-    "`x` on the device of `model`, in its precision; bytes stay bytes, for the networks that scale them"
+    "`x` on the device of `model`, in its precision"
     p = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if p is None: return x
-    return _plain(x).to(p.device, p.dtype if x.is_floating_point() else x.dtype)
+    return x if p is None else _plain(x).to(p.device, p.dtype)
+
+
+def images_for(
+    model:nn.Module, # network, wrapped or not
+    x:Tensor, # images (N,C,H,W)
+)->Tensor: # those images
+    "Images on the device of a model, in its precision; bytes stay bytes, for the networks that scale them"
+    if x.is_floating_point(): return _like_model(model, x)
+    return _plain(x).to(next((p.device for p in model.parameters()), x.device))
 
 # %% ../nbs/02_maps.ipynb #0a9d97e9
 def _is_batchnorm(m): return isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None
@@ -348,7 +356,7 @@ class CamMaker:
         lay_out(self.model, [self.stage], x)
         start = _Start(self.stage, grad=self.method!='cam')
         with untouched(self.model, watched=True), torch.no_grad():
-            logits = _run_from(self.model, _like_model(self.model, x), start)
+            logits = _run_from(self.model, images_for(self.model, x), start)
             classes = _classes(target, logits, y)
             f = pooled_map(start.f, self.anatomy) if self.stage.module is self.anatomy.stages[-1].module else start.f
             if self.method=='cam': maps,sums = cam_and_caam(f, self.weights()[classes])
