@@ -8,7 +8,7 @@ __all__ = ['methods', 'register_method', 'isolated_rng', 'TapHook', 'remove_taps
            'EpochGuard']
 
 # %% ../nbs/01_core.ipynb #822d6b0c
-import inspect,math,numbers,weakref
+import inspect,math,weakref
 from contextlib import ExitStack,contextmanager
 from copy import copy,deepcopy
 from dataclasses import dataclass,field
@@ -32,27 +32,6 @@ def register_method(
         methods[name] = cls
         return cls
     return _register
-
-# %% ../nbs/01_core.ipynb #7281d948
-def _got(o): return f'{o.dtype} {tuple(o.shape)}' if isinstance(o, Tensor) else type(o).__name__
-
-def _check_f(f, name):
-    if not isinstance(f, Tensor) or f.ndim!=4 or not f.is_floating_point() or f.numel()==0:
-        raise ValueError(f"{name}: f must be a floating point map (N,D,H,W) that is not empty, got {_got(f)}")
-
-def _check_count(name, **counts):
-    for arg,v in counts.items():
-        if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{name}: {arg} must be a whole number of at least 1, got {v!r}")
-
-def _check_number(name, low=-math.inf, high=math.inf, **values):
-    what = f'a number from {low:g} to {high:g}' if high<math.inf else f'a number of at least {low:g}' if low>-math.inf else 'a finite number'
-    for arg,v in values.items():
-        if isinstance(v, bool) or not isinstance(v, numbers.Real) or not math.isfinite(v) or not low<=v<=high:
-            raise ValueError(f"{name}: {arg} must be {what}, got {v!r}")
-
-def _plain(o): return o.as_subclass(Tensor) if isinstance(o, TensorBase) else o # fastai's tensor types do not mix; torch.export cannot trace the change
-
-def _wide(o): return _plain(o).to(torch.promote_types(o.dtype, torch.float32))
 
 # %% ../nbs/01_core.ipynb #63835137
 @contextmanager

@@ -13,17 +13,18 @@ from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,untouched,unwrap
 from .answers import answer_form,bare_loss,check_answer,check_inputs,class_scores,mixed_classes,task_loss
+from .checks import check_count,check_distance,check_flag,check_maps,check_number
+from .checks import plain_tensor,what_is,widen
 from .core import register_method,remove_taps
-from .core import _check_count,_check_number,_got,_plain,_wide
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
 from .maps import pooled_map,resize_maps
-from .maps import _check_distance,_check_in_use,_check_maps,_like_model,_run_from,_Start
+from .maps import _check_in_use,_like_model,_run_from,_Start
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
     for arg,o in dict(student=student, teacher=teacher).items():
         if not isinstance(o, Tensor) or o.ndim!=2 or not o.is_floating_point() or o.numel()==0:
-            raise ValueError(f"{name}: {arg} must be logits (N,C) that are not empty, got {_got(o)}")
+            raise ValueError(f"{name}: {arg} must be logits (N,C) that are not empty, got {what_is(o)}")
     if student.shape!=teacher.shape:
         raise ValueError(f"{name}: student and teacher must have logits of one shape, got {tuple(student.shape)} and "
                          f"{tuple(teacher.shape)}; a teacher must know the student's classes, in the same order")
@@ -34,8 +35,8 @@ def _check_logits(name, student, teacher, least=2):
 def _scaled(name, student, teacher, tau, least=2):
     "Logits over `tau`, in float32 at least; the teacher's without a graph"
     _check_logits(name, student, teacher, least)
-    _check_number(name, 1e-6, tau=tau)
-    return _wide(student)/tau,_wide(teacher).detach()/tau
+    check_number(name, 1e-6, tau=tau)
+    return widen(student)/tau,widen(teacher).detach()/tau
 
 # %% ../nbs/40_distill.ipynb #04639741
 def kd_loss(
@@ -123,7 +124,7 @@ def standardise(
     z:Tensor, # logits, (N,C)
 )->Tensor: # (N,C), float32 at least
     "Each image's logits with mean 0 and standard deviation 1; equal logits give zeros"
-    z = _wide(z)
+    z = widen(z)
     return (z - z.mean(1, True))/(z.var(1, keepdim=True) + 1e-14).sqrt()
 
 def standardised_kd_loss(
@@ -150,17 +151,17 @@ def _constant(o): return o.detach() if isinstance(o, Tensor) else o
 def _class_maps(name, arg, f, w):
     "CAMs by class weights, which are constants; without weights `f` holds class maps already"
     if w is not None: return cam(f, _constant(w))
-    _check_maps(f, name, arg)
+    check_maps(name, f, arg)
     return f
 
 def _expected_distance(name, own, theirs, distance, positions, weights):
     "Distance of the student's maps from the teacher's; mean over images, expectation over their classes"
-    _check_distance(name, distance, positions)
+    check_distance(name, distance, positions)
     each = caam_cam_distance(*_same_size(own, theirs), distance, positions)
     if weights is None: return each.mean()
     if each.ndim!=2 or not isinstance(weights, Tensor) or weights.shape!=each.shape:
         raise ValueError(f"{name}: weights must be (N,K), one for each class of class weights (N,K,D) or class maps "
-                         f"(N,K,H,W), got {_got(weights)} for maps {tuple(theirs.shape)}; "
+                         f"(N,K,H,W), got {what_is(weights)} for maps {tuple(theirs.shape)}; "
                          "leave it out where an image has one class")
     return (each*weights).sum()/(weights.sum(1)>0).sum().clamp(min=1)
 
@@ -210,8 +211,8 @@ def ccm_loss(
 def _small_cams(f, w, size):
     "CAMs of all classes, pooled to `size` x `size` and brought to length one, (N,C,size*size)"
     if not isinstance(w, Tensor) or w.ndim!=2:
-        raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {_got(w)}")
-    return _unit(cam(F.adaptive_avg_pool2d(_wide(f), size), w.detach().expand(len(f), -1, -1)).flatten(2), 2)
+        raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {what_is(w)}")
+    return _unit(cam(F.adaptive_avg_pool2d(widen(f), size), w.detach().expand(len(f), -1, -1)).flatten(2), 2)
 
 def cat_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
@@ -281,7 +282,7 @@ def normalisation(
     after = getattr(dls.loaders[0], 'after_batch', None)
     norm = next((o for o in getattr(after, 'fs', []) if isinstance(o, Normalize) and o.mean is not None), None)
     if norm is None: return None
-    return tuple(_plain(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
+    return tuple(plain_tensor(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
 
 def _channels(stats):
     "Mean and standard deviation as (1,C,1,1); none stands for 0 and 1"
@@ -339,7 +340,7 @@ class Guide:
         x:Tensor, # batch as the student sees it
     )->Tensor: # batch as the teacher wants it
         "Normalised in the teacher's way, in the teacher's precision"
-        x = _plain(x)
+        x = plain_tensor(x)
         return _like_model(self.net, x if self.renorm is None else x*self.renorm[0] + self.renorm[1])
 
     def class_maps(self,
@@ -360,7 +361,7 @@ class Guide:
         "Look at a batch"
         if self.net.training: self.net.eval()
         x = self.images(x)
-        if read is None: return class_scores(_plain(self.net(x)), self.form),None
+        if read is None: return class_scores(plain_tensor(self.net(x)), self.form),None
         start = _Start(self.anatomy.last, grad=self.method!='cam')
         logits = class_scores(_run_from(self.net, x, start), self.form)
         return logits.detach(),read(start.f, logits).detach()
@@ -413,7 +414,7 @@ def _check_loss(name, loss, per_class):
     if not callable(loss) and loss not in list(_logit_losses):
         raise ValueError(f"{name}: loss must be one of {', '.join(map(repr, _logit_losses))}, "
                          f"or a function (student, teacher, tau), got {loss!r}")
-    if not isinstance(per_class, bool): raise ValueError(f"{name}: per_class must be True or False, got {per_class!r}")
+    check_flag(name, per_class=per_class)
     if per_class and loss!='kd':
         raise ValueError(f"{name}: per_class=True divides the loss of loss='kd', not that of loss={loss!r}; "
                          "leave per_class out")
@@ -464,9 +465,9 @@ class TeacherCallback(CamCallback):
         name = type(self).__name__
         _check_teacher(name, teacher)
         _check_loss(name, loss, per_class)
-        _check_distance(name, distance, positions)
+        check_distance(name, distance, positions)
         _check_stats(name, teacher_stats)
-        if not isinstance(cache, bool): raise ValueError(f"{name}: cache must be True or False, got {cache!r}")
+        check_flag(name, cache=cache)
         super().__init__(cam, self.strength)
         store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache,per_class,positions')
         self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher)
@@ -479,7 +480,7 @@ class TeacherCallback(CamCallback):
 
     def _check(self, values, when=''):
         limits = dict(beta=(0, 1), gamma=(0,), tau=(1e-6,))
-        for k,v in values.items(): _check_number(type(self).__name__ + when, *limits[k], **{k: v})
+        for k,v in values.items(): check_number(type(self).__name__ + when, *limits[k], **{k: v})
 
     def strength(self,
         pct:float, # share of training done
@@ -629,7 +630,7 @@ class AnswerCache(GetAttr):
         *more:Tensor, # further integers that the answer depends on, (N,K)
     )->list: # a whole number for each image
         "Sums modulo 2^64 of the bits of each image, times random odd factors: the same in every order of summation"
-        bits = _plain(x).flatten(1).contiguous().view(torch.int16 if x.element_size()==2 else torch.int32).long()
+        bits = plain_tensor(x).flatten(1).contiguous().view(torch.int16 if x.element_size()==2 else torch.int32).long()
         bits = torch.cat([bits, *more], 1)
         if self.factors is None or self.factors.shape[0]!=bits.shape[1]:
             own = torch.Generator().manual_seed(0)
@@ -749,7 +750,7 @@ class CATKD(TeacherCallback):
         size:int=2, # side of the pooled maps, positions
         **kwargs
     ):
-        _check_count('CATKD', size=size)
+        check_count('CATKD', size=size)
         super().__init__(teacher, beta, gamma, cam='cam', distance='l2', positions='mean', **kwargs)
         self.size = size
 

@@ -16,11 +16,11 @@ from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from torchvision.ops import drop_block2d
 from .anatomy import Anatomy,Stage,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
+from .checks import check_count,check_map,check_number
 from .core import FeatureCallback,isolated_rng,register_method,tapped
-from .core import _check_count,_check_f,_check_number
 
 # %% ../nbs/20_drop.ipynb #986c9b4a
-_check_rates = partial(_check_number, low=0, high=1)
+_check_rates = partial(check_number, low=0, high=1)
 
 def _check_same_shape(name, new, f):
     if isinstance(new, Tensor) and new.shape==f.shape: return
@@ -74,7 +74,7 @@ def top_channels(
         of the normalisation, where the largest absolute value may be a negative one that the ReLU erases; letter of
         Eq. 1: `score='relu_max'`.
     """
-    _check_f(f, 'top_channels')
+    check_map('top_channels', f)
     _check_rates('top_channels', top_rate=top_rate)
     _check_score('top_channels', score)
     chosen = torch.zeros(f.shape[:2], dtype=torch.bool, device=f.device)
@@ -94,7 +94,7 @@ def spatial_dropout(
     p:float, # retaining rate, share of channels that is *kept*, [0,1]
 )->Tensor: # shape of `f`
     "Drop whole channels at random, survivors divided by `p` (SelectScale, Eq. 3; Tompson et al. 2015)"
-    _check_f(f, 'spatial_dropout')
+    check_map('spatial_dropout', f)
     _check_rates('spatial_dropout', p=p)
     return f if p==1 else F.dropout2d(f, 1-p)
 
@@ -107,7 +107,7 @@ def spatial_scale(
     Reading (SS Eq. 5): the equation has U(1-q, 1+q), but the tables call q a retaining rate, and the caption of Figure
         4 says that retaining rate 0 means U(0, 2); so the factors are from U(retain, 2-retain).
     """
-    _check_f(f, 'spatial_scale')
+    check_map('spatial_scale', f)
     _check_rates('spatial_scale', retain=retain)
     return f if retain==1 else _times(f, _factors(retain, f.shape[:2], f.device))
 
@@ -121,7 +121,7 @@ def select_scale(
 
     Reading (SS Eq. 6): q is a retaining rate here too, see `spatial_scale`.
     """
-    _check_f(f, 'select_scale')
+    check_map('select_scale', f)
     _check_rates('select_scale', top_rate=top_rate, retain=retain)
     _check_score('select_scale', score)
     if retain==1: return f
@@ -146,7 +146,7 @@ def selectout(
     Reading (SS 2.1): "10% of the feature maps are dropped" is a number of channels, the same in each image, drawn from
         the candidates; it is not a coin for each of them.
     """
-    _check_f(f, 'selectout')
+    check_map('selectout', f)
     _check_selectout('selectout', top_rate, p)
     _check_score('selectout', score)
     if p==1: return f
@@ -618,7 +618,7 @@ def drop_block(
     Departure (DropBlock 3): the blocks are drawn once for all channels of an image; the paper found a mask for each
         channel better. There is no argument for that.
     """
-    _check_f(f, 'drop_block')
+    check_map('drop_block', f)
     _check_rates('drop_block', p=p)
     if p==1: return f
     side = min(block_size, *f.shape[2:])
@@ -641,7 +641,7 @@ class DropBlock(DropCallback):
         **kwargs
     ):
         _check_kept('DropBlock', p)
-        _check_count('DropBlock', block_size=block_size)
+        check_count('DropBlock', block_size=block_size)
         super().__init__(**kwargs)
         store_attr('p,block_size')
 
@@ -774,7 +774,7 @@ def show_drops(
     figsize:tuple|None=None, # inches
 ):
     "The top channels of a map, as they are and after each drop"
-    _check_f(f, 'show_drops')
+    check_map('show_drops', f)
     order = _score(f, default_score)[0].argsort(descending=True)[:n]
     rows,cols = len(drops)+1,len(order)
     fig,axes = plt.subplots(rows, cols, figsize=figsize or (.62*cols+1.6, .68*rows), squeeze=False)

@@ -10,8 +10,8 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'mined_s
 import math,numbers
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,like_last
+from .checks import check_choice,check_flag,check_map,check_number
 from .core import FeatureCallback,feature_maps,register_method
-from .core import _check_f,_check_number
 from .maps import decoded_images
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241
@@ -45,7 +45,7 @@ def box_mask(
     Departure (FM Eq. 2): an empty box gets one position, and one that covers the map loses one, drawn at random: an
         empty part teaches nothing. No argument gives the letter.
     """
-    if lam is not None: _check_number('box_mask', 0, 1, lam=lam)
+    if lam is not None: check_number('box_mask', 0, 1, lam=lam)
     _check_size('box_mask', h, w)
     drawn,cy,cx = torch.rand(3, generator=generator).tolist()
     side = math.sqrt(1 - (drawn if lam is None else lam))
@@ -94,7 +94,7 @@ def mined_pool(
     Reading (FM 3.2): the average of a part divides by the H*W positions of the whole map, not by its own, since a
         global average pooling is what each part "will enter"; so both averages add up to that of the map.
     """
-    _check_f(f, 'mined_pool')
+    check_map('mined_pool', f)
     _check_mask(f, mask, 'mask')
     if other is not None: _check_mask(f, other, 'other')
     if other is not None and other.shape!=mask.shape:
@@ -171,10 +171,8 @@ class FeatureMining(FeatureCallback):
         weight:float|Callable=1., # factor of the added losses, or a function of the share of training done
         seed:int|None=None, # seed of masks and classifiers; None derives it from torch's seed
     ):
-        if mask not in ('box', 'point', 'channel'):
-            raise ValueError(f"FeatureMining: mask must be 'box', 'point' or 'channel', got {mask!r}")
-        if not isinstance(complementary, bool):
-            raise ValueError(f"FeatureMining: complementary must be True or False, got {complementary!r}")
+        check_choice('FeatureMining', ('box', 'point', 'channel'), mask=mask)
+        check_flag('FeatureMining', complementary=complementary)
         super().__init__(layers, weight, seed)
         store_attr('mask,complementary')
 
@@ -229,8 +227,7 @@ def show_mining(
     **kwargs
 ):
     "Image, feature map (mean over channels), mask and both parts, for the first images of the validation set"
-    if mask not in ('box', 'point'):
-        raise ValueError(f"show_mining: mask must be 'box' or 'point', got {mask!r}")
+    check_choice('show_mining', ('box', 'point'), mask=mask)
     b = learn.dls.valid.one_batch()
     x = b[0][:n].to(next(learn.model.parameters()).device)
     stages = mined_stages(get_anatomy(learn.model, x=x, check_cam=False), layers)
