@@ -15,10 +15,11 @@ from .anatomy import Anatomy,get_anatomy,untouched,unwrap
 from .answers import answer_form,bare_loss,check_answer,check_inputs,class_scores,mixed_classes,task_loss
 from .checks import check_count,check_distance,check_flag,check_maps,check_number
 from .checks import plain_tensor,what_is,widen
-from .core import register_method,remove_taps
+from .core import register_method
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
 from .maps import pooled_map,resize_maps
 from .maps import _check_in_use,_like_model,_run_from,_Start
+from .taps import remove_taps
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):

@@ -11,8 +11,9 @@ import math,numbers
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,like_last
 from .checks import check_choice,check_flag,check_map,check_number
-from .core import FeatureCallback,feature_maps,register_method
+from .core import FeatureCallback,register_method
 from .maps import decoded_images
+from .taps import feature_maps
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241
 def _leave_both(

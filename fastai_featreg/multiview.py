@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 from .answers import check_answer,mixing,task_loss
-from .core import FeatureCallback,is_compiled,is_validating,isolated_rng,register_method,TapHook,VisitingParams
+from .core import FeatureCallback,is_validating,isolated_rng,register_method,VisitingParams
 from .checks import check_choice,check_count,check_map,check_maps,check_number
 from .checks import plain_tensor,what_is,widen
 from .maps import decoded_images
 from .maps import _class_name,_like_model,_load_for,_overlay
+from .taps import TapHook,is_compiled
 
 # %% ../nbs/50_multiview.ipynb #df5bf74e
 def ada_cam(
