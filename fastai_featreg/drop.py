@@ -17,7 +17,8 @@ from fastprogress.fastprogress import progress_bar
 from torchvision.ops import drop_block2d
 from .anatomy import Anatomy,Stage,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
 from .checks import check_count,check_map,check_number
-from .core import FeatureCallback,isolated_rng,register_method
+from .core import FeatureCallback,register_method
+from .heads import isolated_rng
 from .taps import tapped
 
 # %% ../nbs/20_drop.ipynb #986c9b4a

@@ -11,7 +11,8 @@ from unittest import mock
 from zipfile import ZipFile
 import two_ranks
 from fastai.callback.channelslast import ChannelsLast
-from fastai_featreg.core import isolated_rng, methods
+from fastai_featreg.core import methods
+from fastai_featreg.heads import isolated_rng
 from tiny import *
 from torch.optim.swa_utils import AveragedModel
 
