@@ -14,7 +14,8 @@ from fastai.vision.all import *
 from .anatomy import Anatomy
 from .answers import mixed_classes
 from .checks import check_choice,check_count,check_distance,check_number,what_is,widen
-from .core import is_validating,register_method
+from .core import register_method
+from .guard import is_validating
 from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,decoded_images,get_cams,minmax
 from .maps import pooled_map
 

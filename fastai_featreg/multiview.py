@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 from .answers import check_answer,mixing,task_loss
-from .core import FeatureCallback,is_validating,register_method
+from .core import FeatureCallback,register_method
+from .guard import is_validating
 from .heads import VisitingParams,isolated_rng
 from .checks import check_choice,check_count,check_map,check_maps,check_number
 from .checks import plain_tensor,what_is,widen

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
-rooms = ['anatomy', 'answers', 'checks', 'core', 'heads', 'maps', 'taps'] # what methods may import
+rooms = ['anatomy', 'answers', 'checks', 'columns', 'core', 'guard', 'heads', 'maps', 'taps'] # what methods may import
 methods = ['feature_mining', 'drop', 'cam_loss', 'distill', 'multiview']
 others = ['data', 'nets', 'compare']
 modules = {name: (folder/f'{name}.py').read_text() for name in rooms + methods + others}
