@@ -16,8 +16,9 @@ from .answers import mixed_classes
 from .checks import check_choice,check_count,check_distance,check_number,what_is,widen
 from .core import register_method
 from .guard import is_validating
-from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,decoded_images,get_cams,minmax
-from .maps import pooled_map
+from .look import channel_note,decoded_images,get_cams
+from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,minmax
+from .maps import pooled_map,_held_maps
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
@@ -37,6 +38,10 @@ def cam_loss(
     """
     maps = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
     own,everything = maps[:-1],maps[-1:]
+    if f.dtype==torch.float16:
+        slopes = (w[:,None] if w.ndim==2 else w).detach().float().abs().amax(2).T[...,None,None]
+        own = _held_maps(own, f.dtype, slopes.to(own.device), positions)
+        everything = _held_maps(everything, f.dtype, 1., positions)
     distances = caam_cam_distance(own, everything.expand_as(own), distance, positions).T
     if weights is None: return distances.mean()
     if not isinstance(weights, Tensor) or weights.shape!=distances.shape:
@@ -339,19 +344,20 @@ class NegativeCAM(CamCallback):
 @delegates(plt.subplots, keep=True)
 def show_cam_loss(
     learn:Learner, # learner whose network and data are shown
-    x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes its first images
+    x:Tensor|tuple|list|None=None, # batch, items, positions, or a loader; None takes the first validation images
     max_n:int=4, # images at most
     figsize:tuple|None=None, # inches
     **kwargs
 ):
     "Image, CAM of the label, CAAM, and their absolute difference with its mean, the CAM-loss of the image"
-    got = get_cams(learn, x, relu=False) # as the loss has it
-    x,own,everything = got.x[:max_n],minmax(got.maps[:max_n]),minmax(got.caam[:max_n])
+    got = get_cams(learn, x, relu=False, n=max_n) # as the loss has it
+    x,own,everything = got.x,minmax(got.maps),minmax(got.caam)
     fig,axes = plt.subplots(len(x), 4, figsize=figsize or (7, 1.8*len(x)), squeeze=False, **kwargs)
     for row,image,a,b in zip(axes, decoded_images(learn, x), own, everything):
         image.show(ctx=row[0])
         for ax,m in zip(row[1:], (a, b, (a-b).abs())): ax.imshow(m, cmap='magma', vmin=0, vmax=1)
         row[3].set_title(f'{(a-b).abs().mean():.2f}', fontsize=9)
-    for ax,title in zip(axes[0], ('image', "label's CAM", 'CAAM')): ax.set_title(title, fontsize=9)
+    whose = "output's CAM" if got.logits.shape[1]==1 else "prediction's CAM" if got.labels is None else "label's CAM"
+    for ax,title in zip(axes[0], (channel_note(x.shape[1]) or 'image', whose, 'CAAM')): ax.set_title(title, fontsize=9)
     axes[0,3].set_title(f'difference, mean {(own[0]-everything[0]).abs().mean():.2f}', fontsize=9)
     for ax in axes.flat: ax.axis('off')

@@ -56,7 +56,7 @@ def check_number(
     if high<math.inf: what = f'a number from {low:g} to {high:g}'
     elif low>-math.inf: what = f'a number of at least {low:g}'
     for arg,v in values.items():
-        if isinstance(v, bool) or not isinstance(v, numbers.Real) or not math.isfinite(v) or not low<=v<=high:
+        if isinstance(v, bool) or not isinstance(v, numbers.Real) or not abs(v)<math.inf or not low<=v<=high:
             raise ValueError(f"{name}: {arg} must be {what}, got {v!r}")
 
 # %% ../nbs/04_checks.ipynb #38533255

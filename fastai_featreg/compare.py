@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['known_methods', 'find_method', 'method_label', 'parse_methods', 'known_archs', 'find_arch', 'make_learner',
            'StepTimer', 'StepTimerEnd', 'StopDiverged', 'Curve', 'TrainAccuracy', 'reset_peak_memory', 'peak_memory',
-           'run_once', 'results_file', 'read_results', 'write_row', 'summarise', 'summary_table', 'verdicts', 'notes',
-           'plot_comparison', 'run_order', 'compare']
+           'run_once', 'summarise', 'summary_table', 'verdicts', 'notes', 'plot_comparison', 'run_order', 'compare',
+           'results_file', 'read_results', 'write_row']
 
 # %% ../nbs/80_compare.ipynb #063fa52f
 import argparse,ast,difflib,gc,hashlib,importlib.metadata,inspect,re,sys,tempfile
@@ -21,8 +21,13 @@ from .core import register_method
 from .answers import mixed_classes
 from .data import has_boxes,load_data
 from .cam_loss import n_right
-from .maps import localisation
+from .localise import localisation
 from .nets import nets,Truncated
+from .teachers import marked,short_marks,unmarked
+from .fingerprints import data_id,source_id
+from .rows import (bests,claim,complain_aloud,config_names,count_once,differences,doings,looks,meaning,
+    measures,read_results,result_columns,results_file,RowKeeper,safely,same_config,take_in,write_row)
+_all_ = ['results_file', 'read_results', 'write_row']
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
 for name,cls in (('mixup', MixUp), ('cutmix', CutMix)): register_method(name)(cls)
@@ -34,18 +39,25 @@ def known_methods()->dict: # name on the command line -> callback class
     return dict(sorted(core.methods.items()))
 
 # %% ../nbs/80_compare.ipynb #ed84b994
+def echo(text:object, n:int=200):
+    "What was typed, for a sentence: on one line, printable, and cut in the middle where it is long"
+    text = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return text if len(text)<=n else f'{text[:n*2//3 - 5]} ... {text[-n//3:]}'
+
 def name_key(name:str):
     "Name without case, `-`, `_` and spaces"
     return re.sub('[-_ ]', '', name).lower()
 
 def unknown_name(kind:str, name:str, known:list, show:str=''):
     "Sentence about a name nobody knows, with the names that look like it"
+    name = echo(name, 60)
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else '.'
     return f"unknown {kind} '{name}'{hint} {show or 'Known: ' + ', '.join(known)}"
 
 # %% ../nbs/80_compare.ipynb #a4a59dd9
-reserved = {'plain': "leave it out, for plain training is in every comparison", 'all': "write it by itself, or between commas"}
+reserved = {'plain': "leave it out, for plain training is in every comparison",
+            'all': "write it by itself, or between commas"}
 
 # %% ../nbs/80_compare.ipynb #82c626ba
 def find_method(
@@ -55,7 +67,9 @@ def find_method(
     known = known_methods()
     classes = {name_key(n): c for n,c in known.items()} | {name_key(c.__name__): c for c in known.values()}
     if name_key(name) in classes: return classes[name_key(name)]
-    if name_key(name) in reserved: raise ValueError(f"methods: '{name}' is no callback, so it takes neither + nor arguments; {reserved[name_key(name)]}")
+    if name_key(name) in reserved:
+        raise ValueError(f"methods: '{name}' is no callback, so it takes neither + nor arguments; "
+                         f"{reserved[name_key(name)]}")
     raise ValueError(unknown_name('method', name, ['plain', 'all', *known]))
 
 # %% ../nbs/80_compare.ipynb #0f943778
@@ -67,27 +81,43 @@ def method_label(
     "Expression that makes the callback, without default arguments"
     sig = inspect.signature(cls.__init__)
     try: bound = sig.bind(None, *args, **kwargs).arguments
-    except TypeError as e: raise ValueError(f"{cls.__name__}: {e}; its arguments are {', '.join(list(sig.parameters)[1:])}") from None
+    except TypeError as e:
+        known = ', '.join(list(sig.parameters)[1:])
+        raise ValueError(f"{cls.__name__}: {echo(e)}; its arguments are {known}") from None
     changed = [f'{k}={v!r}' for k,v in list(bound.items())[1:] if v!=sig.parameters[k].default]
     return f"{cls.__name__}({', '.join(changed)})"
 
 # %% ../nbs/80_compare.ipynb #f8c67ec4
+longest,most = 5000,20 # characters of a list, callbacks of one method: far more than anybody compares
+
+def shown(node:ast.AST):
+    "Source of a syntax tree, for a sentence"
+    try: return echo(ast.unparse(node))
+    except RecursionError: return 'an expression that is nested deeply'
+
 def parse_list(text:str):
     "Elements of a comma-separated list, as syntax trees"
+    if len(text)>longest:
+        raise ValueError(f"methods: a list of {len(text)} characters is too long; write at most {longest}")
     parts = re.split(r"""('[^']*'|"[^"]*")""", text) # a hyphen inside quotes is left alone
     parts = [p if i%2 else re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', p) for i,p in enumerate(parts)]
-    try: nodes = ast.parse(f"[{''.join(parts).strip().strip(',')}]", mode='eval').body.elts
-    except (SyntaxError, AttributeError, RecursionError): raise ValueError(f"methods: cannot read '{text}'; write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
+    try:
+        with warnings.catch_warnings(): # about the text, which is not ours
+            warnings.simplefilter('ignore')
+            nodes = ast.parse(f"[{''.join(parts).strip().strip(',')}]", mode='eval').body.elts
+    except Exception: # SyntaxError, RecursionError, MemoryError, ...: the kind says nothing about the text
+        raise ValueError(f"methods: cannot read '{echo(text)}'; "
+                         "write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
     if not nodes: raise ValueError("methods: the list is empty; write e.g. feature_mining,mixup")
     return nodes
 
 def literal_arguments(call:ast.Call):
     "Positional and keyword arguments of a call"
-    text,names = ast.unparse(call),[k.arg for k in call.keywords]
+    text,names = shown(call),[k.arg for k in call.keywords]
     if None in names: raise ValueError(f"methods: '{text}' has arguments behind **; write them out, such as layers=2")
     if len(set(names))<len(names): raise ValueError(f"methods: '{text}' gives an argument twice; give it once")
     try: return [ast.literal_eval(a) for a in call.args],{k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except (ValueError, TypeError):
+    except Exception: # a long chain of signs is a RecursionError, a list as a key of a dictionary a TypeError
         raise ValueError(f"methods: the arguments in '{text}' must be literals, such as 2, 0.5 or 'box'") from None
 
 def parse_recipe(call:ast.Call):
@@ -99,9 +129,10 @@ def parse_recipe(call:ast.Call):
         raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; {others}")
     args,kwargs = literal_arguments(call)
     try: made = getattr(cls, name)(*args, **kwargs)
-    except TypeError as e:
+    except ValueError: raise
+    except Exception as e:
         known = ', '.join(inspect.signature(getattr(cls, name)).parameters)
-        raise ValueError(f"methods: '{ast.unparse(call)}': {e}; its arguments are {known}") from None
+        raise ValueError(f"methods: '{shown(call)}': {echo(e)}; its arguments are {known}") from None
     return parse_callback(parse_list(repr(made))[0])
 
 def parse_callback(node:ast.AST):
@@ -109,13 +140,19 @@ def parse_callback(node:ast.AST):
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name): return parse_recipe(call)
     if not isinstance(call.func, ast.Name):
-        raise ValueError(f"methods: '{ast.unparse(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
+        raise ValueError(f"methods: '{shown(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
     return find_method(call.func.id), *literal_arguments(call)
 
 def summands(node:ast.AST):
     "Callbacks joined by `+`"
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): return summands(node.left) + summands(node.right)
-    return [parse_callback(node)]
+    todo,found = [node],[]
+    while todo: # a chain of thousands is no recursion
+        node = todo.pop()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): todo += [node.left, node.right]
+        else: found.insert(0, node)
+    if len(found)>most:
+        raise ValueError(f"methods: {len(found)} callbacks joined by + are too many; join at most {most}")
+    return [parse_callback(o) for o in found]
 
 # %% ../nbs/80_compare.ipynb #9c86ca26
 def needs_teacher(cls:type):
@@ -126,45 +163,68 @@ def make_callbacks(calls:list):
     "Fresh callbacks from (class, args, kwargs)"
     return [cls(*args, **kwargs) for cls,args,kwargs in calls]
 
-def with_teacher(calls:list, teacher:str|Path):
-    "`calls`, with the teacher where one is needed and none is given"
-    return [(cls, args, kwargs if args or not needs_teacher(cls) else {'teacher': str(teacher)} | kwargs) for cls,args,kwargs in calls]
+def with_teacher(calls:list, teacher:str|Path|None, teacher_arch:str|None=None):
+    "`calls`, with the teacher and its architecture where a teacher is needed and none is given"
+    told = {k: v for k,v in dict(teacher=teacher, teacher_arch=teacher_arch).items() if v is not None}
+    lacks = lambda cls, args, kwargs: teacher and needs_teacher(cls) and not args and 'teacher' not in kwargs
+    return [(cls, args, told | kwargs if lacks(cls, args, kwargs) else kwargs) for cls,args,kwargs in calls]
 
-def fingerprint(path:str|Path):
-    "Eight digits that tell one content of a file from another"
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+def with_marks(cls:type, args:list, kwargs:dict):
+    "A teacher's file is marked by its content: another network in the same file is another method, and is not opened"
+    if not needs_teacher(cls): return cls,args,kwargs
+    mark = lambda o: marked(o) if isinstance(o, (str, Path)) else o
+    return cls,[mark(o) for o in args[:1]] + args[1:],{k: mark(v) if k=='teacher' else v for k,v in kwargs.items()}
 
-def marked(cls:type, args:list, kwargs:dict):
-    "Arguments for the label; a teacher's file is marked by its content, for another network in the same file is another method"
-    if not needs_teacher(cls): return args,kwargs
-    mark = lambda o: f'{o}#{fingerprint(o)}' if isinstance(o, (str, Path)) and Path(o).is_file() else o
-    return [mark(o) for o in args[:1]] + args[1:],{k: mark(v) if k=='teacher' else v for k,v in kwargs.items()}
+def check_finite(cls:type, args:list, kwargs:dict):
+    "1e999 is infinite, and no argument of a method may be: not all callbacks of others look"
+    for v in [*args, *kwargs.values()]:
+        for number in v if isinstance(v, (list, tuple)) else [v]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"methods: an argument of {cls.__name__} must be finite, got {number}; correct it")
+
+def check_callbacks(label:str, calls:list):
+    "Make each once: whatever a wrong argument raises is one sentence"
+    for call in calls:
+        check_finite(*call)
+        try: make_callbacks([call])
+        except Exception as e:
+            ours = call[0].__module__.startswith('fastai_featreg.')
+            if ours and isinstance(e, ValueError): raise # a sentence already
+            why = f'a wrong type ({echo(e)})' if isinstance(e, TypeError) else f'a wrong value ({one_line(e, 200)})'
+            raise ValueError(f"methods: {echo(label)} has an argument of {why}; correct it") from e
 
 def method_of(calls:list):
     "Label and factory of one or several callbacks, made once to see that their arguments are valid"
     names = [cls.__name__ for cls,_,_ in calls]
     for cls,args,kwargs in calls:
         if needs_teacher(cls) and not args and 'teacher' not in kwargs:
-            raise ValueError(f"methods: {cls.__name__} needs a teacher; give the file of a trained network or exported learner with --teacher (teacher=)")
-    if len(set(names))<len(names): raise ValueError(f"methods: {'+'.join(names)} has one class twice; give that one several layers instead")
-    told = [(cls, *marked(cls, args, kwargs)) for cls,args,kwargs in calls]
-    label = '+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in told)
-    try: make_callbacks(calls)
-    except TypeError as e: raise ValueError(f"methods: {label} has an argument of a wrong type ({e}); correct it") from e
-    return label, partial(make_callbacks, calls)
+            raise ValueError(f"methods: {cls.__name__} needs a teacher; give the file of a trained network or exported "
+                             "learner with --teacher (teacher=)")
+    if len(set(names))<len(names):
+        raise ValueError(f"methods: {echo('+'.join(names))} has one class twice; give that one several layers instead")
+    calls = [with_marks(*call) for call in calls]
+    try: label = short_marks('+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in calls))
+    except ValueError: raise
+    except Exception as e:
+        raise ValueError(f"methods: {'+'.join(names)} has an argument that cannot be written ({echo(e)})") from e
+    check_callbacks(label, calls)
+    return label,partial(make_callbacks, calls)
 
 # %% ../nbs/80_compare.ipynb #d4ada227
 def parse_methods(
     text:str, # e.g. `"feature_mining, FeatureMining(layers=2)+mixup"`, or `"all"`
     teacher:str|Path=None, # file of a trained network, for the methods that need one; without it `"all"` leaves them out
+    teacher_arch:str|None=None, # name of the network whose weights that file holds; None: it holds a whole network
 )->list: # (label, function that makes the callbacks), plain first
     "Read a list of methods; plain training is always in it, and the same method only once"
     chosen = {'plain': list}
+    teacher = teacher and marked(teacher) # hashed here, once, and checked whenever it is opened
     for node in parse_list(text):
         name = name_key(node.id) if isinstance(node, ast.Name) else ''
         if name=='plain': continue
-        each = [[(cls, [], {})] for cls in known_methods().values() if teacher or not needs_teacher(cls)] if name=='all' else [summands(node)]
-        chosen.update(method_of(with_teacher(calls, teacher) if teacher else calls) for calls in each)
+        usable = [cls for cls in known_methods().values() if teacher or not needs_teacher(cls)]
+        each = [[(cls, [], {})] for cls in usable] if name=='all' else [summands(node)]
+        chosen.update(method_of(with_teacher(calls, teacher, teacher_arch)) for calls in each)
     return list(chosen.items())
 
 # %% ../nbs/80_compare.ipynb #baf6727e
@@ -177,7 +237,7 @@ def callback_text(cb:Callback):
     text = repr(cb).partition('  # ')[0] # behind it stands where a callback acts, once it has
     try: (_,make), = parse_methods(text)[1:]
     except ValueError: raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
-    if repr(make()[0])!=text: raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
+    if unmarked(repr(make()[0]))!=unmarked(text): raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
     return text
 
 def method_text(m:Callable|Callback|str):
@@ -203,10 +263,11 @@ def find_arch(
 )->Callable|str: # what `vision_learner` takes
     "Architecture called `name`"
     known,(whole,_,drop) = known_archs(),name.rpartition('-')
-    if whole and drop.isdecimal(): return Truncated(find_arch(whole), int(drop))
+    if whole and drop.isdecimal() and len(name)<100: return Truncated(find_arch(whole), int(drop))
     if name in known: return known[name]
     if timm.is_model(name): return name
-    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show="Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."))
+    show = "Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."
+    raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show=show))
 
 # %% ../nbs/80_compare.ipynb #5747af17
 one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
@@ -335,11 +396,6 @@ def device_of(dls:DataLoaders):
     "Device of the batches"
     return dls.device or default_device()
 
-measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
-looks = 'pointing_game energy_inside max_box_acc'.split()
-bests = 'best_accuracy best_epoch top5'.split()
-doings = 'acted term_share start_epoch start_reason note train_curve'.split() # text: of several callbacks, joined by +
-
 def plural(n:int, word:str):
     "`n` and the word, with an s unless `n` is 1"
     return f"{n} {word}{'s'*(int(n)!=1)}"
@@ -383,7 +439,7 @@ def where_it_looks(learn:Learner):
     if learn.stop_diverged.diverged or not has_boxes(learn.dls.valid): return none
     try: return localisation(learn, baselines=False).loc['cam', looks].to_dict()
     except Exception as e: # a finished run counts all the same
-        print(f"the maps could not be marked: {one_line(e)}", file=sys.stderr)
+        complain_aloud(f"the maps could not be marked: {one_line(e)}")
         return none
 
 # %% ../nbs/80_compare.ipynb #825c4109
@@ -415,60 +471,13 @@ def run_once(
         nothing = dict.fromkeys(measures + looks + bests, np.nan) | dict.fromkeys(doings, '')
         return nothing | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
 
-# %% ../nbs/80_compare.ipynb #9625a6be
-config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
-                  device n_threads featreg torch fastai timm""".split()
-result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error', *config_names]
+# %% ../nbs/80_compare.ipynb #748a888f
+trained_by = 'heads,one_layer,as_torch,make_learner,same_start,train,run_once,measured,StopDiverged,Curve'
 
-# %% ../nbs/80_compare.ipynb #cf637311
-def results_file(
-    out:str|Path, # folder of the results
-)->Path: # its CSV file
-    "Path of the results; `ValueError` unless the folder can be written to"
-    out = Path(out).expanduser()
-    new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-        if new: out.rmdir() # the first row makes it again: a command that is refused leaves no folder
-    except OSError as e: raise ValueError(f"cannot write to the output folder '{out}' ({e.strerror}); choose another one with --out") from e
-    return out/'results.csv'
-
-def read_results(
-    path:Path, # CSV file
-)->pd.DataFrame: # its rows; none if there is no file
-    "Rows written so far; a damaged file is a `ValueError` and is left alone"
-    if not Path(path).exists(): return pd.DataFrame(columns=result_columns)
-    numbers,text = measures + looks + bests,dict.fromkeys(['method', 'curve', 'error', *doings, *config_names], str)
-    try:
-        df = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={m: [''] for m in numbers})
-        later = {l: np.nan for l in looks + bests} | dict.fromkeys(doings, '') # files of earlier versions have no such columns
-        df = df.assign(**{k: v for k,v in later.items() if k not in df})[result_columns]
-    except Exception as e:
-        raise ValueError(f"'{path}' is not a table of results ({one_line(e, 80)}); "
-                         "move it away or choose another folder with --out") from e
-    try: return df.astype({m: float for m in numbers} | {'seed': int})
-    except ValueError as e:
-        raise ValueError(f"'{path}' is damaged ({e}); move it away or choose another folder with --out") from e
-
-def write_row(
-    path:Path, # CSV file
-    row:dict, # one run; a row of the same method, seed and configuration is replaced
-):
-    "Add a row, all or nothing"
-    df = read_results(path)
-    df = pd.concat([d for d in (df[~same_config(df, row, 'method', 'seed')], pd.DataFrame([row])) if len(d)])[result_columns]
-    part = Path(path).with_suffix('.part')
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        df.to_csv(part, index=False)
-        os.replace(part, path)
-    except OSError as e: raise ValueError(f"cannot write '{path}' ({e.strerror}); free some space, then start the same command again") from e
-
-# %% ../nbs/80_compare.ipynb #abfe1b4c
-def same_config(df:pd.DataFrame, row:dict, *more):
-    "Which rows have the configuration of `row`, and agree in the columns `more`"
-    return np.logical_and.reduce([np.ones(len(df), dtype=bool), *(df[c].astype(str)==str(row[c]) for c in [*config_names, *more])]).astype(bool)
+def method_id(make_cbs:Callable, arch:str):
+    "Fingerprint of the source of a method, of what trains it, and of a net of the papers"
+    net = ['fastai_featreg.nets'] if arch in nets or arch.rpartition('-')[0] in nets else []
+    return source_id(f'fastai_featreg.compare:{trained_by}', *net, *(type(cb) for cb in make_cbs()))
 
 # %% ../nbs/80_compare.ipynb #72894b5d
 def interval(x:pd.Series, level:float=0.95):
@@ -503,8 +512,10 @@ def summarise(
     df:pd.DataFrame, # runs of one configuration, plain among them
 )->pd.DataFrame: # a row per method: accuracy, its difference to plain (paired by seed) and 95 % interval, ratios of time and memory
     "Mean and spread of each method, and what it gains and costs against plain"
-    mixed = [c for c in config_names if c in df and df[c].nunique()>1]
+    mixed = [c for c in config_names if c in df and df[c].map(partial(meaning, c)).nunique()>1]
+    if 'method_id' in df and df.groupby('method')['method_id'].nunique().gt(1).any(): mixed.append('method_id')
     if mixed: raise ValueError(f"the runs differ in {', '.join(mixed)}: choose those of one configuration first")
+    df = count_once(df)
     plain = df[(df['method']=='plain') & (df['error']=='')].set_index('seed')
     rows = [summary_row(label, rows, plain) for label,rows in df.groupby('method', sort=False)]
     return pd.DataFrame(rows).set_index('method')
@@ -638,6 +649,15 @@ def papers_head(arch:str, labels:list):
     if arch.rpartition('-')[0] in nets or arch in nets: return f"'{arch}' is a net of the papers"
     return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
 
+limits = dict(seeds=1000, size=4096, epochs=100_000) # above these a number is a slip, and would fill the memory first
+
+def check_budget(name:str, value:float|None):
+    "A number of the budget; None is left to the data"
+    if value is None: return
+    if not 0<value<math.inf: raise ValueError(f"{name} must be greater than 0, and finite, not {echo(value, 40)}")
+    if value>limits.get(name, math.inf):
+        raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
+
 def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
     usual = budgets.get(str(data), own_images)
@@ -646,14 +666,14 @@ def complete(data:str|Path|None, labels:list=(), **given):
     if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None: budget['lr'] = 2e-3 if budget['pretrained'] else 3e-3
     if budget['head'] not in heads: raise ValueError(unknown_name('head', budget['head'], list(heads)))
     find_arch(budget['arch'])
-    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'):
-        if budget[k] is not None and not budget[k]>0: raise ValueError(f"{k} must be greater than 0, not {budget[k]}")
+    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'): check_budget(k, budget[k])
     return budget
 
 # %% ../nbs/80_compare.ipynb #56118a3e
 def on_gpu(fp16:bool):
     "Whether mixed precision can be had; one sentence if it was asked for in vain"
-    if fp16 and not torch.cuda.is_available(): print("fp16 needs a CUDA GPU and there is none: training in float32.", file=sys.stderr)
+    if fp16 and not torch.cuda.is_available():
+        complain_aloud("fp16 needs a CUDA GPU and there is none: training in float32.")
     return fp16 and torch.cuda.is_available()
 
 def version_of(package:str):
@@ -666,13 +686,15 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
     name = str(data) if str(data) in budgets else str(Path(data).expanduser().resolve())
     device = device_of(dls)
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
-    own = dict(data=name, fp16=fp16, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_classes=len(dls.vocab), device=device, n_threads=torch.get_num_threads())
+    own = dict(data=name, fp16=fp16, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_classes=len(dls.vocab),
+               device=device, n_threads=torch.get_num_threads(), data_id=data_id(dls))
     versions = dict(featreg=version_of('fastai_featreg'), torch=torch.__version__, fastai=version_of('fastai'), timm=timm.__version__)
     return {k: str(v) for k,v in (budget | own | versions).items() if k in config_names}
 
-def open_data(data:str|Path|None, budget:dict):
-    "Loaders of the data; a failed download is one sentence"
-    try: return load_data(data, **{k: budget[k] for k in ('size', 'bs', 'n_train', 'n_valid') if budget[k] is not None})
+def open_data(data:str|Path|None, budget:dict, say:Callable=noop):
+    "Loaders of the data, the layout of a folder told; a failed download is one sentence"
+    names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid')
+    try: return load_data(data, say=say, **{k: budget[k] for k in names if budget.get(k) is not None})
     except OSError as e: raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); check the network and the folder's permissions") from e
 
 def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
@@ -710,12 +732,19 @@ class RunProgress(ProgressCallback):
         self.pbar.prefix = self.mbar.main_bar.comment[:max(20, getattr(self.pbar, 'cols', 100) - 48)] # a longer line would wrap
         self.pbar.update(0)
 
+def watched():
+    "Is there a terminal or a notebook that can show a bar?"
+    try: return bool(IN_NOTEBOOK or sys.stdout.isatty() and '█'.encode(sys.stdout.encoding))
+    except (AttributeError, TypeError, ValueError, LookupError): return False # closed, none at all, or ASCII only
+
 def iterate(todo:list, say:Callable, bars:bool|None):
     "Each run with its bar, or without one where nobody watches"
-    if not ifnone(bars, IN_NOTEBOOK or sys.stdout.isatty()): yield from ((run, None, say) for run in todo)
+    if not todo: return # an empty bar stays on the screen
+    if not ifnone(bars, watched()): yield from ((run, None, say) for run in todo)
     else:
         mbar = master_bar(todo)
-        yield from ((run, RunProgress(mbar, f'run {i+1}/{len(todo)}', f'{run[1]}, seed {run[0]}'), mbar.write) for i,run in enumerate(mbar))
+        for i,run in enumerate(mbar):
+            yield run,RunProgress(mbar, f'run {i+1}/{len(todo)}', f'{run[1]}, seed {run[0]}'),safely(mbar.write)
 
 def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     "One line about a run"
@@ -725,19 +754,57 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     return f"{i}/{n} {label}, seed {seed}: {what}, {row['seconds']:.0f} s{note}{left}"
 
 # %% ../nbs/80_compare.ipynb #321411a0
-def train_all(todo:list, plan:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable, bars:bool|None):
-    "Train the runs that are missing; each is a row of `path` as soon as it ends"
-    start = time.perf_counter()
-    for i,((seed,label),bar,write) in enumerate(iterate(todo, say, bars)):
-        row = run_once(dls, plan[label], seed, progress=bar, **settings)
-        write_row(path, dict(method=label, seed=seed) | row | config)
-        write(finished(i+1, len(todo), seed, label, row, time.perf_counter() - start))
+def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
+              bars:bool|None):
+    "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
+    start,keep,rows,busy = time.perf_counter(),RowKeeper(path, say),[],[]
+    def one(i, run, bar, write):
+        "Train a run, unless another command has done it meanwhile"
+        seed,label = run
+        ids = config | dict(method=label, seed=seed, method_id=methods[label])
+        if is_there(path, ids): return write(f"{label}, seed {seed}: another command has trained it meanwhile")
+        rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
+        keep(rows[-1])
+        write(finished(i, len(todo), seed, label, rows[-1], time.perf_counter() - start))
+    for i,(run,bar,write) in enumerate(iterate(todo, say, bars), 1):
+        with claim(path, (run, *config.values())) as ours:
+            if ours: one(i, run, bar, write)
+            else: busy.append(run)
+    for i,(run,bar,write) in enumerate(iterate(busy, say, bars), len(todo) - len(busy) + 1):
+        write(f"{run[1]}, seed {run[0]}: another command trains it; its row is waited for")
+        with claim(path, (run, *config.values()), wait=True): one(i, run, bar, write)
+    keep() # what could not be written so far
+    return rows
 
-def rows_of(path:Path, config:dict, order:list):
-    "Rows of this comparison, in its order"
-    df = read_results(path)
-    df = df[same_config(df, config)].set_index(['seed', 'method'], drop=False).rename_axis([None, None])
+def is_there(path:Path, ids:dict):
+    "Has a run ended meanwhile? A table that cannot be read is no reason to stop"
+    try: df = read_results(path)
+    except ValueError: return False
+    return not failed_run(df)[same_config(df, ids, 'method', 'seed', 'method_id')].all()
+
+def chosen(df:pd.DataFrame, config:dict, methods:dict, order:list):
+    "Rows of this comparison, in its order, each run once; `methods`: label -> fingerprint of its source"
+    df = df[same_config(df, config)]
+    df = count_once(df[df['method_id']==df['method'].map(methods)])
+    df = df.set_index(['seed', 'method'], drop=False).rename_axis([None, None])
     return df.loc[[o for o in order if o in df.index]].reset_index(drop=True)
+
+def rows_of(path:Path, config:dict, methods:dict, order:list, say:Callable=noop):
+    "Rows of this comparison; a line about runs that are there twice, and about rows that are not the same"
+    df = read_results(path)
+    rows = chosen(df, config, methods, order)
+    there = df[same_config(df, config) & (df['method_id']==df['method'].map(methods))]
+    twice = int(there.duplicated(['method', 'seed']).sum())
+    if twice: say(f"{path} has {plural(twice, 'run')} more than once: of equal runs the last row counts.")
+    todo = [config | dict(method=m, seed=s, method_id=methods[m]) for s,m in missing(order, rows)]
+    if line := differences(df, todo): say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
+    return rows
+
+def all_rows(path:Path, config:dict, methods:dict, order:list, known:pd.DataFrame, say:Callable):
+    "Rows for the report: those of the table, or those in memory where it cannot be read any more"
+    try: return chosen(pd.concat([known, read_results(path)])[list(known)], config, methods, order)
+    except ValueError as e: say(f"{e}. The report is of this command's runs and those there when it began.")
+    return chosen(known, config, methods, order)
 
 # %% ../nbs/80_compare.ipynb #5e5fcd12
 def compare(
@@ -758,6 +825,9 @@ def compare(
     n_valid:int=None, # number of validation images
     say:Callable=print, # takes the lines of the report; `noop` for silence
     bars:bool=None, # progress bars; None: on a terminal and in a notebook
+    teacher_arch:str=None, # name of the network whose weights `teacher` holds; no code of the file is run then
+    valid_pct:float=None, # share of each class for validation, where no folder validates; None: 0.2, or what `n_valid` takes
+    valid:str|Path=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -769,22 +839,30 @@ def compare(
         argument gives their schedules yet, so no number here stands beside a paper's.
     """
     if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
-    data,plan,path = data or 'digits',dict(parse_methods(as_text(methods), teacher)),results_file(out)
+    say = safely(say)
+    data,plan = at_home('data', data) or 'digits',dict(parse_methods(as_text(methods), teacher, teacher_arch))
+    path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
-                      pretrained=pretrained, n_train=n_train, n_valid=n_valid)
+                      pretrained=pretrained, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid)
     if head is None and (why := papers_head(budget['arch'], list(plan))):
         say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
-    dls,order = open_data(data, budget),run_order(list(plan), seeds)
+    take_in(path, say)
+    dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
     check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
     fp16 = on_gpu(fp16)
     config = configuration(data, dls, fp16, budget)
-    todo = missing(order, rows_of(path, config, order))
+    # read once: a module that is edited during the night is not what trained
+    methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
+    there = rows_of(path, config, methods, order, say)
+    todo = missing(order, there)
     check_methods({label: plan[label] for _,label in todo}, dls, budget['arch'], budget['pretrained'], budget['head'])
     say(opening(config, list(plan), seeds, len(todo), path))
-    train_all(todo, plan, dls, config, path, dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}), say, bars)
-    return report(rows_of(path, config, order), path, say)
+    settings = dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')})
+    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
+    known = pd.concat([d for d in (there, pd.DataFrame(new, columns=list(there))) if len(d)])
+    return report(all_rows(path, config, methods, order, known, say), path, say)
 
 # %% ../nbs/80_compare.ipynb #00942945
 def failed_run(df:pd.DataFrame):
@@ -806,16 +884,21 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     return f"{runs} on {c.data}, {images}\n{c.arch} with the head {c.head!r}, {start}, {budget}; {there}"
 
 def report(df:pd.DataFrame, path:Path, say:Callable):
-    "Table, sentences and picture"
+    "Table and sentences, and only then the picture"
     summary = summarise(df)
-    picture = path.with_name('comparison.png')
-    fig = plot_comparison(df)
-    fig.savefig(picture, dpi=120)
-    plt.close(fig)
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in df[df['error']!=''].itertuples()]
-    end = f'{path} has a row per run, {picture} the picture.'
-    say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *notes(summary), *failures, end]))
+    say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *notes(summary), *failures]))
+    say(f'{path} has a row per run, {draw(df, path.with_name("comparison.png"))}.')
     return df
+
+def draw(df:pd.DataFrame, picture:Path):
+    "Draw the picture; where it is, or why there is none: a font or a full disk is not the end of a comparison"
+    try:
+        fig = plot_comparison(df)
+        try: fig.savefig(picture, dpi=120)
+        finally: plt.close(fig)
+    except Exception as e: return f"but there is no picture: '{picture}' failed ({one_line(e, 120)})"
+    return f'{picture} the picture'
 
 # %% ../nbs/80_compare.ipynb #4c85e950
 def add_compare(commands:argparse._SubParsersAction):
@@ -830,10 +913,17 @@ def add_compare(commands:argparse._SubParsersAction):
     p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
                    help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
-    p.add_argument('--teacher', help='file of an exported learner or of a network saved whole, for the methods that distil one (opening it runs code: only your own)')
+    p.add_argument('--teacher', help='file for the methods that distil a network: its weights (with --teacher-arch), or '
+                   'an exported learner or network saved whole (opening these runs code: only your own)')
+    p.add_argument('--teacher-arch', help='name of the network whose weights --teacher holds, as --arch takes it; '
+                   'no code of the file is run then')
     for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),
                            ('lr', float, 'highest learning rate'), ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
         p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data, see below)')
+    p.add_argument('--valid-pct', type=float, help='share of each class for validation, where no folder validates '
+                   '(default: 0.2, or what --n-valid takes)')
+    p.add_argument('--valid', metavar='FOLDER', help='folder of validation images, inside PATH or elsewhere '
+                   '(default: the one called valid, val, validation, or else test)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
     p.add_argument('--pretrained', action=argparse.BooleanOptionalAction, help='fine-tune downloaded weights (default: for your own images)')
     p.add_argument('--fp16', action='store_true', help='mixed precision on a CUDA GPU; without one, float32 and a warning')
@@ -841,9 +931,15 @@ def add_compare(commands:argparse._SubParsersAction):
                    "papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); 'gap': a BatchNorm between the two")
     p.add_argument('--out', default='featreg_results', help='folder of results.csv and comparison.png (default: %(default)s)')
 
+class Parser(argparse.ArgumentParser):
+    "A parser that says what is wrong on one line"
+    def error(self, message:str):
+        "End with exit code 2"
+        self.exit(2, f"featreg: {echo(message, 300)}; '{self.prog} --help' lists what there is\n")
+
 def parser():
     "Arguments of `featreg`"
-    p = argparse.ArgumentParser('featreg', description='Feature-level regularisers for image classifiers.')
+    p = Parser('featreg', description='Feature-level regularisers for image classifiers.')
     commands = p.add_subparsers(dest='command', required=True)
     add_compare(commands)
     commands.add_parser('methods', help='list the methods and what they do')
@@ -867,13 +963,35 @@ def list_methods():
         if recipes: print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
     return 0
 
+def at_home(name:str, path:str|Path|None):
+    "A path with `~` replaced; what can be no path is a sentence"
+    if path is None: return None
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
+    if '\0' in str(path):
+        raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
+    try: return Path(path).expanduser() if str(path).startswith('~') else path
+    except RuntimeError as e:
+        raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
+
+def check_texts(given:dict):
+    "Texts that say nothing, or that no file or name can have"
+    for k,v in given.items():
+        if not isinstance(v, str): continue
+        name = k.replace('_', '-')
+        if not v.strip(): raise ValueError(f"{name} must not be empty; leave it out for what it is by default")
+        if '\0' in v: raise ValueError(f"{name} must not have a NUL character in it, got '{echo(v, 80)}'")
+
 def run_compare(args:argparse.Namespace):
     "`featreg compare`; 1 if a run has failed"
     given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
-    if args.path and args.data: raise ValueError(f"the data are given twice, as '{args.path}' and as --data '{args.data}'; give one of them")
+    check_texts(vars(args))
+    if args.path and args.data:
+        raise ValueError(f"the data are given twice, as '{echo(args.path, 80)}' and as --data '{echo(args.data, 80)}'; "
+                         "give one of them")
     try: df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
-        path = Path(args.out).expanduser()/'results.csv'
+        path = Path(at_home('out', args.out))/'results.csv'
         n = len(read_results(path))
         saved = f"{path} holds {plural(n, 'finished run')}; the same command goes on from there." if n else "No run had ended yet."
         print(f"\nInterrupted. {saved}", file=sys.stderr)
@@ -881,6 +999,15 @@ def run_compare(args:argparse.Namespace):
     return int(failed_run(df).any())
 
 # %% ../nbs/80_compare.ipynb #c3eeae20
+def reason(e:BaseException):
+    "What went wrong, at most 400 characters on one line"
+    text = str(e) if isinstance(e, ValueError) else one_line(e)
+    if isinstance(e, OSError) and e.strerror:
+        text = f"{e.strerror}: '{echo(e.filename, 200)}'" if e.filename is not None else e.strerror
+    if isinstance(e, (RecursionError, MemoryError, OverflowError)):
+        text = f"an argument is too long, too deep or too large ({type(e).__name__}{f': {e}' if str(e) else ''})"
+    return echo(' '.join(text.split()), 390)
+
 def main(
     argv:list=None, # arguments; None: those of the process
 )->int: # 0; 1 if a run has failed; 2 for wrong input; 130 after Ctrl-C
@@ -889,6 +1016,6 @@ def main(
     except SystemExit as e: return e.code
     warnings.filterwarnings('ignore')
     try: return list_methods() if args.command=='methods' else run_compare(args)
-    except (ValueError, OSError) as e:
-        print(f'featreg: {e}', file=sys.stderr)
+    except (ValueError, OSError, RecursionError, MemoryError, OverflowError) as e: # all else is a mistake of ours
+        print(f'featreg: {reason(e)}', file=sys.stderr)
         return 2

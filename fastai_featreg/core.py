@@ -12,8 +12,8 @@ from dataclasses import dataclass,field
 import torch.distributed as dist
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
+from .anatomy import Anatomy,get_anatomy,lay_out,Stage,unwrap
 from .answers import answer_form,check_answer,check_classes,check_inputs,class_scores,head_form,in_form,task_loss
-from .anatomy import Anatomy,get_anatomy,Stage,unwrap
 from .columns import Acted,ColumnMetric,_Announced
 from .guard import EpochGuard,is_validating
 from .heads import VisitingParams,isolated_rng
@@ -268,6 +268,7 @@ def before_batch(self:FeatureCallback):
     if self._fit is None: self._fit = FitState()
     fit = self._fit
     if not fit.stages or self._is_other_network(): self.set_up()
+    lay_out(self.learn.model, fit.stages, self.learn.x) # the next batch may have another shape
     fit.new_batch(self.weight_now())
     if fit.weight==0 and not fit.compiled: return
     fit.handles = [s.module.register_forward_hook(h) for s,h in zip(fit.stages, fit.hooks)]

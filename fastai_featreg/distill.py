@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 'standardised_kd_loss', 'at_loss', 'ccm_loss',
-           'cat_loss', 'frozen_view', 'open_teacher', 'normalisation', 'renormaliser', 'Guide', 'TeacherCallback',
-           'AnswerCache', 'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
+           'cat_loss', 'frozen_view', 'normalisation', 'renormaliser', 'Guide', 'TeacherCallback', 'AnswerCache',
+           'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
 
 # %% ../nbs/40_distill.ipynb #95cc40e7
 import logging,math
 from copy import deepcopy
 from fastai.vision.all import *
-from .anatomy import Anatomy,get_anatomy,untouched,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out,untouched,unwrap
 from .answers import answer_form,bare_loss,check_answer,check_inputs,class_scores,mixed_classes,task_loss
 from .checks import check_count,check_distance,check_flag,check_maps,check_number
 from .checks import plain_tensor,what_is,widen
 from .core import register_method
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
 from .maps import pooled_map,resize_maps
-from .maps import _check_in_use,_like_model,_run_from,_Start
+from .maps import _check_in_use,_held_maps,_like_model,_run_from,_Start
 from .taps import remove_taps
+from .teachers import check_teacher,open_teacher,own_images
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
@@ -100,10 +101,22 @@ def dkd_loss(
     return (each/classes.shape[1] if weights is None else each*weights).sum()/len(s)
 
 # %% ../nbs/40_distill.ipynb #2386d0a2
-def _unit(v, dim):
+def _unit(v, dim, least=1e-8):
     "Vectors of length one; one without a length gives zeros, and no gradient"
     n = v.norm(dim=dim, keepdim=True)
-    return v/n.masked_fill(n<1e-8, math.inf)
+    return v/n.masked_fill(n<least, math.inf)
+
+def _steady(o, z, dim, slope=1.):
+    """What is made of float16 logits `z` with a slope of `slope`/spread along `dim`: a constant where the spread is
+    below the smallest normal number of float16, 2^-14, times `slope`, for its gradients end at 65504"""
+    if z.dtype!=torch.float16: return o
+    z = widen(z.detach())
+    return torch.where(z.amax(dim, True) - z.amin(dim, True)<2**-14*slope, o.detach(), o)
+
+def _relations(p, dim):
+    "Deviations from the mean along `dim`, of length one; probabilities that are equal up to rounding give zeros"
+    least = 4*torch.finfo(p.dtype).eps*p.detach().norm(dim=dim, keepdim=True)
+    return _unit(p - p.mean(dim, True), dim, least.clamp(min=1e-8))
 
 def dist_loss(
     student:Tensor, # logits, (N,C)
@@ -114,19 +127,25 @@ def dist_loss(
 )->Tensor: # scalar
     """One minus the correlation with the teacher, over classes and over images (DIST, Huang et al., 2022)
 
+    Probabilities that are equal up to rounding have the correlation 0 and no gradient; float16 logits whose spread is
+    below 2^-14*tau have no gradient.
     Departure (CL 4.5): the paper compares with KD and AT; DIST is no method of the papers but an addition.
     """
     s,t = [o.softmax(1) for o in _scaled('dist_loss', student, teacher, tau)]
-    far = [1 - (_unit(s - s.mean(d, True), d)*_unit(t - t.mean(d, True), d)).sum(d).mean() for d in (1, 0)]
+    own = [_steady(_relations(s, d), student, d, tau) for d in (1, 0)]
+    far = [1 - (o*_relations(t, d)).sum(d).mean() for o,d in zip(own, (1, 0))]
     return tau**2*(inter*far[0] + intra*far[1])
 
 # %% ../nbs/40_distill.ipynb #8d5d8b4e
 def standardise(
     z:Tensor, # logits, (N,C)
 )->Tensor: # (N,C), float32 at least
-    "Each image's logits with mean 0 and standard deviation 1; equal logits give zeros"
-    z = widen(z)
-    return (z - z.mean(1, True))/(z.var(1, keepdim=True) + 1e-14).sqrt()
+    """Each image's logits with mean 0 and standard deviation 1; equal logits give zeros
+
+    Float16 logits whose spread is below 2^-14 have no gradient.
+    """
+    own = widen(z)
+    return _steady((own - own.mean(1, True))/(own.var(1, keepdim=True) + 1e-14).sqrt(), z, 1)
 
 def standardised_kd_loss(
     student:Tensor, # logits, (N,C)
@@ -149,9 +168,13 @@ def _same_size(a, b):
 
 def _constant(o): return o.detach() if isinstance(o, Tensor) else o
 
-def _class_maps(name, arg, f, w):
+def _slope(w): return w.detach().float().abs().amax(-1)[...,None,None]
+
+def _class_maps(name, arg, f, w, positions='mean'):
     "CAMs by class weights, which are constants; without weights `f` holds class maps already"
-    if w is not None: return cam(f, _constant(w))
+    if w is not None:
+        maps = cam(f, _constant(w))
+        return _held_maps(maps, f.dtype, _slope(w).to(maps.device), positions)
     check_maps(name, f, arg)
     return f
 
@@ -186,7 +209,8 @@ def at_loss(
     Reading (CL 3.3): of two maps of different size the larger is resized to the smaller, before both are normalised.
     Reading (CL 3.3): the expectation over the classes of a mixed target, the mean over those of several labels.
     """
-    own,theirs = _class_maps('at_loss', 'fs', fs, ws),_class_maps('at_loss', 'ft', _constant(ft), wt)
+    own = _class_maps('at_loss', 'fs', fs, ws, positions)
+    theirs = _class_maps('at_loss', 'ft', _constant(ft), wt)
     return _expected_distance('at_loss', own, theirs, distance, positions, weights)
 
 def ccm_loss(
@@ -204,7 +228,8 @@ def ccm_loss(
     Reading (CL 3.3): of two maps of different size the larger is resized to the smaller, before both are normalised.
     Reading (CL 3.3): the expectation over the classes of a mixed target, the mean over those of several labels.
     """
-    own,theirs = caam(fs),_class_maps('ccm_loss', 'ft', _constant(ft), wt)
+    own = _held_maps(caam(fs), fs.dtype, 1., positions)
+    theirs = _class_maps('ccm_loss', 'ft', _constant(ft), wt)
     if theirs.ndim==4: own = own[:,None].expand(-1, theirs.shape[1], -1, -1)
     return _expected_distance('ccm_loss', own, theirs, distance, positions, weights)
 
@@ -213,7 +238,11 @@ def _small_cams(f, w, size):
     "CAMs of all classes, pooled to `size` x `size` and brought to length one, (N,C,size*size)"
     if not isinstance(w, Tensor) or w.ndim!=2:
         raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {what_is(w)}")
-    return _unit(cam(F.adaptive_avg_pool2d(widen(f), size), w.detach().expand(len(f), -1, -1)).flatten(2), 2)
+    maps = cam(F.adaptive_avg_pool2d(widen(f), size), w.detach().expand(len(f), -1, -1)).flatten(2)
+    unit = _unit(maps, 2)
+    if f.dtype!=torch.float16: return unit
+    faint = maps.detach().abs().amax(2, True)<2**-14*_slope(w)[:,0].to(maps.device) # as in `_held_maps`
+    return torch.where(faint, unit.detach(), unit)
 
 def cat_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
@@ -246,34 +275,6 @@ def frozen_view(
     remove_taps(view)
     for m in view.modules(): m.training = False # by the flag alone: some networks have a `train` of their own
     return view
-
-# %% ../nbs/40_distill.ipynb #583019f7
-_accepted = ("a network (nn.Module), a Learner, "
-             "or the path of an exported learner or of a network saved whole by torch.save")
-
-def _check_teacher(name, teacher):
-    "What can be seen without opening a file"
-    if isinstance(teacher, (str, Path)):
-        if Path(teacher).is_file(): return
-        raise ValueError(f"{name}: teacher: there is no file '{teacher}'; give {_accepted}")
-    if not isinstance(teacher, (nn.Module, Learner)):
-        got = f'{teacher.__name__} itself' if isinstance(teacher, type) else type(teacher).__name__
-        raise ValueError(f"{name}: teacher must be {_accepted}, got {got}")
-
-def open_teacher(
-    teacher:nn.Module|Learner|str|Path, # network, learner, or file
-)->nn.Module|Learner: # network or learner
-    "What stands in a file, or the network or learner itself. Unpickling runs code: open only files that you trust"
-    _check_teacher('open_teacher', teacher)
-    if not isinstance(teacher, (str, Path)): return teacher
-    try: got = torch.load(teacher, map_location='cpu', weights_only=False)
-    except Exception as e:
-        raise ValueError(f"teacher: '{teacher}' cannot be opened ({type(e).__name__}: {e}); give {_accepted}") from e
-    if isinstance(got, (nn.Module, Learner)): return got
-    what = f'a {type(got).__name__}; give {_accepted}'
-    if isinstance(got, dict):
-        what = 'weights without a network: build it, load them by load_state_dict, and give the network'
-    raise ValueError(f"teacher: '{teacher}' holds {what}")
 
 # %% ../nbs/40_distill.ipynb #cbadd8ca
 def normalisation(
@@ -363,20 +364,23 @@ class Guide:
         if self.net.training: self.net.eval()
         x = self.images(x)
         if read is None: return class_scores(plain_tensor(self.net(x)), self.form),None
+        lay_out(self.net, [self.anatomy.last], x)
         start = _Start(self.anatomy.last, grad=self.method!='cam')
         logits = class_scores(_run_from(self.net, x, start), self.form)
         return logits.detach(),read(start.f, logits).detach()
 
 # %% ../nbs/40_distill.ipynb #05e556aa
+_log = logging.getLogger(__name__)
+
 class _Given:
     "What was given as teacher: copies share it, pickles leave it out"
-    def __init__(self, teacher=None): self.teacher,self.opened = teacher,None
+    def __init__(self, teacher=None, arch=None): self.teacher,self.arch,self.opened = teacher,arch,None
     def __deepcopy__(self, memo): return self
     def __reduce__(self): return _Given,()
 
     def open(self):
         "Network or learner; a file is read once"
-        if self.opened is None: self.opened = open_teacher(self.teacher)
+        if self.opened is None: self.opened = open_teacher(self.teacher, self.arch)
         return self.opened
 
 def _check_vocab(name, theirs, own):
@@ -437,7 +441,8 @@ class TeacherCallback(CamCallback):
 
     Departure (CL Eq. 8): the loss on logits is not divided by the number of classes; letter: `per_class=True`.
     Reading (CL 3.3): the teacher stands in evaluation mode, without gradients, and sees the student's own batch,
-        augmented and mixed as it is, in its own normalisation.
+        augmented and mixed as it is, in its own normalisation. A network that normalises its images itself, and comes
+        without a learner, gets them without the student's normalisation.
     Reading (CL 3.3): the map term of a mixed target is the expectation over its classes; images without a label teach
         by their logits alone.
     Reading (CL 3.3): where CAM is not exact the maps are Grad-CAM's, without its ReLU, on either side.
@@ -450,7 +455,7 @@ class TeacherCallback(CamCallback):
     _stateattrs = CamCallback._stateattrs + ('guide', 'now')
 
     def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # network, learner, or path of one that was saved; unpickling runs code
+        teacher:nn.Module|Learner|str|Path, # network, learner, or path of a file, see `open_teacher`
         beta:float|Callable=0.5, # weight of the task loss, [0,1], or a function of the share of training done
         gamma:float|Callable=0., # weight of the loss on maps, or a function of the share of training done
         tau:float|Callable=4., # temperature of the logits, or a function of the share of training done
@@ -462,16 +467,17 @@ class TeacherCallback(CamCallback):
         *,
         per_class:bool=False, # divide `loss='kd'` by the number of classes as well, as Eq. 8 does?
         positions:str='mean', # of maps: 'mean' or 'sum' of the distance over the positions, as Eq. 9 and 10 are written
+        teacher_arch:str|None=None, # name of the network whose weights the file holds, as `find_arch` takes it
     ):
         name = type(self).__name__
-        _check_teacher(name, teacher)
+        check_teacher(name, teacher, teacher_arch)
         _check_loss(name, loss, per_class)
         check_distance(name, distance, positions)
         _check_stats(name, teacher_stats)
         check_flag(name, cache=cache)
         super().__init__(cam, self.strength)
-        store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache,per_class,positions')
-        self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher)
+        store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache,per_class,positions,teacher_arch')
+        self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher, teacher_arch)
         self._check({k: v for k,v in dict(beta=beta, gamma=gamma, tau=tau).items() if not callable(v)})
 
     @property
@@ -512,8 +518,12 @@ class TeacherCallback(CamCallback):
                              "remove this callback and add a new one with a teacher")
         teacher = self.given.open()
         is_learner = isinstance(teacher, Learner)
-        stats,model = self.teacher_stats or (normalisation(teacher.dls) if is_learner else own),teacher
+        stats,model,self.idle = self.teacher_stats,teacher,''
+        if not is_learner and stats is None:
+            stats,self.idle = own_images(model, own)
+            if self.idle: _log.warning(f'{name}: {self.idle}')
         if is_learner:
+            stats = stats or normalisation(teacher.dls)
             model = teacher.model
             _check_vocab(name, *[getattr(o.dls, 'vocab', None) for o in (teacher, self.learn)])
         if unwrap(model) is unwrap(self.learn.model):
@@ -616,8 +626,6 @@ def __repr__(self:TeacherCallback):
     return super(TeacherCallback, self).__repr__() + told
 
 # %% ../nbs/40_distill.ipynb #9b45817c
-_log = logging.getLogger(__name__)
-
 class AnswerCache(GetAttr):
     "A guide that answers from memory where a whole batch has been seen before"
     _default = 'guide'
@@ -705,6 +713,7 @@ class AttentionTransfer(TeacherCallback):
     )->Tensor: # scalar
         "`at_loss` of the student's maps of the target's classes"
         own = self.class_maps(f, classes)[0].transpose(0, 1)
+        own = _held_maps(own, f.dtype, 1., self.positions)
         return at_loss(own, None, theirs, None, self.distance, self.positions, weights)
 
 @register_method('ccm')

@@ -15,10 +15,11 @@ from dataclasses import dataclass,field
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from torchvision.ops import drop_block2d
-from .anatomy import Anatomy,Stage,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
+from .anatomy import Anatomy,Stage,anatomy_of,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
 from .checks import check_count,check_map,check_number
 from .core import FeatureCallback,register_method
 from .heads import isolated_rng
+from .look import Batch,first_images,loader_untouched,valid_loader
 from .taps import tapped
 
 # %% ../nbs/20_drop.ipynb #986c9b4a
@@ -402,7 +403,7 @@ def _named(anatomy, layers, strength, flow):
     return DropPlan(list(zip(found, each)), harmful=harmful, instead=instead)
 
 def plan_drops(
-    anatomy:Anatomy, # of the network
+    anatomy:Anatomy|nn.Module|Learner, # of the network, or the network itself
     layers:int|str|nn.Module|Callable|list=2, # last n stages, 'all', names, modules, or (name, module) -> bool
     strength:float|list|None=None, # [0,1], one, or one a stage; None: 1, but 0.5 before the last of n stages
 )->DropPlan: # where to act, and what was asked for and is left out
@@ -419,17 +420,18 @@ def plan_drops(
         ResNet's are all acted on); letter: `layers=lambda n, m: isinstance(m, nn.BatchNorm2d)`.
     Reading (FM 4.1.1): "the output of penultimate group" is the output of the named stage, BatchNorm behind it or not.
     """
+    anatomy = anatomy_of(anatomy, 'plan_drops')
     flow = channel_readers(anatomy)
     by_stage = isinstance(layers, str) and layers=='all' or isinstance(layers, numbers.Integral)
     return (_last_stages if by_stage else _named)(anatomy, layers, strength, flow)
 
 def find_drop_layers(
-    anatomy:Anatomy, # of the network
+    anatomy:Anatomy|nn.Module|Learner, # of the network, or the network itself
     layers:int|str|nn.Module|Callable|list=2, # as in `plan_drops`
     strength:float|list|None=None, # as in `plan_drops`
 )->list: # pairs (`Stage`, strength)
     "The layers that `plan_drops` acts behind; named layers in front of a BatchNorm come with a warning"
-    plan = plan_drops(anatomy, layers, strength)
+    plan = plan_drops(anatomy_of(anatomy, 'find_drop_layers'), layers, strength)
     plan.warn()
     return plan.acts
 
@@ -446,7 +448,7 @@ def _colours(plan, names):
 
 @delegates(plt.subplots, keep=True)
 def show_drop_layers(
-    model:nn.Module|Anatomy, # network, or its anatomy
+    model:nn.Module|Anatomy|Learner, # network, its anatomy or its learner
     layers:int|str|nn.Module|Callable|list=2, # as in `plan_drops`
     strength:float|list|None=None, # as in `plan_drops`
     ax:plt.Axes|None=None, # axes to draw on; None makes them
@@ -454,7 +456,7 @@ def show_drop_layers(
     **kwargs
 )->plt.Axes: # with the bars
     "Where a drop acts, how strongly, and where not: a bar for each layer, as high as it has channels"
-    anatomy = model if isinstance(model, Anatomy) else get_anatomy(model, check_cam=False)
+    anatomy = anatomy_of(model, 'show_drop_layers')
     plan,stage_of = plan_drops(anatomy, layers, strength),_stage_of(anatomy)
     def is_bar(n): return n in plan.acts_on or is_norm(anatomy.modules[n]) or isinstance(anatomy.modules[n], nn.Conv2d)
     shown = [n for n in anatomy.taps if (n in stage_of or n in plan.acts_on) and is_bar(n)]
@@ -778,11 +780,12 @@ def show_drops(
     "The top channels of a map, as they are and after each drop"
     check_map('show_drops', f)
     order = _score(f, default_score)[0].argsort(descending=True)[:n]
-    rows,cols = len(drops)+1,len(order)
+    rows,cols,top = len(drops)+1,len(order),1.5*f.max().item()
+    lowest = 0 if top>0 else 1.5*f.min().item() # a map of negative values alone
     fig,axes = plt.subplots(rows, cols, figsize=figsize or (.62*cols+1.6, .68*rows), squeeze=False)
     for row,(name,drop) in zip(axes, [('map', noop)] + list(drops.items())):
         with isolated_rng(seed, f.device): out = drop(f)[0,order].float().cpu()
-        for ax,channel in zip(row, out): ax.imshow(channel, cmap='magma', vmin=0, vmax=1.5*f.max().item())
+        for ax,channel in zip(row, out): ax.imshow(channel, cmap='magma', vmin=lowest, vmax=max(top, 0))
         row[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
 
@@ -801,9 +804,19 @@ _channel_drops = {
     'top channels (Selectout)': _top_dropped,
 }
 
+def _has_length(dl):
+    try: return len(dl)>=0
+    except TypeError: return False
+
+class _LikeModel(Callback):
+    "Images in the precision of a model that is not in that of its data"
+    def before_batch(self): self.learn.xb = (Batch(self.xb[0]).on(self.model), *self.xb[1:])
+
 def _error(learn, dl):
     "Share of wrong predictions"
-    with learn.no_bar(), learn.no_logging(): preds,targs = learn.get_preds(dl=dl, reorder=False)
+    with learn.no_bar(), learn.no_logging(), loader_untouched(dl):
+        preds,targs = learn.get_preds(dl=dl, reorder=False, cbs=_LikeModel())
+    if targs is None: raise ValueError("dropped_errors: dl has images without labels; pass a loader that has both")
     if targs.ndim==1 and not targs.is_floating_point(): return (preds.argmax(1)!=targs).float().mean().item()
     raise ValueError("dropped_errors: the data must have one class per image, "
                      f"got targets {targs.dtype} {tuple(targs.shape)}")
@@ -822,13 +835,16 @@ def dropped_errors(
         a BatchNorm.
     """
     _check_rates('dropped_errors', **{f'retain[{i}]': p for i,p in enumerate(retain)})
-    dl = dl or learn.dls.valid
-    anatomy = get_anatomy(learn.model, x=dl.one_batch()[0], check_cam=False)
+    if dl is None: dl = valid_loader(learn, 'dropped_errors')
+    if not _has_length(dl): raise ValueError("dropped_errors: dl must have a length; give its data set a `__len__`")
+    with untouched(learn.model): batch = first_images(dl, 1) # random states too
+    if batch.y is None: raise ValueError("dropped_errors: dl has images without labels; pass a loader that has both")
+    anatomy,device = get_anatomy(learn.model, x=batch.x, check_cam=False),batch.on(learn.model).device
     found,drops,rows = [s for s,_ in plan_drops(anatomy, layers).acts],drops or _channel_drops,[]
     runs = [(n, p, s) for n in drops for p in retain for s in range(seeds if p<1 else 1)]
     for name,p,seed in progress_bar(runs, display=hasattr(learn, 'progress')): # `no_bar` silences this one too
         dropper = _Dropper(partial(drops[name], p=p))
-        with untouched(learn.model), tapped(found, dropper), isolated_rng(seed, dl.device): error = _error(learn, dl)
+        with untouched(learn.model, watched=True), tapped(found, dropper), isolated_rng(seed, device): error = _error(learn, dl)
         rows.append(dict(drop=name, retain=p, seed=seed, error=error))
     return pd.DataFrame(rows)
 

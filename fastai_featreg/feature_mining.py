@@ -12,7 +12,7 @@ from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,like_last
 from .checks import check_choice,check_flag,check_map,check_number
 from .core import FeatureCallback,register_method
-from .maps import decoded_images
+from .look import batch_to_look_at,channel_note,decoded_images
 from .taps import feature_maps
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241
@@ -225,23 +225,25 @@ def show_mining(
     n:int=4, # images
     seed:int=0, # seed of the mask
     figsize:tuple|None=None, # inches
+    x:Tensor|tuple|list|None=None, # batch, items, positions, or a loader; None takes the first validation images
     **kwargs
 ):
     "Image, feature map (mean over channels), mask and both parts, for the first images of the validation set"
     check_choice('show_mining', ('box', 'point'), mask=mask)
-    b = learn.dls.valid.one_batch()
-    x = b[0][:n].to(next(learn.model.parameters()).device)
+    batch = batch_to_look_at(learn, x, n)
+    x = batch.on(learn.model)
+
     stages = mined_stages(get_anatomy(learn.model, x=x, check_cam=False), layers)
     (name,f), = feature_maps(learn.model, x, stages[-1].name).items()
     m = (box_mask if mask=='box' else point_mask)(*f.shape[2:], generator=torch.Generator().manual_seed(seed))
     mean = f.float().mean(1).cpu()
     fig,axes = plt.subplots(len(x), 5, figsize=figsize or (8, 1.7*len(x)), squeeze=False, **kwargs)
-    for row,image,a in zip(axes, decoded_images(learn, b[0][:n]), mean):
+    for row,image,a in zip(axes, decoded_images(learn, batch.x), mean):
         image.show(ctx=row[0])
         row[2].imshow(m, cmap='gray', vmin=0, vmax=1)
         for ax,part in zip((row[1], row[3], row[4]), (a, a*m, a*(1-m))):
             ax.imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())
-    titles = ('image', f'map of {name}', 'mask M', 'part 1: X*M', 'part 2: X*(1-M)')
+    titles = (channel_note(x.shape[1]) or 'image', f'map of {name}', 'mask M', 'part 1: X*M', 'part 2: X*(1-M)')
     for ax,title in zip(axes[0], titles): ax.set_title(title, fontsize=9)
     for ax in axes.flat: ax.axis('off')
 
@@ -261,20 +263,24 @@ def activation_counts(
 
 def plot_activations(
     learners:dict, # name -> `Learner`, e.g. `{'plain': a, 'mined': b}`
-    x:Tensor, # batch of images, (N,C,H,W)
+    x:Tensor|tuple|list|None=None, # batch, items, positions, or a loader; None takes the first one's validation batch
     layers:int|str|list=3, # layers to show, found as those to mine
     threshold:float=0.5, # smaller activations are left out
 ):
     "Histograms of the activations per layer, one line for each learner (Feature Mining, Figure 4)"
-    names = [s.name for s in mined_stages(get_anatomy(first(learners.values()).model, x=x, check_cam=False), layers)]
-    maps = {k: feature_maps(l.model, x.to(next(l.model.parameters()).device), names) for k,l in learners.items()}
+    if isinstance(learners, Learner): learners = {'': learners}
+    one = first(learners.values())
+    batch = batch_to_look_at(one, x)
+    anatomy = get_anatomy(one.model, x=batch.x, check_cam=False)
+    names = [s.name for s in mined_stages(anatomy, layers)]
+    maps = {k: feature_maps(l.model, batch.on(l.model), names) for k,l in learners.items()}
     fig,axes = plt.subplots(1, len(names), figsize=(3.2*len(names), 2.6), squeeze=False)
     for ax,name in zip(axes[0], names):
         top = max(m[name].max().item() for m in maps.values())
         for label,m in maps.items():
             counts,edges = activation_counts(m[name], threshold, top=top)
             ax.stairs(counts, edges, label=label, linewidth=1.5)
-        ax.set(title=name, xlabel='activation', yscale='log')
+        ax.set(title=name, xlabel='activation', yscale='log' if top>threshold else 'linear')
     axes[0,0].set_ylabel('activations per image')
-    axes[0,-1].legend()
+    if any(maps): axes[0,-1].legend()
     fig.tight_layout()

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 from .answers import check_answer,mixing,task_loss
+from .checks import check_choice,check_count,check_map,check_maps,check_number
+from .checks import plain_tensor,what_is,widen
 from .core import FeatureCallback,register_method
 from .guard import is_validating
 from .heads import VisitingParams,isolated_rng
-from .checks import check_choice,check_count,check_map,check_maps,check_number
-from .checks import plain_tensor,what_is,widen
-from .maps import decoded_images
-from .maps import _class_name,_like_model,_load_for,_overlay
+from .look import (answer_text,batch_to_look_at,channel_note,decoded_images,draw_boxes,is_right,label_text,
+                                 overlay,title_colour)
+from .maps import _like_model
 from .taps import TapHook,is_compiled
 
 # %% ../nbs/50_multiview.ipynb #df5bf74e
@@ -553,7 +554,8 @@ class Views:
     boxes:Tensor # (N,V,4) as x0, y0, x1, y1 in pixels of the image
     logits:Tensor # of each view (N,V,C)
     x:Tensor # (N,C,H,W), images as the network took them
-    labels:Tensor|None # (N,), None if unknown
+    labels:Tensor|None # (N,), None if there is no one class an image
+    targets:Tensor|None=None # as the loader gave them, one row an image, None if unknown
 
     @property
     def predicted(self)->Tensor: # (N,)
@@ -563,7 +565,8 @@ class Views:
     def confidence(self,
         classes:Tensor, # (N,)
     )->Tensor: # (N,V)
-        "Probability that each view gives to its image's class"
+        "Probability that each view gives to its image's class; of one output, what it gives"
+        if self.logits.shape[2]==1: return self.logits[...,0]
         return self.logits.softmax(2).gather(2, classes[:,None,None].expand(-1, self.logits.shape[1], 1))[...,0]
 
     def __len__(self): return len(self.maps)
@@ -572,49 +575,59 @@ class Views:
 
 def get_views(
     learn:Learner, # whose model has a multi-view head
-    x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation batch
+    x:Tensor|tuple|list|None=None, # batch, items, positions, or a loader; None takes the first validation batch
+    n:int|None=None, # images at most; None takes a batch, or all that `x` names
 )->Views:
     "Where a multi-view head looks, and what each view says"
     head = find_views(learn.model) if isinstance(learn, Learner) else None
     if head is None: raise ValueError(f"get_views: learn must be a Learner whose model has a multi-view head, got a {type(learn).__name__} without one; train it with MVFeaAug")
     net = unwrap(learn.model)
-    (images,labels,_),_ = _load_for(learn, x, None)
-    with untouched(net), torch.no_grad():
-        f = plain_tensor(net[:-1](_like_model(net, images)))
+    batch = batch_to_look_at(learn, x, n)
+    with untouched(net, watched=True), torch.no_grad():
+        f = plain_tensor(net[:-1](batch.on(net)))
         idx,a = head.locate(f)[1],ada_cam(head.aux(f))
         logits = head.view_logits(f, idx)
-    (h,w),(height,width) = f.shape[2:],images.shape[-2:]
+    (h,w),(height,width) = f.shape[2:],batch.x.shape[-2:]
     boxes = view_boxes(idx, head.sizes, (h, w)).flatten(1, 2)*torch.tensor([width/w, height/h]*2, device=idx.device)
-    return Views(*[o.cpu() for o in (a, idx, boxes, widen(logits), plain_tensor(images))], None if labels is None else plain_tensor(labels).cpu())
+    found = [o.cpu() for o in (a, idx, boxes, widen(logits), batch.x)]
+    return Views(*found, *[None if o is None else o.cpu() for o in (batch.labels, batch.y)])
 
 # %% ../nbs/50_multiview.ipynb #d02908b2
-def _draw_boxes(ctx, boxes):
-    for x0,y0,x1,y1 in (boxes - .5).tolist(): ctx.add_patch(plt.Rectangle((x0, y0), x1-x0, y1-y0, fill=False, edgecolor='cyan', linewidth=1.2))
+def _surest(got, n_top):
+    "Each image's surest views of its label (else of its prediction), and the word for how sure they are"
+    known,n_out = got.predicted,got.logits.shape[2]
+    if got.labels is not None and n_out>1:
+        known = torch.where((got.labels>=0) & (got.labels<n_out), got.labels, known)
+    def word(v): return f'{v:.0%} sure' if n_out>1 else f'gives {v:.3g}'
+    return got.confidence(known).topk(min(n_top, got.logits.shape[1])),word
 
 def show_views(
     learn:Learner, # whose model has a multi-view head
-    x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation images
+    x:Tensor|tuple|list|None=None, # batch, items, positions, or a loader; None takes the first validation images
     n_top:int=10, # views in the last column
     max_n:int=4, # images at most
 ):
     "Each image with its label, AdaCAM with the anchors, the view that is surest of the class, and the `n_top` surest"
-    got = get_views(learn, x)
-    n,h,w = min(max_n, len(got)),*got.maps.shape[1:]
-    sure = got.confidence(got.predicted if got.labels is None else got.labels)
-    axes = np.array(list(get_grid(4*n, nrows=n, ncols=4, figsize=(8.5, 2.3*n))), dtype=object).reshape(n, 4)
-    for i,(row,image) in enumerate(zip(axes, decoded_images(learn, got.x[:n]))):
-        name = '' if got.labels is None else _class_name(learn, int(got.labels[i]))
-        heads = ['image', 'AdaCAM and anchors', 'surest view', f'{n_top} surest views'] if i==0 else ['']*4
-        best = sure[i].topk(min(n_top, sure.shape[1]))
-        titles = [name, f'says {_class_name(learn, int(got.predicted[i]))}', f'{best.values[0]:.0%} sure', f'down to {best.values[-1]:.0%}']
-        for j,(ax,a) in enumerate(zip(row, (None, got.maps[i], None, None))): _overlay(image, a, ax, heads[j], titles[j])
-        y,x_ = got.anchors[i]//w,got.anchors[i]%w
-        row[1].plot((x_+.5)*image.shape[2]/w - .5, (y+.5)*image.shape[1]/h - .5, '.', color='white', markersize=4)
-        for ax,idx in ((row[2], best.indices[:1]), (row[3], best.indices)): _draw_boxes(ax, got.boxes[i,idx])
+    got = get_views(learn, x, max_n)
+    n,h,w = len(got),*got.maps.shape[1:]
+    best,word = _surest(got, n_top)
+    grid = get_grid(4*n, nrows=n, ncols=4, figsize=(8.5, 2.3*n))
+    axes = np.array(list(grid), dtype=object).reshape(n, 4)
+    for i,(row,image) in enumerate(zip(axes, decoded_images(learn, got.x))):
+        logits,y = got.logits[i].mean(0),None if got.targets is None else got.targets[i]
+        heads = [channel_note(got.x.shape[1]) or 'image', 'AdaCAM and anchors', 'surest view', f'{n_top} surest views']
+        most,least = [word(o) for o in best.values[i,[0,-1]]]
+        titles = [label_text(learn, y), answer_text(learn, logits), most, f'down to {least}']
+        for j,(ax,a) in enumerate(zip(row, (None, got.maps[i], None, None))):
+            colour = title_colour(is_right(logits, y)) if j==1 else 'black'
+            overlay(image, ax, a, heads[j] if i==0 else '', titles[j], colour=colour)
+        y_,x_ = got.anchors[i]//w,got.anchors[i]%w
+        row[1].plot((x_+.5)*image.shape[2]/w - .5, (y_+.5)*image.shape[1]/h - .5, '.', color='white', markersize=4)
+        for ax,idx in zip(row[2:], (best.indices[i,:1], best.indices[i])): draw_boxes(ax, got.boxes[i,idx], 'cyan')
 
 @patch
 def show_views(self:Learner,
-    x:Tensor|tuple|list|None=None, # batch, items, or positions in the validation set; None takes the first validation images
+    x:Tensor|tuple|list|None=None, # batch, items, positions, or a loader; None takes the first validation images
     n_top:int=10, # views in the last column
     max_n:int=4, # images at most
 ):

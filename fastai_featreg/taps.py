@@ -9,7 +9,7 @@ __all__ = ['TapHook', 'remove_taps', 'tapped', 'feature_maps', 'to_torch', 'is_c
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from fastai.vision.all import *
-from .anatomy import Stage,get_anatomy,untouched,unwrap
+from .anatomy import Stage,get_anatomy,network_of,untouched,unwrap
 
 # %% ../nbs/06_taps.ipynb #2770f57b
 class TapHook:
@@ -59,13 +59,14 @@ class _Store:
 
 @torch.no_grad()
 def feature_maps(
-    model:nn.Module, # any network that `get_anatomy` understands
+    model:nn.Module|Learner, # any network that `get_anatomy` understands, or its learner
     x:Tensor, # batch of images, (N,C,H,W), as the network takes them
     layers:int|str|nn.Module|list=1, # the last n stages, or names, modules, stage numbers
 )->dict: # layer name -> map (N,D,H,W)
     "Maps of a batch at `layers`, in evaluation mode; the model is left as it was"
+    model = network_of(model, 'feature_maps')
     stages,store = get_anatomy(model, x=x, check_cam=False).find(layers),_Store()
-    with untouched(model), tapped(stages, store): model(x)
+    with untouched(model, watched=True), tapped(stages, store): model(x)
     return store.maps
 
 # %% ../nbs/06_taps.ipynb #3f53063b

@@ -62,7 +62,8 @@ def test_rows_and_picture(finished):
     assert (df[config_names]==df[config_names].iloc[0]).all(axis=None), 'one configuration'
     assert df[['data', 'arch', 'size', 'bs', 'epochs', 'n_train', 'n_valid', 'n_classes']].iloc[0].tolist()==['digits', 'test_resnet', '64', '8', '1', '32', '20', '10']
     assert Image.open(finished/'comparison.png').size[0]>1000
-    assert sorted(p.name for p in finished.iterdir())==['comparison.png', 'results.csv'], 'no temporary file is left'
+    files = ['.results.csv.lock', 'comparison.png', 'results.csv']
+    assert sorted(p.name for p in finished.iterdir())==files, 'no temporary file is left; a lock stays, and is empty'
 
 
 def test_finished_runs_are_not_repeated(finished, capsys, monkeypatch):

@@ -8,6 +8,8 @@ from fastai.vision.all import *
 from fastai_featreg.anatomy import get_anatomy
 from fastai_featreg.heads import isolated_rng
 from fastai_featreg.data import digits_dls, get_boxes
+from fastai_featreg.localise import *
+from fastai_featreg.look import *
 from fastai_featreg.maps import *
 from fastai_featreg.nets import resnet20
 from tiny import tiny_learner, tiny_model, weights, assert_same
