@@ -190,7 +190,8 @@ def check_callbacks(label:str, calls:list):
         except Exception as e:
             ours = call[0].__module__.startswith('fastai_featreg.')
             if ours and isinstance(e, ValueError): raise # a sentence already
-            why = f'a wrong type ({echo(e)})' if isinstance(e, TypeError) else f'a wrong value ({one_line(e, 200)})'
+            kind,told = type(e).__name__,echo(' '.join(str(e).split()))
+            why = f'a wrong type ({told})' if isinstance(e, TypeError) else f'a wrong value ({kind}: {told})'
             raise ValueError(f"methods: {echo(label)} has an argument of {why}; correct it") from e
 
 def method_of(calls:list):
@@ -237,7 +238,8 @@ def callback_text(cb:Callback):
     text = repr(cb).partition('  # ')[0] # behind it stands where a callback acts, once it has
     try: (_,make), = parse_methods(text)[1:]
     except ValueError: raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
-    if unmarked(repr(make()[0]))!=unmarked(text): raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
+    if unmarked(repr(make()[0]))!=unmarked(text):
+        raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
     return text
 
 def method_text(m:Callable|Callback|str):
@@ -649,12 +651,24 @@ def papers_head(arch:str, labels:list):
     if arch.rpartition('-')[0] in nets or arch in nets: return f"'{arch}' is a net of the papers"
     return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
 
+def at_home(name:str, path:str|Path|None):
+    "A path with `~` replaced; what can be no path is a sentence"
+    if path is None: return None
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
+    if '\0' in str(path):
+        raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
+    try: return Path(path).expanduser() if str(path).startswith('~') else path
+    except RuntimeError as e:
+        raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
+
 limits = dict(seeds=1000, size=4096, epochs=100_000) # above these a number is a slip, and would fill the memory first
 
 def check_budget(name:str, value:float|None):
     "A number of the budget; None is left to the data"
     if value is None: return
-    if not 0<value<math.inf: raise ValueError(f"{name} must be greater than 0, and finite, not {echo(value, 40)}")
+    if not abs(value)<math.inf: raise ValueError(f"{name} must be finite, not {value}")
+    if value<=0: raise ValueError(f"{name} must be greater than 0, not {echo(value, 40)}")
     if value>limits.get(name, math.inf):
         raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
 
@@ -913,7 +927,7 @@ def add_compare(commands:argparse._SubParsersAction):
     p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
                    help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
-    p.add_argument('--teacher', help='file for the methods that distil a network: its weights (with --teacher-arch), or '
+    p.add_argument('--teacher', help='file for the methods that distil a network: weights (with --teacher-arch), or '
                    'an exported learner or network saved whole (opening these runs code: only your own)')
     p.add_argument('--teacher-arch', help='name of the network whose weights --teacher holds, as --arch takes it; '
                    'no code of the file is run then')
@@ -962,17 +976,6 @@ def list_methods():
         recipes = [f'{cls.__name__}.{r}()' for r in getattr(cls, 'recipes', ())]
         if recipes: print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
     return 0
-
-def at_home(name:str, path:str|Path|None):
-    "A path with `~` replaced; what can be no path is a sentence"
-    if path is None: return None
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
-    if '\0' in str(path):
-        raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
-    try: return Path(path).expanduser() if str(path).startswith('~') else path
-    except RuntimeError as e:
-        raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
 
 def check_texts(given:dict):
     "Texts that say nothing, or that no file or name can have"

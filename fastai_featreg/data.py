@@ -231,7 +231,8 @@ def show_boxes(
         boxes,samples = get_boxes(dl),dl._pre_show_batch(dl.one_batch(), max_n=len(items))[2]
     axs = get_grid(len(items), nrows=nrows, ncols=ncols, figsize=figsize)
     for sample,box,ax in zip(samples, boxes, axs):
-        for part in (*sample, TensorBBox(box)): part.show(ctx=ax, **kwargs)
+        for part in (*sample, TensorBBox(box - .5)): part.show(ctx=ax, **kwargs)
+        for frame in ax.patches: frame.set_clip_on(False) # all four sides, also at the image's border
     return axs
 
 # %% ../nbs/70_data.ipynb #7c53de44

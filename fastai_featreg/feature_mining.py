@@ -280,7 +280,9 @@ def plot_activations(
         for label,m in maps.items():
             counts,edges = activation_counts(m[name], threshold, top=top)
             ax.stairs(counts, edges, label=label, linewidth=1.5)
-        ax.set(title=name, xlabel='activation', yscale='log' if top>threshold else 'linear')
+        ax.set(title=name, xlabel='activation')
+        if top>threshold: ax.set_yscale('log')
+        else: ax.set_title(f'{name}: none above {threshold:g}')
     axes[0,0].set_ylabel('activations per image')
     if any(maps): axes[0,-1].legend()
     fig.tight_layout()

@@ -594,11 +594,11 @@ def get_views(
 
 # %% ../nbs/50_multiview.ipynb #d02908b2
 def _surest(got, n_top):
-    "Each image's surest views of its label (else of its prediction), and the word for how sure they are"
+    "Each image's surest views of its label (else of its prediction), and how to write how sure they are"
     known,n_out = got.predicted,got.logits.shape[2]
     if got.labels is not None and n_out>1:
         known = torch.where((got.labels>=0) & (got.labels<n_out), got.labels, known)
-    def word(v): return f'{v:.0%} sure' if n_out>1 else f'gives {v:.3g}'
+    def word(v): return f'{v:.0%}' if n_out>1 else f'{v:.3g}'
     return got.confidence(known).topk(min(n_top, got.logits.shape[1])),word
 
 def show_views(
@@ -617,6 +617,7 @@ def show_views(
         logits,y = got.logits[i].mean(0),None if got.targets is None else got.targets[i]
         heads = [channel_note(got.x.shape[1]) or 'image', 'AdaCAM and anchors', 'surest view', f'{n_top} surest views']
         most,least = [word(o) for o in best.values[i,[0,-1]]]
+        most = f'{most} sure' if len(logits)>1 else f'gives {most}'
         titles = [label_text(learn, y), answer_text(learn, logits), most, f'down to {least}']
         for j,(ax,a) in enumerate(zip(row, (None, got.maps[i], None, None))):
             colour = title_colour(is_right(logits, y)) if j==1 else 'black'

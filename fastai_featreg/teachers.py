@@ -144,8 +144,8 @@ def file_content(
     except Exception as e:
         if run_code: return _by_running_code(path, data, digest)
         raise ValueError(f"teacher: '{_short(path)}' is no file of weights alone ({type(e).__name__}: {_short(e)}), "
-                         "and with teacher_arch no code of a file is run; save model.state_dict(), or leave teacher_arch "
-                         "out for a network or learner saved whole") from e
+                         "and with teacher_arch no code of a file is run; save model.state_dict(), or leave "
+                         "teacher_arch out for a network or learner saved whole") from e
 
 # %% ../nbs/41_teachers.ipynb #7e0a0016
 _inside = 'model state_dict model_state_dict model_ema ema net network teacher weights'.split()

@@ -10,6 +10,7 @@ from fastai_featreg.anatomy import Trace, channel_readers, cut_after, lay_out, l
 from fastai_featreg.distill import Guide
 from fastai_featreg.heads import isolated_rng
 from fastai_featreg.drop import show_drop_layers
+from fastai_featreg.look import get_cams
 from fastai_featreg.maps import CamMaker, ClassWeights, class_weights
 
 rows = conformance.rows() + conformance.rows(variants=True)
@@ -273,13 +274,14 @@ class Rude(nn.Module):
         self.register_buffer('count', torch.zeros(1))
         self.register_buffer('mean', torch.zeros(1))
         self.calls,self.seen,self.table,self.plain = 0,[],{},torch.zeros(2)
+        self.scale,self.same = nn.Parameter(torch.ones(1)),nn.Identity() # a module's output is a parameter
     def forward(self, x):
         self.count += 1
         self.mean,self.last,self.calls = x.mean().detach(),x,self.calls + 1
         self.seen.append(x.shape)
         self.table[self.calls] = x.shape
         self.plain += 1
-        return x
+        return x*self.same(self.scale)
 
 class Counting(nn.Module):
     "A parametrisation that notes each time it runs"
@@ -307,8 +309,7 @@ looks = dict(
     feature_maps=lambda m: feature_maps(m, torch.randn(2, 3, 16, 16), 2), trace=lambda m: Trace(m, torch.randn(2, 3, 16, 16)),
     class_weights=class_weights, probed=lambda m: ClassWeights(m).probed(), cam=lambda m: CamMaker(m, 'cam')(torch.randn(2, 3, 16, 16)),
     grad_cam=lambda m: CamMaker(m, 'grad_cam')(torch.randn(2, 3, 16, 16)), show_drop_layers=show_drop_layers,
-    get_cams=lambda m: get_cams(no_learner(m), torch.randn(2, 3, 16, 16)), mined_stages=lambda m: feature_mining.mined_stages(get_anatomy(m), 1),
-    guide=lambda m: Guide(m, tiny_model(), torch.randn(2, 3, 16, 16)))
+    get_cams=lambda m: get_cams(no_learner(m), torch.randn(2, 3, 16, 16)), mined_stages=lambda m: feature_mining.mined_stages(get_anatomy(m), 1))
 
 @pytest.mark.parametrize('look', looks.values(), ids=looks)
 def test_a_look_leaves_nothing(look):
@@ -318,6 +319,13 @@ def test_a_look_leaves_nothing(look):
     assert_same_state(before, state_of(model))
     model(torch.randn(2, 3, 16, 16))
     with pytest.raises(AssertionError): assert_same_state(before, state_of(model))
+
+
+def test_a_teacher_is_left_as_it_was():
+    teacher = nn.Sequential(nn.Sequential(Rude(), *tiny_teacher()[0]), tiny_teacher()[1])
+    before,x = state_of(teacher),torch.randn(2, 3, 16, 16)
+    for cam in ('cam', 'grad_cam'): Guide(teacher, tiny_model(), x, cam=cam)(x, lambda f, logits: f)
+    assert_same_state(before, state_of(teacher))
 
 
 def test_a_look_that_fails_leaves_nothing():
