@@ -202,14 +202,14 @@ class CAMLoss(CamCallback):
         "Not in a fit of the head alone, such as the first of `fine_tune`, nor while a learning rate is searched for"
         frozen = getattr(self.learn.opt, 'frozen_idx', 0)
         only_head = frozen>0 and frozen>=len(self.learn.opt.param_lists)-1
-        return not only_head and self._fit.snapshot is None
+        return not only_head and not self.in_lr_find
 
     def begin(self,
         why:str, # reason
     ):
         "Switch the term on, and say so"
         self.started = f"since epoch {self.learn.epoch}, batch {self.learn.iter}: {why}"
-        if self._fit.snapshot is None: _log.info(f"CAMLoss acts {self.started}") # what `lr_find` does is undone
+        if not self.in_lr_find: _log.info(f"CAMLoss acts {self.started}") # what is done there is undone
 
     def after_pred(self):
         "Until the start: count right predictions"

@@ -556,7 +556,7 @@ class DropCallback(FeatureCallback):
         "The drop at this layer's strength, under a seed of its own that is drawn once per batch"
         seed = self.draw_once(stage.name, lambda: torch.randint(2**62, (), generator=self.generator).item())
         seed += rank_distrib() + 1000*self.place # other numbers on other ranks, and for the next drop
-        with isolated_rng(seed, fmap.device): new = self.drop(fmap, self._fit.weight*self.acts_on[stage.name])
+        with isolated_rng(seed, fmap.device): new = self.drop(fmap, self.current_weight*self.acts_on[stage.name])
         _check_same_shape(type(self).__name__, new, fmap)
         return new
 
