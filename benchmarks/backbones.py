@@ -100,7 +100,7 @@ def find_archs(labels: list[str] | None = None) -> list[Arch]:
 
 def own_methods() -> dict:
     "name -> callback class: what this library registers itself"
-    return {k: v for k,v in methods.items() if issubclass(v, featreg.FeatureCallback)}
+    return {k: v for k,v in methods.items() if issubclass(v, featreg.LossCallback)}
 
 
 @lru_cache(maxsize=2)

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from fastai.vision.all import *
 from .anatomy import Anatomy
 from .answers import mixed_classes
-from .core import is_validating,register_method
-from .core import _check_count,_check_number,_got,_wide
+from .checks import check_choice,check_count,check_distance,check_number,what_is,widen
+from .core import register_method
+from .guard import is_validating
 from .look import channel_note,decoded_images,get_cams
 from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,minmax
-from .maps import pooled_map
-from .maps import _check_distance,_held_maps
+from .maps import pooled_map,_held_maps
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
@@ -46,7 +46,7 @@ def cam_loss(
     if weights is None: return distances.mean()
     if not isinstance(weights, Tensor) or weights.shape!=distances.shape:
         raise ValueError(f"cam_loss: weights must hold a share of each class of each image, (N,K) = "
-                         f"{tuple(distances.shape)}, got {_got(weights)}")
+                         f"{tuple(distances.shape)}, got {what_is(weights)}")
     weights = weights.to(distances)
     return (distances*weights).sum()/(weights.sum(1)>0).sum().clamp(min=1)
 
@@ -162,8 +162,8 @@ class CAMLoss(CamCallback):
         latest:float|int|None=0.5, # when start='auto' waits no longer, an epoch or share of a fit; None: it waits on
     ):
         _check_times(start, latest)
-        _check_distance('CAMLoss', distance)
-        if not callable(c): _check_number('CAMLoss', c=c)
+        check_distance('CAMLoss', distance)
+        if not callable(c): check_number('CAMLoss', c=c)
         super().__init__(cam, self.alpha)
         store_attr('c,start,distance,latest')
 
@@ -176,7 +176,7 @@ class CAMLoss(CamCallback):
         if not self.started: return 0.
         if not callable(self.c): return self.c
         c = self.c(pct)
-        _check_number('CAMLoss', **{f'c({pct:.3g})': c})
+        check_number('CAMLoss', **{f'c({pct:.3g})': c})
         return c
 
     def before_fit(self):
@@ -202,14 +202,14 @@ class CAMLoss(CamCallback):
         "Not in a fit of the head alone, such as the first of `fine_tune`, nor while a learning rate is searched for"
         frozen = getattr(self.learn.opt, 'frozen_idx', 0)
         only_head = frozen>0 and frozen>=len(self.learn.opt.param_lists)-1
-        return not only_head and self._fit.snapshot is None
+        return not only_head and not self.in_lr_find
 
     def begin(self,
         why:str, # reason
     ):
         "Switch the term on, and say so"
         self.started = f"since epoch {self.learn.epoch}, batch {self.learn.iter}: {why}"
-        if self._fit.snapshot is None: _log.info(f"CAMLoss acts {self.started}") # what `lr_find` does is undone
+        if not self.in_lr_find: _log.info(f"CAMLoss acts {self.started}") # what is done there is undone
 
     def after_pred(self):
         "Until the start: count right predictions"
@@ -273,9 +273,6 @@ def wrong_classes(
     scores,found = logits.detach().float().masked_fill(right | no_label, -math.inf).topk(k, 1)
     return found,scores>-math.inf
 
-def _check_mode(name, mode):
-    if mode not in ('zero', 'uniform'): raise ValueError(f"{name}: mode must be 'zero' or 'uniform', got {mode!r}")
-
 def negative_cam_loss(
     maps:Tensor, # maps of wrong classes, (k,N,H,W)
     counts:Tensor|None=None, # (N,k), which of them count; None takes all
@@ -292,9 +289,9 @@ def negative_cam_loss(
     """
     if not isinstance(maps, Tensor) or maps.ndim!=4 or not maps.is_floating_point():
         raise ValueError(f"negative_cam_loss: maps must be floating point (k,N,H,W), for k classes of N images, "
-                         f"got {_got(maps)}")
-    _check_mode('negative_cam_loss', mode)
-    maps = _wide(maps).flatten(2)
+                         f"got {what_is(maps)}")
+    check_choice('negative_cam_loss', ('zero', 'uniform'), mode=mode)
+    maps = widen(maps).flatten(2)
     if mode=='zero': evidence = maps.relu().mean(2).T
     else:
         maps = maps - maps.detach().amax(2, keepdim=True) # exp cannot overflow, and a flat map gives log 1 = 0 exactly
@@ -319,8 +316,8 @@ class NegativeCAM(CamCallback):
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         mode:str='zero', # 'zero': less positive evidence in their maps; 'uniform': maps without a place that stands out
     ):
-        _check_count('NegativeCAM', k=k)
-        _check_mode('NegativeCAM', mode)
+        check_count('NegativeCAM', k=k)
+        check_choice('NegativeCAM', ('zero', 'uniform'), mode=mode)
         super().__init__(cam, weight)
         store_attr('k,mode')
 

@@ -427,8 +427,8 @@ def measured(learn:Learner, seconds:float, peak:float):
     return res | dict.fromkeys(values, np.nan) | dict(error=f'diverged: the loss is not finite after {plural(len(rows), "whole epoch")}')
 
 def what_it_did(learn:Learner):
-    "Layers, share of batches with a term, start and notes of the callbacks, see `FeatureCallback.report`"
-    reports = [cb.report() for cb in learn.cbs.sorted('order') if isinstance(cb, core.FeatureCallback)]
+    "Layers, share of batches with a term, start and notes of the callbacks, see `LossCallback.report`"
+    reports = [cb.report() for cb in learn.cbs.sorted('order') if isinstance(cb, core.LossCallback)]
     number = lambda k: '+'.join('-' if np.isnan(r[k]) else f'{r[k]:.4g}' for r in reports)
     layers = '+'.join(r['acted'] or '-' for r in reports)
     return dict(acted=layers, term_share=number('term_share'), start_epoch=number('start_epoch'),

@@ -4,27 +4,29 @@
 
 # %% auto #0
 __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 'standardised_kd_loss', 'at_loss', 'ccm_loss',
-           'cat_loss', 'frozen_view', 'normalisation', 'renormaliser', 'Guide', 'TeacherCallback', 'AnswerCache',
-           'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
+           'cat_loss', 'frozen_view', 'normalisation', 'renormaliser', 'Guide', 'Taught', 'TeacherCallback',
+           'AnswerCache', 'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD']
 
 # %% ../nbs/40_distill.ipynb #95cc40e7
 import logging,math
 from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,lay_out,untouched,unwrap
-from .answers import answer_form,bare_loss,check_answer,check_inputs,class_scores,mixed_classes,task_loss
-from .core import register_method,remove_taps
-from .teachers import check_teacher,open_teacher,own_images
-from .core import _check_count,_check_number,_got,_plain,_wide
+from .answers import answer_form,bare_loss,check_answer,class_scores,mixed_classes,task_loss
+from .checks import check_count,check_distance,check_flag,check_maps,check_number
+from .checks import plain_tensor,what_is,widen
+from .core import LossCallback,register_method
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
 from .maps import pooled_map,resize_maps
-from .maps import _check_distance,_check_in_use,_check_maps,_held_maps,_like_model,_run_from,_Start
+from .maps import _check_in_use,_held_maps,_like_model,_run_from,_Start
+from .taps import remove_taps
+from .teachers import check_teacher,open_teacher,own_images
 
 # %% ../nbs/40_distill.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
     for arg,o in dict(student=student, teacher=teacher).items():
         if not isinstance(o, Tensor) or o.ndim!=2 or not o.is_floating_point() or o.numel()==0:
-            raise ValueError(f"{name}: {arg} must be logits (N,C) that are not empty, got {_got(o)}")
+            raise ValueError(f"{name}: {arg} must be logits (N,C) that are not empty, got {what_is(o)}")
     if student.shape!=teacher.shape:
         raise ValueError(f"{name}: student and teacher must have logits of one shape, got {tuple(student.shape)} and "
                          f"{tuple(teacher.shape)}; a teacher must know the student's classes, in the same order")
@@ -35,8 +37,8 @@ def _check_logits(name, student, teacher, least=2):
 def _scaled(name, student, teacher, tau, least=2):
     "Logits over `tau`, in float32 at least; the teacher's without a graph"
     _check_logits(name, student, teacher, least)
-    _check_number(name, 1e-6, tau=tau)
-    return _wide(student)/tau,_wide(teacher).detach()/tau
+    check_number(name, 1e-6, tau=tau)
+    return widen(student)/tau,widen(teacher).detach()/tau
 
 # %% ../nbs/40_distill.ipynb #04639741
 def kd_loss(
@@ -108,7 +110,7 @@ def _steady(o, z, dim, slope=1.):
     """What is made of float16 logits `z` with a slope of `slope`/spread along `dim`: a constant where the spread is
     below the smallest normal number of float16, 2^-14, times `slope`, for its gradients end at 65504"""
     if z.dtype!=torch.float16: return o
-    z = _wide(z.detach())
+    z = widen(z.detach())
     return torch.where(z.amax(dim, True) - z.amin(dim, True)<2**-14*slope, o.detach(), o)
 
 def _relations(p, dim):
@@ -142,7 +144,7 @@ def standardise(
 
     Float16 logits whose spread is below 2^-14 have no gradient.
     """
-    own = _wide(z)
+    own = widen(z)
     return _steady((own - own.mean(1, True))/(own.var(1, keepdim=True) + 1e-14).sqrt(), z, 1)
 
 def standardised_kd_loss(
@@ -173,17 +175,17 @@ def _class_maps(name, arg, f, w, positions='mean'):
     if w is not None:
         maps = cam(f, _constant(w))
         return _held_maps(maps, f.dtype, _slope(w).to(maps.device), positions)
-    _check_maps(f, name, arg)
+    check_maps(name, f, arg)
     return f
 
 def _expected_distance(name, own, theirs, distance, positions, weights):
     "Distance of the student's maps from the teacher's; mean over images, expectation over their classes"
-    _check_distance(name, distance, positions)
+    check_distance(name, distance, positions)
     each = caam_cam_distance(*_same_size(own, theirs), distance, positions)
     if weights is None: return each.mean()
     if each.ndim!=2 or not isinstance(weights, Tensor) or weights.shape!=each.shape:
         raise ValueError(f"{name}: weights must be (N,K), one for each class of class weights (N,K,D) or class maps "
-                         f"(N,K,H,W), got {_got(weights)} for maps {tuple(theirs.shape)}; "
+                         f"(N,K,H,W), got {what_is(weights)} for maps {tuple(theirs.shape)}; "
                          "leave it out where an image has one class")
     return (each*weights).sum()/(weights.sum(1)>0).sum().clamp(min=1)
 
@@ -235,8 +237,8 @@ def ccm_loss(
 def _small_cams(f, w, size):
     "CAMs of all classes, pooled to `size` x `size` and brought to length one, (N,C,size*size)"
     if not isinstance(w, Tensor) or w.ndim!=2:
-        raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {_got(w)}")
-    maps = cam(F.adaptive_avg_pool2d(_wide(f), size), w.detach().expand(len(f), -1, -1)).flatten(2)
+        raise ValueError(f"cat_loss: weights must be those of all classes, (C,D), got {what_is(w)}")
+    maps = cam(F.adaptive_avg_pool2d(widen(f), size), w.detach().expand(len(f), -1, -1)).flatten(2)
     unit = _unit(maps, 2)
     if f.dtype!=torch.float16: return unit
     faint = maps.detach().abs().amax(2, True)<2**-14*_slope(w)[:,0].to(maps.device) # as in `_held_maps`
@@ -282,7 +284,7 @@ def normalisation(
     after = getattr(dls.loaders[0], 'after_batch', None)
     norm = next((o for o in getattr(after, 'fs', []) if isinstance(o, Normalize) and o.mean is not None), None)
     if norm is None: return None
-    return tuple(_plain(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
+    return tuple(plain_tensor(torch.as_tensor(o)).float().flatten().cpu() for o in (norm.mean, norm.std))
 
 def _channels(stats):
     "Mean and standard deviation as (1,C,1,1); none stands for 0 and 1"
@@ -349,7 +351,7 @@ class Guide:
         x:Tensor, # batch as the student sees it
     )->Tensor: # batch as the teacher wants it
         "Normalised in the teacher's way, in the teacher's precision"
-        x = _plain(x)
+        x = plain_tensor(x)
         if self.as_given: return x
         return _like_model(self.net, x if self.renorm is None else x*self.renorm[0] + self.renorm[1])
 
@@ -371,7 +373,7 @@ class Guide:
         "Look at a batch"
         if self.net.training: self.net.eval()
         x = self.images(x)
-        if read is None: return class_scores(_plain(self.net(x)), self.form),None
+        if read is None: return class_scores(plain_tensor(self.net(x)), self.form),None
         lay_out(self.net, [self.anatomy.last], x)
         start = _Start(self.anatomy.last, grad=self.method!='cam')
         logits = class_scores(_run_from(self.net, x, start), self.form)
@@ -427,7 +429,7 @@ def _check_loss(name, loss, per_class):
     if not callable(loss) and loss not in list(_logit_losses):
         raise ValueError(f"{name}: loss must be one of {', '.join(map(repr, _logit_losses))}, "
                          f"or a function (student, teacher, tau), got {loss!r}")
-    if not isinstance(per_class, bool): raise ValueError(f"{name}: per_class must be True or False, got {per_class!r}")
+    check_flag(name, per_class=per_class)
     if per_class and loss!='kd':
         raise ValueError(f"{name}: per_class=True divides the loss of loss='kd', not that of loss={loss!r}; "
                          "leave per_class out")
@@ -444,49 +446,33 @@ def _check_task(name, loss, per_class, loss_func):
                          "leave per_class out")
 
 # %% ../nbs/40_distill.ipynb #7cf08c79
-class TeacherCallback(CamCallback):
-    """Base of the callbacks that train by a teacher: `beta` L_task + `1-beta` L_logits + `gamma` L_maps
-
-    Departure (CL Eq. 8): the loss on logits is not divided by the number of classes; letter: `per_class=True`.
-    Reading (CL 3.3): the teacher stands in evaluation mode, without gradients, and sees the student's own batch,
-        augmented and mixed as it is, in its own normalisation. A network that normalises its images itself, and comes
-        without a learner, gets them without the student's normalisation.
-    Reading (CL 3.3): the map term of a mixed target is the expectation over its classes; images without a label teach
-        by their logits alone.
-    Reading (CL 3.3): where CAM is not exact the maps are Grad-CAM's, without its ReLU, on either side.
-    Departure (CL 4.5): the paper knows `loss='kd'` alone; 'dkd', 'dist' and 'standardised' are no methods of the
-        papers. Ours are their share `1-beta` of the loss, and `tau=4` for all of them where their authors have 4, 1, 2.
-    """
-    needs_teacher = True # cannot be made without arguments
-    with_maps = own_maps = True # override: does it compare maps, and does it need class maps of the student?
+class Taught:
+    "What callbacks share that train by a teacher, with maps or without: the teacher, its logits, its share of the loss"
+    needs_teacher = reads_answers = reads_classes = True
+    scheduled = ('beta', 'tau') # arguments that may be functions of the share of training done
+    cam = None # how the teacher's class maps are made; None: it is asked for none
     guide = now = teacher_method = None
-    _stateattrs = CamCallback._stateattrs + ('guide', 'now')
+    _taught_attrs = ('guide', 'now') # left out of copies and pickles
 
-    def __init__(self,
-        teacher:nn.Module|Learner|str|Path, # network, learner, or path of a file, see `open_teacher`
-        beta:float|Callable=0.5, # weight of the task loss, [0,1], or a function of the share of training done
-        gamma:float|Callable=0., # weight of the loss on maps, or a function of the share of training done
-        tau:float|Callable=4., # temperature of the logits, or a function of the share of training done
-        loss:str|Callable='kd', # 'kd' ('binary' under BCE), 'dkd', 'dist', 'standardised', 'binary', or a function
-        cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
-        distance:str='l1', # of maps: 'l1' or 'l2' (squared)
-        teacher_stats:tuple|None=None, # the teacher's (mean, std) of channels; None: its learner's, or the student's
-        cache:bool=False, # keep the teacher's answers for the fit? Only unchanged images are found again
-        *,
-        per_class:bool=False, # divide `loss='kd'` by the number of classes as well, as Eq. 8 does?
-        positions:str='mean', # of maps: 'mean' or 'sum' of the distance over the positions, as Eq. 9 and 10 are written
-        teacher_arch:str|None=None, # name of the network whose weights the file holds, as `find_arch` takes it
+    def take_teacher(self,
+        teacher:nn.Module|Learner|str|Path, # as all of these are given to the callback
+        beta:float|Callable, # weight of the task loss
+        tau:float|Callable, # temperature of the logits
+        loss:str|Callable, # on logits
+        teacher_stats:tuple|None, # the teacher's (mean, std)
+        cache:bool, # keep its answers?
+        per_class:bool, # divide `loss='kd'` by the number of classes?
+        teacher_arch:str|None, # network whose weights the file holds
     ):
+        "Check and keep the arguments; the last act of `__init__`"
         name = type(self).__name__
         check_teacher(name, teacher, teacher_arch)
         _check_loss(name, loss, per_class)
-        _check_distance(name, distance, positions)
         _check_stats(name, teacher_stats)
-        if not isinstance(cache, bool): raise ValueError(f"{name}: cache must be True or False, got {cache!r}")
-        super().__init__(cam, self.strength)
-        store_attr('beta,gamma,tau,loss,distance,teacher_stats,cache,per_class,positions,teacher_arch')
+        check_flag(name, cache=cache)
+        store_attr('beta,tau,loss,teacher_stats,cache,per_class,teacher_arch')
         self.given = _Given(str(teacher) if isinstance(teacher, Path) else teacher, teacher_arch)
-        self._check({k: v for k,v in dict(beta=beta, gamma=gamma, tau=tau).items() if not callable(v)})
+        self._check({k: getattr(self, k) for k in self.scheduled if not callable(getattr(self, k))})
 
     @property
     def teacher(self)->nn.Module|Learner|str|Path|None: # network, learner or path; None in a learner that was exported
@@ -495,24 +481,21 @@ class TeacherCallback(CamCallback):
 
     def _check(self, values, when=''):
         limits = dict(beta=(0, 1), gamma=(0,), tau=(1e-6,))
-        for k,v in values.items(): _check_number(type(self).__name__ + when, *limits[k], **{k: v})
+        for k,v in values.items(): check_number(type(self).__name__ + when, *limits[k], **{k: v})
 
     def strength(self,
         pct:float, # share of training done
     )->float: # 0 for nothing to do in this batch, else 1
         "The weights of this batch"
-        given = dict(beta=self.beta, gamma=self.gamma, tau=self.tau)
+        given = {k: getattr(self, k) for k in self.scheduled}
         self.now = {k: v(pct) if callable(v) else v for k,v in given.items()}
         self._check(self.now, f', after {pct:.0%} of training')
-        return float(self.now['beta']!=1 or self.now['gamma']!=0)
+        return float(self.now['beta']!=1 or self.now.get('gamma', 0)!=0)
 
     def set_up(self):
         "As in the base; then the teacher"
-        if self.with_maps: super().set_up()
-        else:
-            check_inputs(type(self).__name__, self.learn.xb, images=False)
-            self._fit.stages = [None] # set up, and nothing to tap
-        teachers = [cb for cb in self.learn.cbs if isinstance(cb, TeacherCallback)]
+        super().set_up()
+        teachers = [cb for cb in self.learn.cbs if isinstance(cb, Taught)]
         if len(teachers)>1 and sum(1 - cb.beta for cb in teachers if not callable(cb.beta))>=1:
             names = ' and '.join(type(cb).__name__ for cb in teachers)
             raise ValueError(f"{names} leave nothing of the task loss together: their 1-beta add up; "
@@ -537,9 +520,9 @@ class TeacherCallback(CamCallback):
         if unwrap(model) is unwrap(self.learn.model):
             raise ValueError(f"{name}: teacher is the very network that is trained; "
                              "give a copy (`deepcopy`) of it as it was")
-        guide = Guide(model, self.learn.model, self.learn.x, self.with_maps, self.cam, renormaliser(own, stats),
-                      task_loss(self.learn))
-        _check_task(name, self.loss, self.per_class, task_loss(self.learn))
+        task = task_loss(self.learn)
+        guide = Guide(model, self.learn.model, self.learn.x, self.cam is not None, self.cam, renormaliser(own, stats), task)
+        _check_task(name, self.loss, self.per_class, task)
         self.guide = AnswerCache(guide, getattr(self.learn.dl, 'n', None)) if self.cache else guide
         self.teacher_method = guide.method
 
@@ -551,6 +534,84 @@ class TeacherCallback(CamCallback):
             raise ValueError(f"{type(self).__name__}: teacher knows {known} classes, the student {own}; "
                              "they must know the same classes, in the same order")
 
+    def targets(self,
+        needed:bool, # are they?
+    )->tuple: # classes (N,K) and weights (N,K), or None twice
+        "Classes of this batch, if they are needed, or 'dkd' needs them"
+        return mixed_classes(self.learn) if needed or self.loss=='dkd' else (None,None)
+
+    def logit_loss(self,
+        logits:Tensor, # the teacher's, (N,C)
+        tau:float, # temperature
+        classes:Tensor|None, # (N,K), for 'dkd'
+        weights:Tensor|None, # (N,K)
+    )->Tensor: # scalar
+        "The loss on logits"
+        binary = _is_binary(task_loss(self.learn))
+        if self.loss=='dkd': return dkd_loss(self.scores, logits, classes, tau, weights=weights)
+        if self.per_class: return kd_loss(self.scores, logits, tau, per_class=True)
+        fn = binary_kd_loss if binary and self.loss=='kd' else _logit_losses.get(self.loss, self.loss)
+        res = fn(self.scores, logits, tau)
+        if not isinstance(res, Tensor) or res.ndim:
+            got = tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__
+            raise ValueError(f"{type(self).__name__}: loss must give a scalar tensor, got {got}")
+        return res
+
+    def add_to_loss(self,
+        term:Tensor, # scalar, what the teacher adds
+    ):
+        "Add the teacher's term, and take the task loss down to its share"
+        super().add_to_loss(term)
+        if self.now['beta']!=1: self.learn.loss_grad = self.learn.loss_grad + (self.now['beta'] - 1)*self.learn.loss
+
+    def clean_up(self):
+        "As in the base; the view of the teacher goes"
+        self.guide = None
+        super().clean_up()
+
+    def __repr__(self):
+        "Arguments, and how the teacher's maps were made once a batch has run"
+        told = f"  # the teacher's maps by {self.teacher_method}" if self.teacher_method else ''
+        return super().__repr__() + told
+
+# %% ../nbs/40_distill.ipynb #e4719b75
+class TeacherCallback(Taught, CamCallback):
+    """Base of the callbacks that train by a teacher: `beta` L_task + `1-beta` L_logits + `gamma` L_maps
+
+    Departure (CL Eq. 8): the loss on logits is not divided by the number of classes; letter: `per_class=True`.
+    Reading (CL 3.3): the teacher stands in evaluation mode, without gradients, and sees the student's own batch,
+        augmented and mixed as it is, in its own normalisation. A network that normalises its images itself, and comes
+        without a learner, gets them without the student's normalisation.
+    Reading (CL 3.3): the map term of a mixed target is the expectation over its classes; images without a label teach
+        by their logits alone.
+    Reading (CL 3.3): where CAM is not exact the maps are Grad-CAM's, without its ReLU, on either side.
+    Departure (CL 4.5): the paper knows `loss='kd'` alone; 'dkd', 'dist' and 'standardised' are no methods of the
+        papers. Ours are their share `1-beta` of the loss, and `tau=4` for all of them where their authors have 4, 1, 2.
+    """
+    scheduled = ('beta', 'gamma', 'tau')
+    own_maps = True # override: does it need class maps of the student?
+    _stateattrs = CamCallback._stateattrs + Taught._taught_attrs
+
+    def __init__(self,
+        teacher:nn.Module|Learner|str|Path, # network, learner, or path of a file, see `open_teacher`
+        beta:float|Callable=0.5, # weight of the task loss, [0,1], or a function of the share of training done
+        gamma:float|Callable=0., # weight of the loss on maps, or a function of the share of training done
+        tau:float|Callable=4., # temperature of the logits, or a function of the share of training done
+        loss:str|Callable='kd', # 'kd' ('binary' under BCE), 'dkd', 'dist', 'standardised', 'binary', or a function
+        cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
+        distance:str='l1', # of maps: 'l1' or 'l2' (squared)
+        teacher_stats:tuple|None=None, # the teacher's (mean, std) of channels; None: its learner's, or the student's
+        cache:bool=False, # keep the teacher's answers for the fit? Only unchanged images are found again
+        *,
+        per_class:bool=False, # divide `loss='kd'` by the number of classes as well, as Eq. 8 does?
+        positions:str='mean', # of maps: 'mean' or 'sum' of the distance over the positions, as Eq. 9 and 10 are written
+        teacher_arch:str|None=None, # name of the network whose weights the file holds, as `find_arch` takes it
+    ):
+        check_distance(type(self).__name__, distance, positions)
+        super().__init__(cam, self.strength)
+        store_attr('gamma,distance,positions')
+        self.take_teacher(teacher, beta, tau, loss, teacher_stats, cache, per_class, teacher_arch)
+
     def find_layers(self,
         anatomy:Anatomy, # of the student
     )->list: # `Stage`s to tap
@@ -559,79 +620,32 @@ class TeacherCallback(CamCallback):
         self.anatomy = anatomy
         return [anatomy.last]
 
-    def clean_up(self):
-        "As in the base; the view of the teacher goes"
-        self.guide = None
-        super().clean_up()
+    def loss_term(self,
+        maps:dict, # layer name -> the student's map (N,D,H,W)
+    )->Tensor|None: # scalar; None for no term in this batch
+        "(1-beta) L_kd + gamma L_map (CAM-loss, Eq. 12)"
+        beta,gamma,tau = self.now.values()
+        targets = self.targets(gamma!=0)
+        logits,theirs = self.guide(self.learn.x, self.reader(targets[0]) if gamma!=0 else None)
+        terms = [(1-beta)*self.logit_loss(logits, tau, *targets)] if beta!=1 else []
+        on_maps = self.map_loss(first(maps.values()), theirs, *targets) if gamma!=0 else None
+        if on_maps is not None: terms.append(gamma*on_maps)
+        return sum(terms) if terms else None
 
-# %% ../nbs/40_distill.ipynb #e4719b75
-@patch
-def after_pred(self:TeacherCallback):
-    "As in the base; who compares no maps has the logits in their place"
-    super(TeacherCallback, self).after_pred()
-    if not self.with_maps and self._fit.weight!=0: self._fit.maps = {'logits': self.scores}
+    def reader(self,
+        classes:Tensor, # (N,K)
+    )->Callable: # function (map, logits) -> what the teacher's map says
+        "Override to take something else than maps of the target's classes, (N,K,H,W)"
+        return partial(self.guide.class_maps, classes=classes)
 
-@patch
-def after_loss(self:TeacherCallback):
-    "Add the teacher's term, and take the task loss down to its share"
-    n = self._fit.count
-    super(TeacherCallback, self).after_loss()
-    if self._fit.count>n and self.now['beta']!=1:
-        self.learn.loss_grad = self.learn.loss_grad + (self.now['beta'] - 1)*self.learn.loss
-
-@patch
-def loss_term(self:TeacherCallback,
-    maps:dict, # layer name -> the student's map (N,D,H,W)
-)->Tensor|None: # scalar; None for no term in this batch
-    "(1-beta) L_kd + gamma L_map (CAM-loss, Eq. 12)"
-    beta,gamma,tau = self.now.values()
-    targets = mixed_classes(self.learn) if gamma!=0 or self.loss=='dkd' else (None,None)
-    logits,theirs = self.guide(self.learn.x, self.reader(targets[0]) if gamma!=0 else None)
-    terms = [(1-beta)*self.logit_loss(logits, tau, *targets)] if beta!=1 else []
-    on_maps = self.map_loss(first(maps.values()), theirs, *targets) if gamma!=0 else None
-    if on_maps is not None: terms.append(gamma*on_maps)
-    return sum(terms) if terms else None
-
-@patch
-def logit_loss(self:TeacherCallback,
-    logits:Tensor, # the teacher's, (N,C)
-    tau:float, # temperature
-    classes:Tensor|None, # (N,K), for 'dkd'
-    weights:Tensor|None, # (N,K)
-)->Tensor: # scalar
-    "The loss on logits"
-    binary = _is_binary(task_loss(self.learn))
-    if self.loss=='dkd': return dkd_loss(self.scores, logits, classes, tau, weights=weights)
-    if self.per_class: return kd_loss(self.scores, logits, tau, per_class=True)
-    fn = binary_kd_loss if binary and self.loss=='kd' else _logit_losses.get(self.loss, self.loss)
-    res = fn(self.scores, logits, tau)
-    if not isinstance(res, Tensor) or res.ndim:
-        got = tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__
-        raise ValueError(f"{type(self).__name__}: loss must give a scalar tensor, got {got}")
-    return res
-
-@patch
-def reader(self:TeacherCallback,
-    classes:Tensor, # (N,K)
-)->Callable: # function (map, logits) -> what the teacher's map says
-    "Override to take something else than maps of the target's classes, (N,K,H,W)"
-    return partial(self.guide.class_maps, classes=classes)
-
-@patch
-def map_loss(self:TeacherCallback,
-    f:Tensor, # student's output of the last stage, (N,D,H,W)
-    theirs:Tensor, # what `reader` has read
-    classes:Tensor, # (N,K)
-    weights:Tensor, # (N,K)
-)->Tensor|None: # scalar; None where no image has a label
-    "Expected distance over the target's classes; images without a label are left out"
-    return self.map_distance(f, theirs, classes, weights) if (weights.sum(1)>0).any() else None
-
-@patch
-def __repr__(self:TeacherCallback):
-    "Arguments, and how the teacher's maps were made once a batch has run"
-    told = f"  # the teacher's maps by {self.teacher_method}" if self.teacher_method else ''
-    return super(TeacherCallback, self).__repr__() + told
+    def map_loss(self,
+        f:Tensor, # student's output of the last stage, (N,D,H,W)
+        theirs:Tensor, # what `reader` has read
+        classes:Tensor, # (N,K)
+        weights:Tensor, # (N,K)
+    )->Tensor|None: # scalar; None where no image has a label
+        "Expected distance over the target's classes; images without a label are left out"
+        return self.map_distance(f, theirs, classes, weights) if (weights.sum(1)>0).any() else None
 
 # %% ../nbs/40_distill.ipynb #9b45817c
 class AnswerCache(GetAttr):
@@ -647,7 +661,7 @@ class AnswerCache(GetAttr):
         *more:Tensor, # further integers that the answer depends on, (N,K)
     )->list: # a whole number for each image
         "Sums modulo 2^64 of the bits of each image, times random odd factors: the same in every order of summation"
-        bits = _plain(x).flatten(1).contiguous().view(torch.int16 if x.element_size()==2 else torch.int32).long()
+        bits = plain_tensor(x).flatten(1).contiguous().view(torch.int16 if x.element_size()==2 else torch.int32).long()
         bits = torch.cat([bits, *more], 1)
         if self.factors is None or self.factors.shape[0]!=bits.shape[1]:
             own = torch.Generator().manual_seed(0)
@@ -674,7 +688,7 @@ class AnswerCache(GetAttr):
 
 # %% ../nbs/40_distill.ipynb #63f6dc58
 @register_method('knowledge_distillation')
-class KnowledgeDistillation(TeacherCallback):
+class KnowledgeDistillation(Taught, LossCallback):
     """Learn the teacher's softened answers (Knowledge distillation, 2015)
 
     Departure (CL Eq. 8): the loss is not divided by the number of classes, as it is not by Hinton et al.; letter:
@@ -682,13 +696,27 @@ class KnowledgeDistillation(TeacherCallback):
     Reading (CL 4.5): the "combine ratio" of 0.5 is `beta`, as in Eq. 12.
     """
     column = 'kd_loss'
-    with_maps = own_maps = check_cam = False
-    @delegates(TeacherCallback, but=['gamma', 'cam', 'distance', 'positions'])
+    _stateattrs = LossCallback._stateattrs + Taught._taught_attrs
+
     def __init__(self,
         teacher:nn.Module|Learner|str|Path, # network, learner or file, see `TeacherCallback`
-        **kwargs
-    ): # what belongs to maps is given here, so that it is refused among `kwargs`
-        super().__init__(teacher, gamma=0., cam='auto', distance='l1', positions='mean', **kwargs)
+        *,
+        beta:float|Callable=0.5, # weight of the task loss, [0,1], or a function of the share of training done
+        tau:float|Callable=4., # temperature of the logits, or a function of the share of training done
+        loss:str|Callable='kd', # 'kd' ('binary' under BCE), 'dkd', 'dist', 'standardised', 'binary', or a function
+        teacher_stats:tuple|None=None, # the teacher's (mean, std) of channels; None: its learner's, or the student's
+        cache:bool=False, # keep the teacher's answers for the fit? Only unchanged images are found again
+        per_class:bool=False, # divide `loss='kd'` by the number of classes as well, as Eq. 8 does?
+        teacher_arch:str|None=None, # name of the network whose weights the file holds, as `find_arch` takes it
+    ):
+        super().__init__(self.strength)
+        self.take_teacher(teacher, beta, tau, loss, teacher_stats, cache, per_class, teacher_arch)
+
+    def term(self)->Tensor: # scalar
+        "(1-beta) L_kd, of any network's inputs and answers; no map is needed"
+        beta,tau = self.now.values()
+        logits,_ = self.guide(self.learn.x)
+        return (1-beta)*self.logit_loss(logits, tau, *self.targets(False))
 
 @register_method('attention_transfer')
 class AttentionTransfer(TeacherCallback):
@@ -768,7 +796,7 @@ class CATKD(TeacherCallback):
         size:int=2, # side of the pooled maps, positions
         **kwargs
     ):
-        _check_count('CATKD', size=size)
+        check_count('CATKD', size=size)
         super().__init__(teacher, beta, gamma, cam='cam', distance='l2', positions='mean', **kwargs)
         self.size = size
 

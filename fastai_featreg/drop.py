@@ -16,12 +16,14 @@ from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from torchvision.ops import drop_block2d
 from .anatomy import Anatomy,Stage,anatomy_of,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
-from .core import FeatureCallback,isolated_rng,register_method,tapped
-from .core import _check_count,_check_f,_check_number
+from .checks import check_count,check_map,check_number
+from .core import FeatureCallback,register_method
+from .heads import isolated_rng
 from .look import Batch,first_images,loader_untouched,valid_loader
+from .taps import tapped
 
 # %% ../nbs/20_drop.ipynb #986c9b4a
-_check_rates = partial(_check_number, low=0, high=1)
+_check_rates = partial(check_number, low=0, high=1)
 
 def _check_same_shape(name, new, f):
     if isinstance(new, Tensor) and new.shape==f.shape: return
@@ -75,7 +77,7 @@ def top_channels(
         of the normalisation, where the largest absolute value may be a negative one that the ReLU erases; letter of
         Eq. 1: `score='relu_max'`.
     """
-    _check_f(f, 'top_channels')
+    check_map('top_channels', f)
     _check_rates('top_channels', top_rate=top_rate)
     _check_score('top_channels', score)
     chosen = torch.zeros(f.shape[:2], dtype=torch.bool, device=f.device)
@@ -95,7 +97,7 @@ def spatial_dropout(
     p:float, # retaining rate, share of channels that is *kept*, [0,1]
 )->Tensor: # shape of `f`
     "Drop whole channels at random, survivors divided by `p` (SelectScale, Eq. 3; Tompson et al. 2015)"
-    _check_f(f, 'spatial_dropout')
+    check_map('spatial_dropout', f)
     _check_rates('spatial_dropout', p=p)
     return f if p==1 else F.dropout2d(f, 1-p)
 
@@ -108,7 +110,7 @@ def spatial_scale(
     Reading (SS Eq. 5): the equation has U(1-q, 1+q), but the tables call q a retaining rate, and the caption of Figure
         4 says that retaining rate 0 means U(0, 2); so the factors are from U(retain, 2-retain).
     """
-    _check_f(f, 'spatial_scale')
+    check_map('spatial_scale', f)
     _check_rates('spatial_scale', retain=retain)
     return f if retain==1 else _times(f, _factors(retain, f.shape[:2], f.device))
 
@@ -122,7 +124,7 @@ def select_scale(
 
     Reading (SS Eq. 6): q is a retaining rate here too, see `spatial_scale`.
     """
-    _check_f(f, 'select_scale')
+    check_map('select_scale', f)
     _check_rates('select_scale', top_rate=top_rate, retain=retain)
     _check_score('select_scale', score)
     if retain==1: return f
@@ -147,7 +149,7 @@ def selectout(
     Reading (SS 2.1): "10% of the feature maps are dropped" is a number of channels, the same in each image, drawn from
         the candidates; it is not a coin for each of them.
     """
-    _check_f(f, 'selectout')
+    check_map('selectout', f)
     _check_selectout('selectout', top_rate, p)
     _check_score('selectout', score)
     if p==1: return f
@@ -554,7 +556,7 @@ class DropCallback(FeatureCallback):
         "The drop at this layer's strength, under a seed of its own that is drawn once per batch"
         seed = self.draw_once(stage.name, lambda: torch.randint(2**62, (), generator=self.generator).item())
         seed += rank_distrib() + 1000*self.place # other numbers on other ranks, and for the next drop
-        with isolated_rng(seed, fmap.device): new = self.drop(fmap, self._fit.weight*self.acts_on[stage.name])
+        with isolated_rng(seed, fmap.device): new = self.drop(fmap, self.current_weight*self.acts_on[stage.name])
         _check_same_shape(type(self).__name__, new, fmap)
         return new
 
@@ -620,7 +622,7 @@ def drop_block(
     Departure (DropBlock 3): the blocks are drawn once for all channels of an image; the paper found a mask for each
         channel better. There is no argument for that.
     """
-    _check_f(f, 'drop_block')
+    check_map('drop_block', f)
     _check_rates('drop_block', p=p)
     if p==1: return f
     side = min(block_size, *f.shape[2:])
@@ -643,7 +645,7 @@ class DropBlock(DropCallback):
         **kwargs
     ):
         _check_kept('DropBlock', p)
-        _check_count('DropBlock', block_size=block_size)
+        check_count('DropBlock', block_size=block_size)
         super().__init__(**kwargs)
         store_attr('p,block_size')
 
@@ -776,7 +778,7 @@ def show_drops(
     figsize:tuple|None=None, # inches
 ):
     "The top channels of a map, as they are and after each drop"
-    _check_f(f, 'show_drops')
+    check_map('show_drops', f)
     order = _score(f, default_score)[0].argsort(descending=True)[:n]
     rows,cols,top = len(drops)+1,len(order),1.5*f.max().item()
     lowest = 0 if top>0 else 1.5*f.min().item() # a map of negative values alone

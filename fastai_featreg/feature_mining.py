@@ -10,9 +10,10 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'mined_s
 import math,numbers
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,like_last
-from .core import FeatureCallback,feature_maps,register_method
-from .core import _check_f,_check_number
+from .checks import check_choice,check_flag,check_map,check_number
+from .core import FeatureCallback,register_method
 from .look import batch_to_look_at,channel_note,decoded_images
+from .taps import feature_maps
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241
 def _leave_both(
@@ -45,7 +46,7 @@ def box_mask(
     Departure (FM Eq. 2): an empty box gets one position, and one that covers the map loses one, drawn at random: an
         empty part teaches nothing. No argument gives the letter.
     """
-    if lam is not None: _check_number('box_mask', 0, 1, lam=lam)
+    if lam is not None: check_number('box_mask', 0, 1, lam=lam)
     _check_size('box_mask', h, w)
     drawn,cy,cx = torch.rand(3, generator=generator).tolist()
     side = math.sqrt(1 - (drawn if lam is None else lam))
@@ -94,7 +95,7 @@ def mined_pool(
     Reading (FM 3.2): the average of a part divides by the H*W positions of the whole map, not by its own, since a
         global average pooling is what each part "will enter"; so both averages add up to that of the map.
     """
-    _check_f(f, 'mined_pool')
+    check_map('mined_pool', f)
     _check_mask(f, mask, 'mask')
     if other is not None: _check_mask(f, other, 'other')
     if other is not None and other.shape!=mask.shape:
@@ -171,10 +172,8 @@ class FeatureMining(FeatureCallback):
         weight:float|Callable=1., # factor of the added losses, or a function of the share of training done
         seed:int|None=None, # seed of masks and classifiers; None derives it from torch's seed
     ):
-        if mask not in ('box', 'point', 'channel'):
-            raise ValueError(f"FeatureMining: mask must be 'box', 'point' or 'channel', got {mask!r}")
-        if not isinstance(complementary, bool):
-            raise ValueError(f"FeatureMining: complementary must be True or False, got {complementary!r}")
+        check_choice('FeatureMining', ('box', 'point', 'channel'), mask=mask)
+        check_flag('FeatureMining', complementary=complementary)
         super().__init__(layers, weight, seed)
         store_attr('mask,complementary')
 
@@ -230,10 +229,10 @@ def show_mining(
     **kwargs
 ):
     "Image, feature map (mean over channels), mask and both parts, for the first images of the validation set"
-    if mask not in ('box', 'point'):
-        raise ValueError(f"show_mining: mask must be 'box' or 'point', got {mask!r}")
+    check_choice('show_mining', ('box', 'point'), mask=mask)
     batch = batch_to_look_at(learn, x, n)
     x = batch.on(learn.model)
+
     stages = mined_stages(get_anatomy(learn.model, x=x, check_cam=False), layers)
     (name,f), = feature_maps(learn.model, x, stages[-1].name).items()
     m = (box_mask if mask=='box' else point_mask)(*f.shape[2:], generator=torch.Generator().manual_seed(seed))

@@ -9,7 +9,7 @@ __all__ = ['localisation', 'CamMetric']
 from torch.utils.data import IterableDataset,SequentialSampler
 from fastai.vision.all import *
 from .anatomy import untouched,unwrap
-from .core import _got,_plain
+from .checks import check_choice,plain_tensor,what_is
 from .data import get_boxes,has_boxes
 from .look import as_batch,class_number,first_images,is_loader,loader_untouched,n_images,valid_loader
 from .maps import CamMaker,box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
@@ -35,7 +35,7 @@ def _boxes_of(dl, name, boxes=None):
                          "with boxes in labels.csv, or give `boxes` (localisation alone takes them)")
     if not isinstance(boxes, Tensor) or boxes.ndim!=2 or boxes.shape[1]!=4 or n not in (None, len(boxes)):
         raise ValueError(f"{name}: boxes must be (N,4) as x0, y0, x1, y1 in pixels, a row for each of the loader's "
-                         f"{'' if n is None else f'{n} '}images in its order, got {_got(boxes)}")
+                         f"{'' if n is None else f'{n} '}images in its order, got {what_is(boxes)}")
     return boxes.float()
 
 def _cam_batches(make, dl, target, boxes):
@@ -96,7 +96,7 @@ class CamMetric(Metric):
     ):
         if not callable(measure):
             raise ValueError(f"CamMetric: measure must be a function, such as pointing_game, got {measure!r}")
-        if of not in ('cam', 'caam'): raise ValueError(f"CamMetric: of must be 'cam' or 'caam', got {of!r}")
+        check_choice('CamMetric', ('cam', 'caam'), of=of)
         store_attr()
         self.func = getattr(measure, 'func', measure) # of a `partial`
         self.reset()
@@ -113,11 +113,11 @@ class CamMetric(Metric):
             raise ValueError('CamMetric runs in one process, the boxes of a loader that is split over several ranks '
                              'are unknown; call localisation after training')
         if learn.training: return # fastai's `train_metrics`: shuffled batches, maps of a network that changes
-        x,n = _plain(learn.xb[0]),self._n
+        x,n = plain_tensor(learn.xb[0]),self._n
         by_distance = self.func is caam_cam_distance
         if self._make is None:
             self._make = CamMaker(learn.model, self.method, self.layer, x=x, relu=not by_distance)
-        o = self._make(x, class_number(learn, self.target), _plain(learn.yb[0]) if len(learn.yb) else None)
+        o = self._make(x, class_number(learn, self.target), plain_tensor(learn.yb[0]) if len(learn.yb) else None)
         self._n += len(x)
         if by_distance: values = self.measure(o['maps'], o['caam'])
         else:

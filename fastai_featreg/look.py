@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader as TorchDL,IterableDataset
 import matplotlib.patheffects as effects
 from fastai.vision.all import *
 from .anatomy import untouched,unwrap
-from .core import _got,_plain
+from .checks import plain_tensor,what_is
 from .data import has_boxes
 from .maps import CamMaker,cam_names,class_labels,images_for,minmax,resize_maps
 
@@ -120,10 +120,10 @@ def as_batch(
     "Images and targets of a batch, without the types of fastai"
     b = b if isinstance(b, (tuple,list)) else (b,)
     if not _is_batch(b):
-        raise ValueError(f"x: a batch must begin with images (N,C,H,W), got {_got(b[0]) if b else 'nothing'}; "
+        raise ValueError(f"x: a batch must begin with images (N,C,H,W), got {what_is(b[0]) if b else 'nothing'}; "
                          "make it a tensor of images, or a tuple of images and labels")
     y = b[1] if len(b)>1 and isinstance(b[1], Tensor) and b[1].ndim and len(b[1])==len(b[0]) else None
-    return Batch(*[None if o is None else _plain(o)[:n] for o in (b[0], y, boxes)])
+    return Batch(*[None if o is None else plain_tensor(o)[:n] for o in (b[0], y, boxes)])
 
 def _at(dl, idxs):
     items = dl.dataset.items if hasattr(dl, 'dataset') and has_boxes(dl) else None
@@ -165,7 +165,7 @@ def _by_item(learn, x, labelled):
     dl = first(_loaders(learn))
     if not isinstance(getattr(dl, 'dataset', None), (Datasets, TfmdLists)):
         raise ValueError(f"x: items such as file names need the pipeline of a DataBlock, and this learner's "
-                         f"{type(dl).__name__} has none; pass a batch of images (N,C,H,W), or positions, got {_got(x)}")
+                         f"{type(dl).__name__} has none; pass a batch of images (N,C,H,W), or positions, got {what_is(x)}")
     def load(with_labels):
         test = DataLoaders(dl, dl).test_dl(x, with_labels=with_labels, bs=len(x), num_workers=0)
         return _at(test, list(range(len(x))))
@@ -232,7 +232,7 @@ def _undone(learn, x):
     after,device = getattr(dl, 'after_batch', None),getattr(dl, 'device', None)
     x = x.float() if x.is_floating_point() else x
     if not isinstance(after, Pipeline): return x
-    return _plain(after.decode((TensorImage(x if device is None else x.to(device)),))[0])
+    return plain_tensor(after.decode((TensorImage(x if device is None else x.to(device)),))[0])
 
 def _coloured(x):
     "(N,C,H,W) with 1 or 3 channels"
@@ -250,7 +250,7 @@ def decoded_images(
     x:Tensor, # (N,C,H,W) as the network takes them
 )->list: # a `TensorImage` (3,H,W) or a `GreyImage` (1,H,W) in [0,1] for each image
     "Images one can draw, by the pipeline of the learner's data; stretched to [0,1] where it does not lead to colours"
-    x = _in_unit(_coloured(_undone(learn, _plain(x)).cpu()))
+    x = _in_unit(_coloured(_undone(learn, plain_tensor(x)).cpu()))
     return [(GreyImage if x.shape[1]==1 else TensorImage)(o) for o in x]
 
 

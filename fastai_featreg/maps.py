@@ -16,23 +16,23 @@ from scipy import ndimage
 from fastai.vision.all import *
 from .anatomy import Anatomy,Stage,get_anatomy,hooked,lay_out,network_of,untouched,unwrap
 from .answers import class_scores,mixed_classes
+from .checks import check_choice,check_distance,check_map,check_maps,plain_tensor,what_is,widen
 from .core import FeatureCallback
-from .core import _check_f,_got,_plain,_wide
 
 # %% ../nbs/02_maps.ipynb #065d3a8c
 def _check_w(f, w, name):
-    _check_f(f, name)
+    check_map(name, f)
     n,d = f.shape[:2]
     if not isinstance(w, Tensor) or not w.is_floating_point() or w.ndim not in (2,3) or (w.shape[0],w.shape[-1])!=(n,d) or w.shape[1]==0:
-        raise ValueError(f"{name}: w must hold floating point weights (N,D) = {(n,d)}, or (N,K,D) for K classes an image, for a map {tuple(f.shape)}, got {_got(w)}; choose rows of a (C,D) matrix by w[y]")
+        raise ValueError(f"{name}: w must hold floating point weights (N,D) = {(n,d)}, or (N,K,D) for K classes an image, for a map {tuple(f.shape)}, got {what_is(w)}; choose rows of a (C,D) matrix by w[y]")
 
 def _weighted_sums(f, w, plus_ones=False):
     "Sums over channels, (N,D,H,W), (N,K,D) -> (N,K,H,W), in float32 at least, in one read of `f`; with weights 1 as a last row if wanted"
     dtype = torch.promote_types(torch.promote_types(f.dtype, w.dtype), torch.float32)
     with torch.autocast(f.device.type, enabled=False):
-        w = _plain(w).to(f.device, dtype)
+        w = plain_tensor(w).to(f.device, dtype)
         if plus_ones: w = torch.cat([w, torch.ones_like(w[:,:1])], 1)
-        return torch.bmm(w, _plain(f).to(dtype).flatten(2)).unflatten(2, f.shape[2:])
+        return torch.bmm(w, plain_tensor(f).to(dtype).flatten(2)).unflatten(2, f.shape[2:])
 
 # %% ../nbs/02_maps.ipynb #bef08485
 def cam(
@@ -48,8 +48,8 @@ def caam(
     f:Tensor, # feature map, (N,D,H,W)
 )->Tensor: # (N,H,W), float32 at least
     "Class-agnostic activation map: the sum of the channels (CAM-loss, Eq. 3)"
-    _check_f(f, 'caam')
-    return _plain(f).sum(1, dtype=torch.promote_types(f.dtype, torch.float32))
+    check_map('caam', f)
+    return plain_tensor(f).sum(1, dtype=torch.promote_types(f.dtype, torch.float32))
 
 
 def cam_and_caam(
@@ -61,11 +61,6 @@ def cam_and_caam(
     return _weighted_sums(f, w[:,None] if w.ndim==2 else w, plus_ones=True).movedim(1, 0)
 
 # %% ../nbs/02_maps.ipynb #70684f94
-def _check_maps(a, name, arg='a'):
-    if not isinstance(a, Tensor) or a.ndim<3 or not a.is_floating_point() or a.numel()==0:
-        raise ValueError(f"{name}: {arg} must be floating point maps (N,H,W) that are not empty, got {_got(a)}")
-
-
 def _held_maps(maps, dtype, slope=1., positions='mean'):
     """Maps stretched by 1/span have a slope that float16, which ends at 65504, cannot hold where the span is below its
     smallest normal number, 2^-14: the values stay, but such a map of float16 features is a constant"""
@@ -74,12 +69,13 @@ def _held_maps(maps, dtype, slope=1., positions='mean'):
     return torch.where(maps.amax((-2, -1), True) - maps.amin((-2, -1), True)<least, maps.detach(), maps)
 
 
+
 def minmax(
     a:Tensor, # maps, (N,H,W), or with more dimensions before the last two
 )->Tensor: # shape of `a`, in [0,1], float32 at least
     "Each map stretched to [0,1]; one that is flat up to rounding gives zeros, one of float16 below 2^-14 no gradient"
-    _check_maps(a, 'minmax')
-    flat = _held_maps(_wide(a), a.dtype).flatten(-2)
+    check_maps('minmax', a)
+    flat = _held_maps(widen(a), a.dtype).flatten(-2)
     low,high = flat.amin(-1, keepdim=True),flat.amax(-1, keepdim=True)
     info,span = torch.finfo(flat.dtype),high - low
     with torch.no_grad(): is_flat = span <= torch.maximum(high, -low).mul_(16*info.eps).add_(info.tiny/info.eps)
@@ -91,25 +87,25 @@ def resize_maps(
     size:int|tuple, # height and width, or one number for both
 )->Tensor: # maps of that size, float32 at least
     "Maps resized by bilinear interpolation"
-    _check_maps(a, 'resize_maps')
+    check_maps('resize_maps', a)
     size = tuple(size) if is_listy(size) else (size, size)
     if len(size)!=2 or not all(isinstance(o, int) and o>0 for o in size): raise ValueError(f"resize_maps: size must be whole numbers of at least 1, (H,W) or one for both, got {size}")
-    return F.interpolate(_wide(a).flatten(0, -3)[:,None], size, mode='bilinear', align_corners=False)[:,0].unflatten(0, a.shape[:-2])
+    return F.interpolate(widen(a).flatten(0, -3)[:,None], size, mode='bilinear', align_corners=False)[:,0].unflatten(0, a.shape[:-2])
 
 # %% ../nbs/02_maps.ipynb #893ef496
 def _score_grads(f, score, create_graph, name):
     "Gradients of the scores with respect to `f`, in float32 at least"
-    _check_f(f, name)
+    check_map(name, f)
     if not isinstance(score, Tensor) or not score.is_floating_point() or score.shape!=f.shape[:1]:
-        raise ValueError(f"{name}: score must hold one floating point score an image, (N,) = {tuple(f.shape[:1])}, got {_got(score)}; choose a class by logits[range(N), y]")
+        raise ValueError(f"{name}: score must hold one floating point score an image, (N,) = {tuple(f.shape[:1])}, got {what_is(score)}; choose a class by logits[range(N), y]")
     up = torch.full_like(score, min(2**12, 2**round(math.log2(f[0,0].numel())))) # pooling divides by H*W; half precision would lose the digits
     g = torch.autograd.grad(score, f, up, True, create_graph, allow_unused=True)[0] if f.requires_grad and score.requires_grad else None
     if g is None: raise ValueError(f"{name}: score does not depend on f; compute it from this very tensor, with gradients enabled and f.requires_grad_() where f has no graph")
-    return _wide(g)/up[0].to(torch.promote_types(g.dtype, torch.float32))
+    return widen(g)/up[0].to(torch.promote_types(g.dtype, torch.float32))
 
 
 def _pp_weights(f, g):
-    below = 2 + g*_wide(f).sum((2, 3), keepdim=True)
+    below = 2 + g*widen(f).sum((2, 3), keepdim=True)
     return (g.relu()/below.masked_fill(below==0, 1)).sum((2, 3))
 
 def _grad_map(f, w, relu, create_graph):
@@ -150,13 +146,13 @@ class _Start:
 
 def _run_from(model, x, start):
     "Logits of `x`, with a graph from the map of `start` on; to be called in `untouched` and `torch.no_grad()`"
-    with hooked([start.stage.module], start): return _plain(model(x))
+    with hooked([start.stage.module], start): return plain_tensor(model(x))
 
 
 def _like_model(model, x):
     "`x` on the device of `model`, in its precision"
     p = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return x if p is None else _plain(x).to(p.device, p.dtype)
+    return x if p is None else plain_tensor(x).to(p.device, p.dtype)
 
 
 def images_for(
@@ -165,7 +161,7 @@ def images_for(
 )->Tensor: # those images
     "Images on the device of a model, in its precision; bytes stay bytes, for the networks that scale them"
     if x.is_floating_point(): return _like_model(model, x)
-    return _plain(x).to(next((p.device for p in model.parameters()), x.device))
+    return plain_tensor(x).to(next((p.device for p in model.parameters()), x.device))
 
 # %% ../nbs/02_maps.ipynb #0a9d97e9
 def _is_batchnorm(m): return isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None
@@ -188,7 +184,7 @@ def fold_weights(
     w = None
     for m in reversed(layers):
         step = (torch.rsqrt(m.running_var + m.eps)*(1 if m.weight is None else m.weight) if _is_batchnorm(m) else m.weight.flatten(1)).detach()
-        step = _wide(step)
+        step = widen(step)
         if w is None: w = step
         elif w.ndim!=2 or w.shape[1]!=step.shape[0]: return None
         else: w = w*step if step.ndim==1 else w@step
@@ -244,11 +240,11 @@ class ClassWeights:
         "The weights by differentiating the logits of one image, one combination after the other"
         start = _Start(self.anatomy.last, like=torch.ones_like) # positive everywhere, so that a ReLU passes it on
         with untouched(self.model), torch.no_grad():
-            logits = class_scores(_wide(_run_from(self.model, self.anatomy.blank, start)))
+            logits = class_scores(widen(_run_from(self.model, self.anatomy.blank, start)))
             if not logits.requires_grad:
                 raise ValueError(f"class_weights: no gradient comes back to layer '{self.anatomy.last.name}' (reentrant gradient checkpointing keeps it off); checkpoint with use_reentrant=False, or leave the last stage out")
             v = torch.eye(logits.shape[1], device=logits.device) if v is None else v
-            return torch.stack([_wide(torch.autograd.grad(logits[0]@o, start.f, retain_graph=True)[0]).sum((0, 2, 3)) for o in v.to(logits)])
+            return torch.stack([widen(torch.autograd.grad(logits[0]@o, start.f, retain_graph=True)[0]).sum((0, 2, 3)) for o in v.to(logits)])
 
     def __call__(self)->Tensor: # (C,D), float32 at least, without a graph
         "The weights now"
@@ -304,11 +300,11 @@ def class_labels(
 )->Tensor|None: # (N,); None where there is no one class an image
     "Targets that are the number of one class an image"
     one = isinstance(y, Tensor) and y.ndim==1 and not y.is_floating_point() and y.dtype!=torch.bool
-    return _plain(y) if one else None
+    return plain_tensor(y) if one else None
 
 def _given(target, n, c):
     "The classes that a caller or the labels name, checked"
-    if isinstance(target, Tensor): target = _plain(target)
+    if isinstance(target, Tensor): target = plain_tensor(target)
     t = torch.tensor(.5) if isinstance(target, str) else torch.as_tensor(target)
     whole = not t.is_floating_point() and t.dtype!=torch.bool
     if not whole or t.shape not in ((), (n,)) or t.numel() and not (0<=t.min() and t.max()<c):
@@ -369,20 +365,20 @@ def box_masks(
     size:int|tuple, # height and width of the image, or one number for both, pixels
 )->Tensor: # bool (N,H,W)
     "Pixels whose centre lies in the box"
-    if not isinstance(boxes, Tensor) or boxes.ndim!=2 or boxes.shape[1]!=4: raise ValueError(f"box_masks: boxes must be (N,4) as x0, y0, x1, y1, got {_got(boxes)}")
+    if not isinstance(boxes, Tensor) or boxes.ndim!=2 or boxes.shape[1]!=4: raise ValueError(f"box_masks: boxes must be (N,4) as x0, y0, x1, y1, got {what_is(boxes)}")
     h,w = size if is_listy(size) else (size, size)
-    x0,y0,x1,y1 = _plain(boxes)[:,:,None].unbind(1)
+    x0,y0,x1,y1 = plain_tensor(boxes)[:,:,None].unbind(1)
     xs,ys = [torch.arange(n, device=boxes.device) + .5 for n in (w, h)]
     return ((ys>=y0) & (ys<y1))[:,:,None] & ((xs>=x0) & (xs<x1))[:,None]
 
 
 def _on_image(a, truth, size, name):
     "Normalised maps and masks (as 0. and 1.), of the image's size"
-    _check_maps(a, name)
+    check_maps(name, a)
     if not isinstance(truth, Tensor) or truth.ndim not in (2, 3) or truth.ndim==2 and truth.shape[1]!=4 or a.ndim!=3 or len(truth)!=len(a):
-        raise ValueError(f"{name}: truth must hold a box (N,4) or a mask (N,H,W) for each of the maps {tuple(a.shape)}, got {_got(truth)}")
+        raise ValueError(f"{name}: truth must hold a box (N,4) or a mask (N,H,W) for each of the maps {tuple(a.shape)}, got {what_is(truth)}")
     if truth.ndim==2 and size is None: raise ValueError(f"{name}: boxes are in pixels, so size, the image's (H,W), is needed")
-    masks = _plain(truth)!=0 if truth.ndim==3 else box_masks(truth, size)
+    masks = plain_tensor(truth)!=0 if truth.ndim==3 else box_masks(truth, size)
     return minmax(resize_maps(a, tuple(masks.shape[1:]))),masks.to(a.device).float()
 
 
@@ -442,10 +438,10 @@ def box_iou_at(
     threshold:float=0.2, # share of the maximum, of the map normalised to [0,1]
 )->Tensor: # (N,), in [0,1]
     "Intersection over union of the map's box with the object's box"
-    _check_maps(a, 'box_iou_at')
-    if not isinstance(truth, Tensor) or truth.shape!=(len(a), 4): raise ValueError(f"box_iou_at: truth must hold a box (N,4) for each of the {len(a)} maps, got {_got(truth)}")
+    check_maps('box_iou_at', a)
+    if not isinstance(truth, Tensor) or truth.shape!=(len(a), 4): raise ValueError(f"box_iou_at: truth must hold a box (N,4) for each of the {len(a)} maps, got {what_is(truth)}")
     if not 0<threshold<=1: raise ValueError(f"box_iou_at: threshold must be a share of the maximum, above 0 and at most 1, got {threshold}")
-    return _aligned_iou(map_boxes(a, size, threshold), _plain(truth).cpu().float())
+    return _aligned_iou(map_boxes(a, size, threshold), plain_tensor(truth).cpu().float())
 
 
 def mask_iou_at(
@@ -472,12 +468,6 @@ def max_box_acc(
     return max(found, key=itemgetter(0))
 
 # %% ../nbs/02_maps.ipynb #5b9b4f21
-def _check_distance(name, distance, positions='mean'):
-    if distance not in ('l1', 'l2'): raise ValueError(f"{name}: distance must be 'l1' or 'l2', got {distance!r}")
-    if positions not in ('mean', 'sum'):
-        raise ValueError(f"{name}: positions must be 'mean' or 'sum', got {positions!r}")
-
-
 def caam_cam_distance(
     a:Tensor, # CAMs (N,h,w)
     b:Tensor, # CAAMs (N,h,w)
@@ -490,12 +480,12 @@ def caam_cam_distance(
     Reading (CL Eq. 4, 9, 10): the mean over positions for all three, as Eq. 4 has it; Eq. 9 and 10 are written without
         1/(HW), letter: `positions='sum'`.
     """
-    for o in (a, b): _check_maps(o, 'caam_cam_distance')
+    for o in (a, b): check_maps('caam_cam_distance', o)
     if a.shape!=b.shape:
         raise ValueError(f"caam_cam_distance: maps must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}; "
                          "use resize_maps")
-    _check_distance('caam_cam_distance', distance, positions)
-    a,b = [_held_maps(_wide(o).to(a.device), o.dtype, positions=positions) for o in (a, b)]
+    check_distance('caam_cam_distance', distance, positions)
+    a,b = [_held_maps(widen(o).to(a.device), o.dtype, positions=positions) for o in (a, b)]
     one,two = minmax(torch.stack([a, b]))
     apart = (one - two).abs() if distance=='l1' else (one - two)**2
     return apart.mean((-2, -1)) if positions=='mean' else apart.sum((-2, -1))
@@ -537,7 +527,7 @@ class CamCallback(FeatureCallback):
         cam:str='auto', # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
         weight:float|Callable=1., # factor of the term, or a function of the share of training done
     ):
-        if cam not in ('auto', 'cam', 'grad_cam', 'grad_cam_pp'): raise ValueError(f"{type(self).__name__}: cam must be 'auto', 'cam', 'grad_cam' or 'grad_cam_pp', got {cam!r}")
+        check_choice(type(self).__name__, ('auto', 'cam', 'grad_cam', 'grad_cam_pp'), cam=cam)
         super().__init__([-1], weight)
         self.cam = cam
 

@@ -15,19 +15,23 @@ from dataclasses import dataclass
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
 from .answers import check_answer,mixing,task_loss
-from .core import FeatureCallback,is_compiled,is_validating,isolated_rng,register_method,TapHook,VisitingParams
-from .core import _check_count,_check_f,_check_number,_got,_plain,_wide
+from .checks import check_choice,check_count,check_map,check_maps,check_number
+from .checks import plain_tensor,what_is,widen
+from .core import FeatureCallback,register_method
+from .guard import is_validating
+from .heads import VisitingParams,isolated_rng
 from .look import (answer_text,batch_to_look_at,channel_note,decoded_images,draw_boxes,is_right,label_text,
                                  overlay,title_colour)
-from .maps import _check_maps,_like_model
+from .maps import _like_model
+from .taps import TapHook,is_compiled
 
 # %% ../nbs/50_multiview.ipynb #df5bf74e
 def ada_cam(
     g:Tensor, # class maps, (N,C,H,W)
 )->Tensor: # (N,H,W), float32 at least
     "Adaptive class activation map: class maps weighed by the softmax of their means (MV-FeaAug, Eq. 2)"
-    _check_f(g, 'ada_cam')
-    flat = _wide(g).flatten(2)
+    check_map('ada_cam', g)
+    flat = widen(g).flatten(2)
     with torch.autocast(g.device.type, enabled=False): a = torch.bmm(flat.mean(2).softmax(1)[:,None], flat)
     return a[:,0].unflatten(1, g.shape[2:])
 
@@ -40,10 +44,10 @@ def anchors(
 
     Reading (MV Eq. 4): a map of fewer than `k` positions gives them all.
     """
-    _check_maps(a, 'anchors')
+    check_maps('anchors', a)
     if a.ndim!=3: raise ValueError(f"anchors: a must be maps (N,H,W), got {tuple(a.shape)}")
-    _check_count('anchors', k=k)
-    flat = _plain(a).flatten(1)
+    check_count('anchors', k=k)
+    flat = plain_tensor(a).flatten(1)
     if torch.onnx.is_in_onnx_export(): return flat.topk(min(k, flat.shape[1])).indices # ONNX has no stable sort, and its TopK has the same rule for equal values
     return flat.sort(dim=1, descending=True, stable=True).indices[:,:k]
 
@@ -54,7 +58,7 @@ def _check_sizes(name, sizes):
 
 def _check_idx(name, idx, n):
     if not isinstance(idx, Tensor) or idx.ndim!=2 or idx.is_floating_point() or idx.dtype==torch.bool or idx.shape[0]!=n or idx.shape[1]==0:
-        raise ValueError(f"{name}: idx must hold flat positions ({n},k), one row an image, got {_got(idx)}; `anchors` makes them")
+        raise ValueError(f"{name}: idx must hold flat positions ({n},k), one row an image, got {what_is(idx)}; `anchors` makes them")
 
 def view_boxes(
     idx:Tensor, # anchors as flat positions, (N,k)
@@ -82,7 +86,7 @@ def inside_views(
         far = (torch.arange(n, device=idx.device) - at[...,None]).abs()
         return torch.stack([far<=r//2 for r in sizes], 2).flatten(1, 2).to(dtype)
     rows,cols = near(idx//size[1], size[0]),near(idx%size[1], size[1])
-    return rows,cols,_wide(rows).sum(2, keepdim=True)*_wide(cols).sum(2, keepdim=True)
+    return rows,cols,widen(rows).sum(2, keepdim=True)*widen(cols).sum(2, keepdim=True)
 
 def local_pool(
     f:Tensor, # map, (N,D,H,W)
@@ -93,13 +97,13 @@ def local_pool(
 
     Reading (MV Eq. 5): the mean is over the positions of the clipped square, not over `r*r`.
     """
-    _check_f(f, 'local_pool')
+    check_map('local_pool', f)
     _check_idx('local_pool', idx, f.shape[0])
     _check_sizes('local_pool', sizes)
     rows,cols,area = inside_views(idx, sizes, f.shape[2:], f.dtype)
     small = 2.**-(2*max(sizes).bit_length() - 2) # the sum of a large square would overflow in float16; a power of two rounds nothing
     inside = ((rows*small)[...,None]*cols[...,None,:]).flatten(2)
-    return (torch.bmm(inside, _plain(f).flatten(2).transpose(1, 2))/(area*small).to(f.dtype)).unflatten(1, (idx.shape[1], len(sizes)))
+    return (torch.bmm(inside, plain_tensor(f).flatten(2).transpose(1, 2))/(area*small).to(f.dtype)).unflatten(1, (idx.shape[1], len(sizes)))
 
 # %% ../nbs/50_multiview.ipynb #3771bb17
 def view_weights(
@@ -113,7 +117,7 @@ def view_weights(
 
 # %% ../nbs/50_multiview.ipynb #2f490866
 def _check_views(k, sizes):
-    _check_count('MultiViewHead', k=k)
+    check_count('MultiViewHead', k=k)
     _check_sizes('MultiViewHead', sizes)
 
 class Ensemble(nn.Module):
@@ -170,7 +174,7 @@ class MultiViewHead(nn.Sequential):
     )->Tensor: # logits, (N,C)
         "Mean of the views' logits"
         if f.ndim!=4 or f.shape[1]!=self.aux.in_channels: raise ValueError(f"MultiViewHead: it needs a map (N,{self.aux.in_channels},H,W), got {tuple(f.shape)}; what is in front of it must not pool")
-        f = _plain(f)
+        f = plain_tensor(f)
         overall,idx = self.locate(f)
         if self.ensemble._forward_hooks or not self.is_affine(): return self.ensemble(self.view_logits(f, idx), overall)
         w = view_weights(idx, self.sizes, f.shape[2:]).to(f.dtype)
@@ -465,10 +469,10 @@ class MVFeaAug(FeatureCallback):
         classifier:str|Callable|None=None, # of each view; None: the learner's own head. 'linear', 'mlp', 'prototype', or a function (channels, n_out) -> module
         seed:int|None=None, # seed of the new weights; None derives it from torch's seed
     ):
-        _check_count('MVFeaAug', k=k)
+        check_count('MVFeaAug', k=k)
         _check_sizes('MVFeaAug', sizes)
-        if local_reduction not in ('mean', 'sum'): raise ValueError(f"MVFeaAug: local_reduction must be 'mean' or 'sum', got {local_reduction!r}")
-        _check_number('MVFeaAug', 0, global_weight=global_weight)
+        check_choice('MVFeaAug', ('mean', 'sum'), local_reduction=local_reduction)
+        check_number('MVFeaAug', 0, global_weight=global_weight)
         if classifier is not None: _check_classifier(classifier)
         super().__init__([-1], seed=seed)
         store_attr('k,local_reduction,global_weight,classifier', sizes=tuple(sizes))
@@ -580,12 +584,12 @@ def get_views(
     net = unwrap(learn.model)
     batch = batch_to_look_at(learn, x, n)
     with untouched(net, watched=True), torch.no_grad():
-        f = _plain(net[:-1](batch.on(net)))
+        f = plain_tensor(net[:-1](batch.on(net)))
         idx,a = head.locate(f)[1],ada_cam(head.aux(f))
         logits = head.view_logits(f, idx)
     (h,w),(height,width) = f.shape[2:],batch.x.shape[-2:]
     boxes = view_boxes(idx, head.sizes, (h, w)).flatten(1, 2)*torch.tensor([width/w, height/h]*2, device=idx.device)
-    found = [o.cpu() for o in (a, idx, boxes, _wide(logits), batch.x)]
+    found = [o.cpu() for o in (a, idx, boxes, widen(logits), batch.x)]
     return Views(*found, *[None if o is None else o.cpu() for o in (batch.labels, batch.y)])
 
 # %% ../nbs/50_multiview.ipynb #d02908b2

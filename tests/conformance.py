@@ -11,7 +11,8 @@ from unittest import mock
 from zipfile import ZipFile
 import two_ranks
 from fastai.callback.channelslast import ChannelsLast
-from fastai_featreg.core import isolated_rng, methods
+from fastai_featreg.core import methods
+from fastai_featreg.heads import isolated_rng
 from tiny import *
 from torch.optim.swa_utils import AveragedModel
 
@@ -34,7 +35,7 @@ class Entry:
 
 def methods_here():
     "The registered methods of this library; fastai's own are registered for the comparison only"
-    return {k: v for k,v in methods.items() if issubclass(v, FeatureCallback)}
+    return {k: v for k,v in methods.items() if issubclass(v, LossCallback)}
 
 reads = dict(before_fit={'metrics'}, before_epoch={'metrics', 'guard'}, before_batch={'taps'}, after_pred={'taps'}, after_loss={'loss'}, after_epoch={'row'})
 reads_with_heads = dict(reads, before_backward={'optimiser'}, after_batch={'optimiser'})
@@ -401,7 +402,7 @@ def next_fit_is_sound(learn):
     assert any(not torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items())
     assert_clean(learn)
     assert not any(isinstance(m, ValueMetric) for m in learn.metrics)
-    ours = [cb for cb in learn.cbs if isinstance(cb, FeatureCallback)]
+    ours = [cb for cb in learn.cbs if isinstance(cb, LossCallback)]
     assert all(list(learn.recorder.metric_names).count(c)==1 for cb in ours for c in cb.columns)
     for cb in ours: holds_nothing(cb)
 
@@ -484,7 +485,7 @@ def removed(row):
     learn,other = fitted(cb),small()
     learn.save('half')
     learn.remove_cb(type(cb))
-    assert cb.learn is None and not any(isinstance(o, FeatureCallback) for o in learn.cbs)
+    assert cb.learn is None and not any(isinstance(o, LossCallback) for o in learn.cbs)
     other.load(learn.path/'models'/'half')
     for l in (learn, other):
         set_seed(5)
@@ -515,7 +516,7 @@ def resumed(row):
     assert a.keys()==b.keys() and torch.equal(a['generator'], b['generator']) if 'generator' in a else a==b
     if 'heads' in a: assert_same(a['heads'], b['heads'])
 
-def own(learn): return first(cb for cb in learn.cbs if isinstance(cb, FeatureCallback))
+def own(learn): return first(cb for cb in learn.cbs if isinstance(cb, LossCallback))
 
 @cell('checkpoint is a plain one')
 def checkpoint(row):
@@ -554,7 +555,7 @@ def load_all(path):
     path = Path(path)
     for i,row in enumerate(to_export()):
         learn = load_learner(path/f'{i}.pkl')
-        cb,empty = own(learn),('aux_heads', 'visitors', 'generator', 'guide', 'maker', 'anatomy', '_fit', '_last')
+        cb,empty = own(learn),('_heads', 'generator', 'guide', 'maker', 'anatomy', '_fit', '_last')
         with torch.no_grad(): out = learn.model.eval()(torch.load(path/'x.pt'))
         hooks = any(m._forward_hooks for m in learn.model.modules())
         torch.save((repr(cb), hooks, [k for k in empty if getattr(type(cb), k, None) is None and k in cb.__dict__ and cb.__dict__[k] is not None], out), path/f'{i}.found')
@@ -829,7 +830,7 @@ def swapped(row):
         order,run_valid,seen = 20,False,0
         def after_loss(self):
             modules,maker = list(self.model.modules()),getattr(cb, 'maker', None)
-            stages = [s for s in cb._fit.stages if s is not None]
+            stages = cb._fit.taps.stages if cb._fit.taps else []
             used = [s.module for s in stages] + (maker.layers if maker else [])
             assert all(any(m is o for o in modules) for m in used), 'it works with a part that is gone'
             self.seen += 1
@@ -880,7 +881,7 @@ def refusal(test):
         assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
         assert_clean(learn)
         assert [m.name for m in learn.metrics] in ([], ['hits'])
-        learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, FeatureCallback)])
+        learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, LossCallback)])
         learn.fit(1)
         assert not all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
     return sentence

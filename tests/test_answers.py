@@ -5,7 +5,7 @@ import pytest
 from fastcore.test import test_close as assert_close
 from tiny import *
 import conformance
-from fastai_featreg.core import isolated_rng
+from fastai_featreg.heads import isolated_rng
 
 N,BS,names = 32,8,list(conformance.entries)
 drops = [n for n in names if issubclass(conformance.methods[n], DropCallback)]

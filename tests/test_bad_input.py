@@ -208,7 +208,7 @@ class StopHere(Callback):
 
 def refused(learn, why, running=True):
     "A fit is refused, nothing is changed, no more random numbers are drawn than before any error in the first batch, and without the callback it trains"
-    cbs = [cb for cb in learn.cbs if isinstance(cb, FeatureCallback)]
+    cbs = [cb for cb in learn.cbs if isinstance(cb, LossCallback)]
     learn.create_opt()
     w,before = picture(learn, running)
     set_seed(3)
@@ -258,14 +258,14 @@ def test_a_schedule_that_goes_wrong_later(make, why):
     with pytest.raises(ValueError) as e: learn.fit(1)
     sentence(e, why)
     assert_clean(learn)
-    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, FeatureCallback)])
+    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, LossCallback)])
     trains(learn)
 
 def test_two_of_a_kind():
     learn = learner(FeatureMining())
     with pytest.raises(ValueError) as e: learn.add_cb(FeatureMining(2))
     sentence(e, 'already has a FeatureMining.*layers=2')
-    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, FeatureCallback)])
+    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, LossCallback)])
     trains(learn)
 
 def test_data_parallel():
@@ -313,7 +313,7 @@ def test_no_batches(make):
     before = weights(learn)
     learn.fit(1)
     assert_same(before, weights(learn))
-    cb = first(cb for cb in learn.cbs if isinstance(cb, FeatureCallback))
+    cb = first(cb for cb in learn.cbs if isinstance(cb, LossCallback))
     assert len(learn.recorder.values[0])==3+len(cb.columns) and np.isnan(learn.recorder.values[0][3:]).all()
     assert_clean(learn)
 

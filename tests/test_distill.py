@@ -39,7 +39,7 @@ def test_the_teacher_is_left_as_it_was(name):
     assert all(p.grad is None for p in teacher.parameters() if p is not teacher[1][-1].bias)
     assert not any(p is q for g in learn.opt.param_lists for p in g for q in teacher.parameters())
     assert not torch.equal(weights(run())['0.0.0.weight'], weights(learn)['0.0.0.weight']), 'the student has learnt something else'
-    assert next(cb for cb in learn.cbs if isinstance(cb, TeacherCallback)).guide is None, 'the view has gone'
+    assert next(cb for cb in learn.cbs if isinstance(cb, Taught)).guide is None, 'the view has gone'
     handle.remove()
 
 
@@ -195,7 +195,7 @@ vit = partial(timm.create_model, 'vit_tiny_patch16_224', num_classes=10, img_siz
 def test_other_layouts_and_heads_teach(teacher, method, make):
     learn = sized_learner(tiny_model(), make(teacher()))
     learn.fit(1)
-    cb = next(cb for cb in learn.cbs if isinstance(cb, TeacherCallback))
+    cb = next(cb for cb in learn.cbs if isinstance(cb, Taught))
     assert cb.teacher_method==method and learn.recorder.values[0][2]>0
     assert all(p.isfinite().all() for p in learn.model.parameters())
 

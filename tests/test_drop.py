@@ -5,7 +5,7 @@ import matplotlib, pandas as pd, pytest, timm
 from fastai.vision.learner import create_vision_model
 from hypothesis import given, settings, strategies as st
 from tiny import *
-from fastai_featreg.core import isolated_rng
+from fastai_featreg.heads import isolated_rng
 import fastai_featreg.drop
 from fastai_featreg.anatomy import channel_readers, has_running_stats, is_norm
 from fastai_featreg.drop import channel_scores

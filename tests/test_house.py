@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
-rooms = ['anatomy', 'answers', 'core', 'maps', 'look', 'teachers'] # what methods may import
+parts = ['checks', 'taps', 'heads', 'columns', 'guard'] # of the core
+rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'look', 'teachers'] # what methods may import
 methods = ['feature_mining', 'drop', 'cam_loss', 'distill', 'multiview']
 others = ['files', 'folders', 'data', 'nets', 'localise', 'fingerprints', 'rows', 'compare']
 modules = {name: (folder/f'{name}.py').read_text() for name in rooms + methods + others}

@@ -5,7 +5,7 @@ import pytest
 import conformance
 from conformance import same_state
 from tiny import *
-from fastai_featreg.core import isolated_rng
+from fastai_featreg.heads import isolated_rng
 
 ways = {k: conformance.ways[k] for k in conformance.with_neutral}
 

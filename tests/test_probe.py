@@ -5,10 +5,10 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 import conformance
 from tiny import *
-from fastai_featreg import core, feature_mining
+from fastai_featreg import feature_mining
 from fastai_featreg.anatomy import Trace, channel_readers, cut_after, lay_out, like_last, untouched
 from fastai_featreg.distill import Guide
-from fastai_featreg.core import feature_maps, isolated_rng
+from fastai_featreg.heads import isolated_rng
 from fastai_featreg.drop import show_drop_layers
 from fastai_featreg.look import get_cams
 from fastai_featreg.maps import CamMaker, ClassWeights, class_weights
@@ -353,9 +353,8 @@ class AtSetUp(Callback):
     order,run_valid = 3,False
     def before_batch(self):
         if self.iter: return
-        method = first(cb for cb in self.learn.cbs if isinstance(cb, FeatureCallback))
+        method = first(cb for cb in self.learn.cbs if isinstance(cb, LossCallback))
         before = state_of(self.model)
-        if method._fit is None: method._fit = core.FitState()
         method.set_up()
         assert_same_state(before, state_of(self.model))
         self.done = True

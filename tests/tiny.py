@@ -8,7 +8,7 @@ from fastai.vision.all import *
 from torch import nn
 from torch.amp import GradScaler, autocast
 from fastai_featreg.all import *
-from fastai_featreg.core import TapHook
+from fastai_featreg.taps import TapHook
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8') # without it cuBLAS need not give the same bits again
 
