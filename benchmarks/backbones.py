@@ -25,7 +25,8 @@ from fastprogress import progress_bar
 import fastai_featreg.all as featreg
 from fastai_featreg import nets
 from fastai_featreg.compare import needs_teacher
-from fastai_featreg.core import methods
+from fastai_featreg.core import card_of,methods
+from fastai_featreg.methods import own_methods
 
 root = Path(__file__).resolve().parent.parent
 sys.path.append(str(root/'tests'))
@@ -98,11 +99,6 @@ def find_archs(labels: list[str] | None = None) -> list[Arch]:
     return [known[n] for n in labels or known]
 
 
-def own_methods() -> dict:
-    "name -> callback class: what this library registers itself"
-    return {k: v for k,v in methods.items() if issubclass(v, featreg.LossCallback)}
-
-
 @lru_cache(maxsize=2)
 def network(library: str, name: str, kwargs: tuple, seed: int) -> torch.nn.Module:
     "A network, made once; copy it before training"
@@ -114,15 +110,14 @@ def copy_of(arch: Arch, seed: int = 0) -> torch.nn.Module:
     return deepcopy(network(arch.library, arch.name, tuple(arch.kwargs.items()), seed))
 
 
-SETTINGS = {'cam_loss': dict(start=0), # on noise the automatic start would never come
-            'drop_block': dict(p=.75)} # of two images' maps of 2x2 or 4x4 the default often drops no block
+SETTINGS = {'drop_block': dict(p=.75)} # of two images' maps of 2x2 or 4x4 the default often drops no block
 
 
 def make_callback(arch: Arch, method: str) -> featreg.FeatureCallback:
-    "The method, with its defaults but for `SETTINGS`; its teacher is a twin of the network"
+    "The method, with its defaults but for what makes it act at once; its teacher is a twin of the network"
     cls = methods[method]
     twin = [copy_of(arch, seed=1)] if needs_teacher(cls) else []
-    return cls(*twin, **SETTINGS.get(method, {}))
+    return cls(*twin, **card_of(method).quick | SETTINGS.get(method, {}))
 
 
 def make_learner(arch: Arch, cbs: list, parted: bool = False) -> Learner:
@@ -256,7 +251,7 @@ def run(archs: list[Arch], names: list[str], path: Path) -> pd.DataFrame:
         gc.collect() # a fitted learner is a knot of references
         pd.DataFrame([run_cell(arch, method)]).to_csv(path, mode='a', header=not path.exists(), index=False)
     df = pd.read_csv(path, keep_default_na=False)
-    ranks = {a.label: i for i,a in enumerate(ARCHS)},{m: i for i,m in enumerate(methods)}
+    ranks = {a.label: i for i,a in enumerate(ARCHS)},{m: i for i,m in enumerate(own_methods())}
     df = df.sort_values(['arch', 'method'], key=lambda o: o.map(ranks[o.name=='method']))
     df.to_csv(path, index=False)
     return df

@@ -43,7 +43,9 @@ from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
 from fastai_featreg import compare
-from fastai_featreg.core import methods
+from fastai_featreg.compare import known_methods
+from fastai_featreg.core import card_of,methods
+from fastai_featreg.methods import own_methods
 from fastai_featreg.nets import nets
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision,
                                ProgressCallback, imagenet_stats, set_seed)
@@ -74,14 +76,13 @@ def needs_teacher(name: str) -> bool:
 
 def candidates(arch: str) -> dict:
     "label -> list of ways to make a callback, for every registered method; a teacher is as large as the student"
-    taught = lambda cls: lambda: cls(make_model(arch))
-    made = {name: [taught(cls) if needs_teacher(name) else cls] for name,cls in methods.items()}
-    made['cam_loss'] = [partial(featreg.CAMLoss, start=0)] # on noise the automatic start would never come
-    return {**dict.fromkeys(controls, []), **made,
-            'feature_mining, 2 layers': [partial(featreg.FeatureMining, layers=2)],
-            'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)],
-            'select_scale, all layers': [partial(featreg.SelectScale, layers='all')],
-            'cam_loss, grad_cam': [partial(featreg.CAMLoss, start=0, cam='grad_cam')]}
+    def maker(name, **kwargs):
+        cls,kwargs = methods[name],card_of(name).quick | kwargs
+        return (lambda: cls(make_model(arch), **kwargs)) if needs_teacher(name) else partial(cls, **kwargs)
+    known = own_methods() | known_methods() # fastai's last
+    variants = {f'{n}, {v.timed}': [maker(n, **v.kwargs)] for n in known for v in card_of(n).variants if v.timed}
+    return {**dict.fromkeys(controls, []), **{n: [maker(n)] for n in known}, **variants,
+            'feature_mining, 2 layers, literal': [partial(LiteralFeatureMining, layers=2)]}
 
 
 def make_model(arch: str) -> torch.nn.Module:

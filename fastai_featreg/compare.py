@@ -30,12 +30,16 @@ from .rows import (bests,claim,complain_aloud,config_names,count_once,difference
 _all_ = ['results_file', 'read_results', 'write_row']
 
 # %% ../nbs/80_compare.ipynb #1c3b1179
-for name,cls in (('mixup', MixUp), ('cutmix', CutMix)): register_method(name)(cls)
+register_method('mixup', paper='Zhang et al. 2018',
+    summary='Train on weighted means of two images and of their labels (mixup, 2018)',
+    in_short="mixed images and labels (fastai's own, for comparison)")(MixUp)
+register_method('cutmix', paper='Yun et al. 2019',
+    summary='Paste a box of one image into another and weight the labels by area (CutMix, 2019)')(CutMix)
 
 # %% ../nbs/80_compare.ipynb #4d8b5e54
 def known_methods()->dict: # name on the command line -> callback class
     "Every method there is, by name"
-    import fastai_featreg.all # each module enters its own methods
+    import fastai_featreg.methods # which imports every module that registers one
     return dict(sorted(core.methods.items()))
 
 # %% ../nbs/80_compare.ipynb #ed84b994
@@ -960,19 +964,12 @@ def parser():
     return p
 
 # %% ../nbs/80_compare.ipynb #cb48f1d5
-descriptions = {MixUp: "Train on weighted means of two images and of their labels (mixup, 2018)",
-                CutMix: "Paste a box of one image into another and weight the labels by area (CutMix, 2019)"}
-
-def describe(cls:type):
-    "One line about a method"
-    return descriptions.get(cls) or (cls.__doc__ or 'No description').strip().splitlines()[0]
-
 def list_methods():
     "The registry, two lines per method"
     for name,cls in known_methods().items():
         sig = inspect.signature(cls.__init__)
         args = ', '.join(str(p.replace(annotation=inspect.Parameter.empty)) for p in list(sig.parameters.values())[1:])
-        print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {describe(cls)}")
+        print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {core.method_summary(name)}")
         recipes = [f'{cls.__name__}.{r}()' for r in getattr(cls, 'recipes', ())]
         if recipes: print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
     return 0

@@ -17,7 +17,7 @@ from fastprogress.fastprogress import progress_bar
 from torchvision.ops import drop_block2d
 from .anatomy import Anatomy,Stage,anatomy_of,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
 from .checks import check_count,check_map,check_number
-from .core import FeatureCallback,register_method
+from .core import FeatureCallback,register_method,Variant
 from .heads import isolated_rng
 from .look import Batch,first_images,loader_untouched,valid_loader
 from .taps import tapped
@@ -566,7 +566,15 @@ class DropCallback(FeatureCallback):
         return f"{text}  # {_where_text(self.acts_on, self.left_out or {}, self.harmful or {})}"
 
 # %% ../nbs/20_drop.ipynb #b95833b8
-@register_method('feature_dropout')
+@register_method('feature_dropout', paper='Srivastava et al. 2014',
+    in_short='single activations dropped',
+    what="""Single activations of the maps are dropped at random. It is torch's function.""",
+    when="""As a baseline: neighbouring positions tell the same, so little is lost by it.""",
+    when_not="""Where step time counts: it draws a random number for each activation of each map.""",
+    source="""Srivastava et al., Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014;
+        SelectScale, Eq. 2.""",
+    variants=[Variant(dict(layers='all'))],
+    neutral={'full rate': dict(p=1.)})
 class FeatureDropout(DropCallback):
     """Drop single activations of the maps at random (Dropout, 2014; SelectScale, Eq. 2)
 
@@ -589,7 +597,16 @@ class FeatureDropout(DropCallback):
         "torch's dropout"
         return f if self.p==1 else F.dropout(f, (1-self.p)*strength)
 
-@register_method('spatial_dropout')
+@register_method('spatial_dropout', paper='Tompson et al. 2015',
+    in_short='whole channels dropped at random',
+    what="""Whole channels are dropped at random, the others divided by the retaining rate.""",
+    when="""The simplest drop that neighbouring positions of a map cannot undo; a baseline for the rest.""",
+    when_not="""In front of BatchNorm it shifts the variance that the layer learns for evaluation; by default it acts
+        behind the normalisations. Short training, as with all drops.""",
+    source="""Tompson et al., Efficient Object Localization Using Convolutional Networks, CVPR 2015; SelectScale, Eq. 3.
+        Reported in the latter, CIFAR-100 error %: ResNet-110 26.16 to 24.12.""",
+    variants=[Variant(dict(layers='all'))],
+    neutral={'full rate': dict(p=1.)})
 class SpatialDropout(DropCallback):
     """Drop whole channels of the maps at random (SpatialDropout, 2015; SelectScale, Eq. 3)
 
@@ -629,7 +646,15 @@ def drop_block(
     ones = torch.ones(len(f), 1, *f.shape[2:], device=f.device) # drawn in float32, once for all channels
     return f * drop_block2d(ones, 1-p, side - (1 - side%2)).to(f.dtype)
 
-@register_method('drop_block')
+@register_method('drop_block', paper='Ghiasi et al. 2018',
+    in_short='square blocks of the map dropped',
+    what="""Square blocks of positions are dropped, the same in all channels. It is torchvision's function.""",
+    when="""Large maps and long training, as in its paper (7 x 7 blocks on maps of ImageNet).""",
+    when_not="""Small maps, where a block is most of the map: it takes the largest odd side that fits, and a short
+        training on CIFAR-10 lost by it (below).""",
+    source="""Ghiasi et al., DropBlock: A Regularization Method for Convolutional Networks, NeurIPS 2018.""",
+    variants=[Variant(dict(layers=['stage1', 'stage2']))],
+    neutral={'full rate': dict(p=1.)})
 class DropBlock(DropCallback):
     """Drop square blocks of the maps, the same in all channels (DropBlock, 2018)
 
@@ -656,7 +681,14 @@ class DropBlock(DropCallback):
         "`drop_block`"
         return drop_block(f, eased(self.p, strength), self.block_size)
 
-@register_method('spatial_scale')
+@register_method('spatial_scale', paper='Chen et al. 2020',
+    in_short='random factors on all channels',
+    what="""All channels are multiplied by random factors with mean one, image by image.""",
+    when="""To see what the selection in `SelectScale` is worth: it is the same without it.""",
+    when_not="""Short training, as with all drops.""",
+    source="""Chen et al., SelectScale, IJCAI 2020; Eq. 5 (the factors as in the caption of its Figure 4).""",
+    variants=[Variant(dict(layers='all'))],
+    neutral={'full rate': dict(retain=1.)})
 class SpatialScale(DropCallback):
     """Scale every channel of the maps by a random factor with mean one (SelectScale, 2020, Eq. 5)
 
@@ -679,7 +711,17 @@ class SpatialScale(DropCallback):
         "`spatial_scale`"
         return spatial_scale(f, eased(self.retain, strength))
 
-@register_method('selectout')
+@register_method('selectout', paper='Chen et al. 2020',
+    in_short='some of the channels that respond most dropped',
+    what="""In each image, some of the channels that respond most are dropped, and the others are divided by the
+        retaining rate.""",
+    when="""As `SelectScale`, where a hard drop is wanted; in the paper the soft one was better.""",
+    when_not="""Networks with few channels: at least one is dropped, however mild the rate (of 16 channels at half
+        strength 6 % in place of 2.5 %, and the division by the rate no longer keeps the mean). Short training, as with
+        all drops.""",
+    source="""Chen et al., SelectScale, IJCAI 2020; Eq. 4.""",
+    variants=[Variant(dict(layers='all'))],
+    neutral={'full rate': dict(p=1.)})
 class Selectout(DropCallback):
     """Drop some of the channels with the largest activations (SelectScale, 2020, Eq. 4)
 
@@ -709,7 +751,19 @@ class Selectout(DropCallback):
         "`selectout`"
         return selectout(f, self.top_rate, eased(self.p, strength), self.score)
 
-@register_method('select_scale')
+@register_method('select_scale', paper='Chen et al. 2020',
+    in_short='random factors on the channels that respond most, image by image',
+    what="""In each image, the tenth of the channels that respond most is multiplied by random factors with mean one.
+        What a network relies on becomes unreliable, and it must learn other patterns as well.""",
+    when="""Long training that overfits. The drops of this family are told apart in [their notebook](20_drop.ipynb);
+        this one shifts the statistics of normalisation layers least.""",
+    when_not="""Short training and underfitted networks: a drop is a brake. Networks without normalisation layers have
+        no place for it by default; name `layers`.""",
+    source="""Chen et al., SelectScale: Mining More Patterns from Images via Selective and Soft Dropout, IJCAI 2020; Eq.
+        6 (the factors as in the caption of its Figure 4). Reported there, CIFAR-100 error %: ResNet-110 26.16 to 23.48,
+        WRN-20-8 20.99 to 18.52; ImageNet ResNet-50 23.89 to 23.38.""",
+    variants=[Variant(dict(layers='all'), 'all layers')],
+    neutral={'full rate': dict(retain=1.), 'strength 0': dict(strength=0.)})
 class SelectScale(DropCallback):
     """Scale the channels with the largest activations by a random factor with mean one (SelectScale, 2020, Eq. 6)
 

@@ -11,7 +11,7 @@ import math,numbers
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,like_last
 from .checks import check_choice,check_flag,check_map,check_number
-from .core import FeatureCallback,register_method
+from .core import FeatureCallback,register_method,Variant
 from .look import batch_to_look_at,channel_note,decoded_images
 from .taps import feature_maps
 
@@ -138,7 +138,23 @@ def mined_stages(
     return anatomy.find([o.name if e else s.name for s,o,e in zip(found, like_last(anatomy, found), earlier)])
 
 
-@register_method('feature_mining')
+@register_method('feature_mining', paper='Xie et al. 2021',
+    in_short='cross-entropies of two random complementary parts of the last feature map',
+    what="""A random box cuts the last feature map in two complementary parts. Each part has its own average pooling and
+        linear layer, and both must name the class; their two cross-entropies are added to the loss. With `layers=2` the
+        stage before is mined too: better in the paper, not shown to be so here; the default is the plainer one. The
+        added classifiers are gone after training.""",
+    when="""The class can be told from several parts of the object, and plain training is content with one. The paper's
+        gains are largest where labels are noisy and where a fine-grained data set is learned from scratch.""",
+    when_not="""On small maps (2 x 2 and less) a part may hold a single position. Where half of a picture does not show
+        the object, its half of the map cannot name it: on Tiny ImageNet-30 the mean of a short training was lower,
+        though three seeds do not show a loss. Together with MixUp it was not measured here; the paper gains by both
+        (ResNet-110, 77.78 to 79.13).""",
+    source="""Xie et al., Feature Mining: A Novel Training Strategy for Convolutional Neural Network, 2021; Eq. 2 to 4.
+        Reported there on CIFAR-100, top-1 %: ResNet-56 73.71, with one layer 74.55, with two 75.35; ResNet-110 74.71 to
+        76.90; CUB-200-2011, ResNet-50 from scratch, 66.73 to 76.26; step time 1.04 and 1.20 times plain, memory 1.02
+        and 1.13 times.""",
+    variants=[Variant(dict(layers=2), '2 layers', 'the same for the last two stages')])
 class FeatureMining(FeatureCallback):
     """Classify two random complementary parts of the last feature maps too (Feature Mining, 2021)
 

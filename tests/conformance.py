@@ -11,7 +11,8 @@ from unittest import mock
 from zipfile import ZipFile
 import two_ranks
 from fastai.callback.channelslast import ChannelsLast
-from fastai_featreg.core import methods
+from fastai_featreg.core import card_of, methods
+from fastai_featreg.methods import own_methods
 from fastai_featreg.heads import isolated_rng
 from tiny import *
 from torch.optim.swa_utils import AveragedModel
@@ -20,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 @dataclass
 class Entry:
-    "What the suite has to know about a method"
+    "What the suite has to know about a method; `entry_of` reads it from the class and from its card in the registry"
     make: Callable # makes the callback, acting from the first batch on; one that needs a teacher is given it
     neutral: dict|str # ways to make it so that it does nothing; or why there is none
     acts: dict # event -> what it changes there, as `observe` names it; everything else it must leave alone
@@ -28,68 +29,90 @@ class Entry:
     teacher: bool = False # must it be given a teacher?
     variants: dict = field(default_factory=dict) # more ways to make it, for the cells marked so
     permanent: bool = False # does it become part of the model, so that predictions are its own and dropout draws for it?
-    steady: Callable = noop # takes what is random between two images of a batch out of a callback
     refused: dict = field(default_factory=dict) # cell -> expression that the sentence of the refusal matches; None where others are refused, and it is not
     without: dict = field(default_factory=dict) # cell -> why it does not apply
 
 
-def methods_here():
-    "The registered methods of this library; fastai's own are registered for the comparison only"
-    return {k: v for k,v in methods.items() if issubclass(v, LossCallback)}
+def overrides(cls, blank):
+    "Does the class fill in one of the blanks of its base?"
+    base = FeatureCallback if issubclass(cls, FeatureCallback) else LossCallback
+    return hasattr(base, blank) and getattr(cls, blank) is not getattr(base, blank)
 
-reads = dict(before_fit={'metrics'}, before_epoch={'metrics', 'guard'}, before_batch={'taps'}, after_pred={'taps'}, after_loss={'loss'}, after_epoch={'row'})
-reads_with_heads = dict(reads, before_backward={'optimiser'}, after_batch={'optimiser'})
-reads_no_map = {k: v for k,v in reads.items() if k not in ('before_batch', 'after_pred')}
-changes = dict(before_epoch={'guard'}, before_batch={'taps'}, after_batch={'taps'})
+def reads_map(cls): return overrides(cls, 'loss_term')
 
-reentrant = {'reentrant checkpointing': 'use_reentrant=False'}
+def adds_term(cls): return reads_map(cls) or not issubclass(cls, FeatureCallback)
+
+def acts_of(cls):
+    "Event -> what a callback changes there, by the blanks that it fills in"
+    acts = dict(before_epoch={'guard'})
+    if adds_term(cls):
+        acts = dict(before_fit={'metrics'}, before_epoch={'metrics', 'guard'}, after_loss={'loss'}, after_epoch={'row'})
+    if reads_map(cls): acts |= dict(before_batch={'taps'}, after_pred={'taps'})
+    if overrides(cls, 'change_map'): # its taps stay until the backward pass, which may run the layer again
+        acts |= dict(before_batch={'taps'}, after_batch={'taps'})
+        acts.pop('after_pred', None)
+    if overrides(cls, 'make_heads'):
+        acts |= dict(before_backward={'optimiser'}, after_batch=acts.get('after_batch', set()) | {'optimiser'})
+    return acts
+
+def refusals(cls):
+    "Cell -> expression: what follows from the way a callback meets the network"
+    if reads_map(cls): return {'reentrant checkpointing': 'use_reentrant=False'}
+    return {} if overrides(cls, 'change_map') else {'nn.DataParallel': None} # without a map it needs no tap
+
 no_term = {'train_loss is the task loss': 'it adds no term, it changes the map that the task loss is made of',
            **dict.fromkeys(('bf16 is near float32', 'fp16 is near float32 on CUDA', 'CUDA is near a CPU'),
                            'it has no column to compare')}
 
+# What a new method need not have: arguments that show more of a method on nets this small, more ways to make it, and
+# what cannot be read from a class.
+settings = dict(feature_mining=dict(layers=2), feature_dropout=dict(p=.5), spatial_dropout=dict(p=.5),
+                drop_block=dict(p=.8, block_size=3), spatial_scale=dict(retain=0.), selectout=dict(top_rate=.3, p=.8),
+                select_scale=dict(top_rate=.3, retain=0.), mv_fea_aug=dict(k=3, sizes=(1, 3), seed=0))
+variants = dict(
+    select_scale={'all': dict(layers='all'), 'curriculum': dict(layers=norms, curriculum=True, strength=.5)},
+    cam_loss={m: dict(cam=m) for m in ('grad_cam', 'grad_cam_pp')}, negative_cam={'grad_cam': dict(cam='grad_cam')},
+    knowledge_distillation={'dkd': dict(loss='dkd')}, attention_transfer={'grad_cam': dict(cam='grad_cam')},
+    ccm={'grad_cam': dict(cam='grad_cam'), 'cache': dict(cache=True),
+         # a sum over 2 x 2 positions, as large as the mean: bfloat16 shows as much in either
+         'letter': dict(per_class=True, positions='sum', gamma=.25)},
+    mv_fea_aug={'mlp': dict(classifier='mlp')})
+special = dict(mv_fea_aug=dict(
+    acts=acts_of(MVFeaAug) | dict(after_loss={'loss', 'batch'}, after_fit={'weights'}), permanent=True,
+    without={'train_loss is the task loss': 'its train_loss is the loss that it trains, of all views',
+             'checkpoint is a plain one': 'its auxiliary classifier is in the checkpoint; a plain checkpoint loads with strict=False',
+             'removed, it leaves nothing': 'the views stay in the model, which predicts by them; its own `remove` gives the plain head back'}))
 
-def same_mask(cb):
-    "Feature Mining with one mask for all batches"
-    cb.draw_mask = lambda f, name: box_mask(*f.shape[2:], lam=.5, generator=torch.Generator().manual_seed(0))
 
-def same_draw(cb):
-    "A drop that draws the same for every image"
-    drop = cb.drop
-    def each(f, strength):
-        with isolated_rng(0): return drop(f, strength)
-    cb.drop = lambda f, strength: torch.cat([each(f[i:i+1], strength) for i in range(len(f))])
+def entry_of(name):
+    "The entry of a registered method, from its class, its card and the tables above"
+    cls,card,given = methods[name],card_of(name),settings.get(name, {})
+    made = lambda **kwargs: partial(cls, **given | card.quick | kwargs)
+    ways = card.neutral if isinstance(card.neutral, str) else {k: made(**v) for k,v in card.neutral.items()}
+    return Entry(**dict(
+        make=made(), neutral=ways, acts=acts_of(cls), columns=tuple(L(cls.column)),
+        teacher=getattr(cls, 'needs_teacher', False), variants={k: made(**v) for k,v in variants.get(name, {}).items()},
+        refused=refusals(cls) | card.refused, without={} if adds_term(cls) else no_term,
+    ) | special.get(name, {}))
 
-def drop_entry(cls, neutral, **kwargs):
-    return Entry(partial(cls, **kwargs), {'full rate': partial(cls, **neutral)} | ({'strength 0': partial(cls, strength=0.)} if cls is SelectScale else {}), changes, steady=same_draw, without=no_term,
-                 variants={'all': partial(cls, layers='all', **kwargs), 'curriculum': partial(cls, layers=norms, curriculum=True, strength=.5, **kwargs)} if cls is SelectScale else {})
+entries = {name: entry_of(name) for name in own_methods()}
 
-def teacher_entry(cls, column, variants=None, acts=reads, refused=reentrant, **neutral):
-    return Entry(cls, {'all weight on the task': partial(cls, **neutral)}, acts, (column,), True, variants or {}, refused=refused)
 
-entries = dict(
-    feature_mining=Entry(partial(FeatureMining, layers=2), {'weight 0': partial(FeatureMining, layers=2, weight=0.)}, reads_with_heads, ('fm_loss',), steady=same_mask, refused=reentrant),
-    feature_dropout=drop_entry(FeatureDropout, dict(p=1.), p=.5),
-    spatial_dropout=drop_entry(SpatialDropout, dict(p=1.), p=.5),
-    drop_block=drop_entry(DropBlock, dict(p=1.), p=.8, block_size=3),
-    spatial_scale=drop_entry(SpatialScale, dict(retain=1.), retain=0.),
-    selectout=drop_entry(Selectout, dict(p=1.), top_rate=.3, p=.8),
-    select_scale=drop_entry(SelectScale, dict(retain=1.), top_rate=.3, retain=0.),
-    cam_loss=Entry(partial(CAMLoss, start=0), {'not yet started': partial(CAMLoss, start=1000)}, reads, ('cam_loss',), refused=reentrant,
-                   variants={m: partial(CAMLoss, start=0, cam=m) for m in ('grad_cam', 'grad_cam_pp')}),
-    negative_cam=Entry(NegativeCAM, {'weight 0': partial(NegativeCAM, weight=0.)}, reads, ('negative_cam',), refused=reentrant, variants={'grad_cam': partial(NegativeCAM, cam='grad_cam')}),
-    knowledge_distillation=teacher_entry(KnowledgeDistillation, 'kd_loss', {'dkd': partial(KnowledgeDistillation, loss='dkd')}, reads_no_map, {'nn.DataParallel': None}, beta=1.),
-    attention_transfer=teacher_entry(AttentionTransfer, 'at_loss', {'grad_cam': partial(AttentionTransfer, cam='grad_cam')}, beta=1., gamma=0.),
-    ccm=teacher_entry(CCM, 'ccm_loss', {'grad_cam': partial(CCM, cam='grad_cam'), 'cache': partial(CCM, cache=True),
-                                        # a sum over 2 x 2 positions, as large as the mean: bfloat16 shows as much in either
-                                        'letter': partial(CCM, per_class=True, positions='sum', gamma=.25)}, beta=1., gamma=0.),
-    cat_kd=teacher_entry(CATKD, 'cat_loss', beta=1., gamma=0.),
-    mv_fea_aug=Entry(partial(MVFeaAug, k=3, sizes=(1, 3), seed=0), 'it becomes part of the model: there is no form of it that does nothing', dict(reads, after_loss={'loss', 'batch'}, after_fit={'weights'}), ('mv_global', 'mv_local'),
-                     permanent=True, variants={'mlp': partial(MVFeaAug, k=3, sizes=(1, 3), classifier='mlp', seed=0)},
-                     without={'train_loss is the task loss': 'its train_loss is the loss that it trains, of all views', 'checkpoint is a plain one': 'its auxiliary classifier is in the checkpoint; a plain checkpoint loads with strict=False',
-                              'removed, it leaves nothing': 'the views stay in the model, which predicts by them; its own `remove` gives the plain head back'}))
+def refused_pair(a, b):
+    "Expression that the sentence matches with which two methods are refused on one learner; None: they work together"
+    halves = [inspect.signature(methods[n]).parameters.get('beta') for n in (a, b)]
+    if all(o is not None and o.default==.5 for o in halves): return 'leave nothing of the task loss' # half of it each
+    return entries[a].refused.get(f'beside {b}') or entries[b].refused.get(f'beside {a}')
 
-by_halves = ('knowledge_distillation', 'attention_transfer', 'ccm') # each leaves half of the task loss by default
-refused_pairs = {pair: 'leave nothing of the task loss' for pair in combinations(by_halves, 2)} | {('cat_kd', 'mv_fea_aug'): 'needs a head for which CAM is exact'}
+
+def steady(cb):
+    "Takes what is random between two images of a batch, and between two batches, out of a callback"
+    def again(f, *args):
+        if cb.generator is not None: cb.generator.manual_seed(0)
+        with isolated_rng(0): return f(*args)
+    change,term = cb.change_map,cb.loss_term
+    cb.change_map = lambda stage, fmap: torch.cat([again(change, stage, f[None]) for f in fmap])
+    cb.loss_term = lambda maps: again(term, maps)
 
 
 @dataclass
@@ -312,7 +335,7 @@ def near_float32(row, half=CpuMixedPrecision):
 def accumulated(row):
     def run(bs, extra):
         cb = row.make()
-        row.entry.steady(cb)
+        steady(cb)
         learn = small([cb] + extra, bs=bs, opt_func=SGD, wd=0., moms=(0, 0, 0))
         for m in learn.model.modules(): m.training = m is learn.model # batch norms and dropout would tell a half from a whole batch
         learn.model.train = lambda mode=True: learn.model
@@ -904,7 +927,7 @@ def check_on(device, row, name):
 
 def check_pair(a, b):
     "Run one pair: (status, why)"
-    return expect(lambda: pair(a, b), refused_pairs.get((a, b)))
+    return expect(lambda: pair(a, b), refused_pair(a, b))
 
 def expect(test, pattern):
     "Run `test`, which is refused with a sentence like `pattern`, or passes where that is None"

@@ -2,18 +2,19 @@
 import ast
 from pathlib import Path
 import pytest
+from fastai_featreg.methods import method_modules
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
 parts = ['checks', 'taps', 'heads', 'columns', 'guard'] # of the core
 rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'look', 'teachers'] # what methods may import
-methods = ['feature_mining', 'drop', 'cam_loss', 'distill', 'multiview']
-others = ['files', 'folders', 'data', 'nets', 'localise', 'fingerprints', 'rows', 'compare']
-modules = {name: (folder/f'{name}.py').read_text() for name in rooms + methods + others}
+methods = method_modules()
+modules = {p.stem: p.read_text() for p in sorted(folder.glob('*.py')) if not p.stem.startswith('_')}
 
 
 def exported(tree: ast.Module) -> set:
-    "The names in `__all__`"
-    return {c.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0])=='__all__' for c in n.value.elts}
+    "The names in `__all__`, where they are written out"
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0])=='__all__']
+    return {c.value for o in lists if isinstance(o, ast.List) for c in o.elts}
 
 
 def patched(f: ast.FunctionDef) -> bool: return any('patch' in ast.unparse(d) for d in f.decorator_list)

@@ -8,26 +8,17 @@ import pandas as pd
 from fastcore.docments import docments
 from matplotlib import pyplot as plt
 from fastai_featreg.all import read_results,summarise
-from fastai_featreg.compare import colours,plot_curves
-from fastai_featreg.core import methods
+from fastai_featreg.compare import colours,method_label,needs_teacher,plot_curves
+from fastai_featreg.core import card_of,method_summary,methods
+from fastai_featreg.methods import own_methods
 
 here = Path(__file__).parent
-# data and budget -> folder, and the network where runs of several lie in one folder. The head is average pooling and one
-# linear layer unless the name says otherwise
 bn = 'BatchNorm in the head'
-sets = {'digits, 5 epochs': 'digits',
-        f'digits, 5 epochs, {bn}': 'digits_bn',
-        f'digits, 15 epochs, {bn}': 'digits15',
-        f'digits, ResNet-20, 6 epochs, {bn}': 'digits_maps',
-        f'CIFAR-10, 3,000 images, 8 epochs, {bn}': 'cifar10',
-        'CIFAR-10, 1,000 images, ResNet-20, 30 epochs': 'cifar10_long',
-        'CIFAR-10, 500 images, ResNet-20, 50 epochs': 'scores',
-        f'Tiny ImageNet-30, 3,000 images, ResNet-20, 10 epochs, {bn}': 'tiny30',
-        f'CIFAR-100, 3,000 images at 24 px, ResNet-8, 8 epochs, {bn}': 'cifar100_distill',
-        'CIFAR-10, 2,000 images, ResNet-8, 8 epochs': 'multiview/cifar10:resnet8',
-        'CIFAR-10, 2,000 images, ResNet-8 without its last stage, 8 epochs': 'multiview/cifar10:resnet8-1',
-        'Tiny ImageNet-30, 1,500 images, ResNet-8, 6 epochs': 'multiview/tiny30:resnet8',
-        'Tiny ImageNet-30, 1,500 images, ResNet-8 without its last stage, 6 epochs': 'multiview/tiny30:resnet8-1'}
+# The order of the tables, where it is not that of folders and notebooks; what is not named here follows.
+first_sets = ['digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifar10_long', 'scores', 'tiny30',
+              'cifar100_distill']
+first_methods = ['feature_mining', 'cam_loss', 'negative_cam', 'select_scale', 'selectout', 'spatial_scale',
+                 'spatial_dropout', 'drop_block', 'feature_dropout']
 settings = {'cpu_resnet18_64px_bs32': 'ResNet-18, 64 px, batch 32', 'cpu_resnet56_32px_bs128': 'ResNet-56, 32 px, batch 128', 'cpu_resnet50_128px_bs8': 'ResNet-50, 128 px, batch 8'}
 # step time / plain that a callback should not exceed
 budgets = {'feature_mining': 1.02, 'feature_mining, 2 layers': 1.02, 'cam_loss': 1.02, 'select_scale': 1.04}
@@ -40,6 +31,43 @@ def markdown(rows: list) -> str:
     return '\n'.join([lines[0], '|' + ' --- |'*len(rows[0]), *lines[1:]])
 
 
+def ordered(found: Iterable, first: list) -> list:
+    "`found`, those of `first` in front"
+    found = list(found)
+    return [o for o in first if o in found] + [o for o in found if o not in first]
+
+
+def network_name(arch: str) -> str:
+    "A network of the runs, in words"
+    whole,_,cut = arch.partition('-')
+    return whole.replace('resnet', 'ResNet-') + (' without its last stage' if cut=='1' else '')
+
+
+def titles(about: Path) -> dict:
+    """Title -> `folder:arch` of the runs beside a file `about.txt`, whose line says data and budget
+
+    A title with `{network}` stands for one set a network. The head of a network is average pooling and one linear
+    layer, unless the title says otherwise.
+    """
+    folder,title,df = about.parent,about.read_text().strip(),read_results(about.parent/'results.csv')
+    where,several = folder.relative_to(here).as_posix(),'{network}' in title
+    res = {}
+    for arch in df['arch'].unique() if several else ['']:
+        head = set(df['head'][df['arch']==arch] if several else df['head'])
+        name = title.replace('{network}', network_name(arch)) + f', {bn}'*(head=={'gap'})
+        res[name] = f'{where}:{arch}' if several else where
+    return res
+
+
+def found_sets() -> dict:
+    "Data and budget -> folder (`folder:arch`), for each folder of runs that has a title"
+    folders = sorted(p.parent.relative_to(here).as_posix() for p in here.rglob('about.txt'))
+    pairs = [o for f in ordered(folders, first_sets) for o in titles(here/f/'about.txt').items()]
+    twice = {k for k,_ in pairs if sum(k==other for other,_ in pairs)>1}
+    if twice: raise ValueError(f"about.txt: several folders are called {min(twice)!r}; give each its own title")
+    return dict(pairs)
+
+
 @cache
 def runs(folder: str) -> pd.DataFrame:
     "Runs of a folder, or of one network in it (`folder:arch`); a teacher's file is called `teacher`"
@@ -47,6 +75,9 @@ def runs(folder: str) -> pd.DataFrame:
     df = read_results(here/folder/'results.csv')
     if arch: df = df[df['arch']==arch]
     return df.assign(method=df['method'].str.replace(r"teacher='[^']*'", 'teacher', regex=True))
+
+
+sets = found_sets()
 
 
 @cache
@@ -134,7 +165,7 @@ def costs(name: str) -> str:
     again = lambda r: f'{r.again_q1:.2f} to {r.again_q3:.2f}'
     rows = [[r.network, r.method.replace('_', ' '), spread(r)] + [spread(r, 'over_kd')]*taught + [f'{r.memory_ratio:.2f}', again(r)]
             for _,r in df.iterrows() if re.match(rf'{name}\b(?!.*literal)', r.method)]
-    return markdown([head, *rows])
+    return markdown([head, *rows]) if rows else 'Not measured.'
 
 
 def listed(items: Iterable, n: int = 8) -> str:
@@ -152,19 +183,84 @@ def works_with(name: str) -> str:
     other = lambda r: r.cell.removeprefix('beside ') if r.method==name else r.method
     n,refused = nets.status.value_counts(),nets[nets.status=='refused'].arch
     ways = listed(f'{n[s]} {s}' for s in ('works', 'works by Grad-CAM', 'works in two parts', 'fails') if s in n).replace('works', 'work')
-    lines = [f'- networks ({len(nets)}): {ways}' + (f'; {len(refused)} refused: {listed(refused)}' if len(refused) else '')]
+    lines = [f'- networks ({len(nets)}): {ways or "not measured"}'
+             + (f'; {len(refused)} refused: {listed(refused)}' if len(refused) else '')]
     for what,df in {'circumstances': conf[~beside], 'together with each of the other methods': conf[beside]}.items():
         refused = df[df.status=='refused']
         why = listed(refused.cell if what=='circumstances' else [other(r) for r in refused.itertuples()])
-        lines.append(f'- {what} ({len(df)}): {(df.status=="passed").sum()} work' + (f'; refused: {why}' if len(refused) else '')
+        done = f'{(df.status=="passed").sum()} work' if len(df) else 'not measured'
+        lines.append(f'- {what} ({len(df)}): {done}' + (f'; refused: {why}' if len(refused) else '')
                      + (f'; {n} do not apply' if (n := (df.status=='not applicable').sum()) else ''))
     return '\n'.join(lines)
 
 
+paragraphs = {'What': 'what', 'When': 'when', 'When not': 'when_not', 'Source': 'source'}
+
+
+def said(name: str) -> dict:
+    "Heading -> paragraph of a card: what stands at the registration, with links from this folder"
+    link = lambda text: re.sub(r'\]\((?=\d\d_)', '](../', text)
+    return {title: link(getattr(card_of(name), k)) for title,k in paragraphs.items()}
+
+
 def card(name: str) -> str:
-    "The measured half of a method's card"
-    parts = {'Hyper-parameters': hyper_parameters, 'Measured gain': gains, 'Measured cost': costs, 'Works with': works_with}
-    return '\n\n'.join(f'**{title}**\n\n{make(name)}' for title,make in parts.items())
+    "What is said of a method and what was measured"
+    parts = {'Hyper-parameters': hyper_parameters, 'Measured gain': gains, 'Measured cost': costs,
+             'Works with': works_with}
+    cls = methods[name].__name__
+    return '\n\n'.join([f'<a id="{cls}"></a>', f'## {cls}',
+                        *(f'**{title}.** {text or "Not said."}' for title,text in said(name).items()),
+                        *(f'**{title}**\n\n{make(name)}' for title,make in parts.items())])
+
+
+def shown_methods() -> list:
+    "Names of the methods with a card, in the order of the tables"
+    return ordered(own_methods(), first_methods)
+
+
+def run_label(name: str, kwargs: dict) -> str:
+    "A method with these arguments, as `runs` calls it"
+    cls = methods[name]
+    label = method_label(cls, *['']*needs_teacher(cls), **kwargs)
+    return label.replace("teacher=''", 'teacher')
+
+
+def table_rows(name: str) -> list:
+    "(labels of runs, name in the benchmark, phrase) for each row of a method in `methods_table`"
+    card = card_of(name)
+    own = [v for v in card.variants if v.in_short]
+    labels = [run_label(name, kwargs) for kwargs in ({}, *(v.kwargs for v in card.variants if not v.in_short))]
+    return [(labels, name, card.in_short or method_summary(name)),
+            *(([run_label(name, v.kwargs)], f'{name}, {v.timed}', v.in_short) for v in own)]
+
+
+def best_and_worst(labels: list) -> str:
+    "The highest and the lowest gain among the runs of these labels, and where; the first label is not repeated"
+    found = sorted((-s.loc[l].gain, k, l) for k,s in summaries().items() for l in labels if l in s.index)
+    ends = found[:1] + found[1:][-1:]
+    where = lambda k, l: k if l==labels[0] else f'`{l}`, {k}'
+    return '<br>'.join(f'{where(k, l)}: {gain(summaries()[k].loc[l])}' for _,k,l in ends) or 'not measured'
+
+
+def methods_table() -> str:
+    "Table of the methods, and of fastai's with a phrase: what they do, best and worst measured gain, and cost"
+    cost = overhead()
+    network = cost.network.iloc[0]
+    cost = cost[cost.network==network].set_index('method')
+    others = [n for n,cls in methods.items() if n not in own_methods() and card_of(n).in_short]
+    rows = [['callback', 'in training', 'points of accuracy against plain: best and worst of our runs (95 % interval)',
+             f'step time / plain: {network}, CPU, median (quartiles)', 'source']]
+    for name in shown_methods() + others:
+        for labels,timed,phrase in table_rows(name):
+            time = spread(cost.loc[timed]) if timed in cost.index else 'not measured'
+            rows.append([f'`{labels[0]}`', phrase, best_and_worst(labels), time, card_of(name).paper])
+    return markdown(rows)
+
+
+def in_short(*names: str) -> str:
+    "Table of these methods for the top of their notebook: what they do and where they come from"
+    cells = lambda n: [f'`{methods[n].__name__}`', card_of(n).in_short or method_summary(n), card_of(n).paper]
+    return markdown([['callback', 'in training', 'source'], *map(cells, names)])
 
 
 papers = {'FM': 'Feature Mining', 'SS': 'SelectScale', 'CL': 'CAM-loss and CCM', 'MV': 'MV-FeaAug and AdaCAM',
