@@ -8,7 +8,7 @@ __all__ = ['methods', 'cards', 'Variant', 'MethodCard', 'register_method', 'card
 
 # %% ../nbs/01_core.ipynb #822d6b0c
 import inspect,math,weakref
-from copy import copy
+from copy import copy,deepcopy
 from dataclasses import dataclass
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
@@ -139,9 +139,9 @@ class LossCallback(Callback):
     aux_heads = None # auxiliary layers, once they are made
     # --- What is kept. `state_dict` says what goes on in another process; a method that overrides it has its own. ---
     learned = ('generator', 'acted') # forgotten when another learner is given
-    _stateattrs = ('_last', '_fit', 'generator', 'acted') # left out of copies, pickles and exported learners
+    _stateattrs = ('_last', '_fit', '_pending', 'generator', 'acted') # left out of copies, pickles, exported learners
     # None on the class for every one of them: fastai looks for what is missing in the learner, and then in the model
-    _learn = _last = _fit = generator = acted = None
+    _learn = _last = _fit = _pending = generator = acted = None
 
     def __init__(self,
         weight:float|Callable=1., # factor of the loss term, or a function of the share of training done, [0,1] -> float
@@ -167,6 +167,8 @@ class LossCallback(Callback):
     def set_up(self):
         "Once a fit, in its first batch; override, and call this one, to make what a fit needs"
         check_inputs(type(self).__name__, self.learn.xb, images=self.reads_images)
+        pending,self._pending = self._pending,None
+        if pending: self._resume(pending)
         if self.generator is None: self.generator = torch.Generator().manual_seed(self.start_seed + 1)
 
     def add_to_loss(self,
@@ -361,17 +363,26 @@ class LossCallback(Callback):
 
     def state_dict(self)->dict: # the generator's state; {} before the first batch
         "What training has made of the callback, to resume from"
+        if self._pending: return deepcopy(self._pending) # loaded, but no batch has come yet
         return {} if self.generator is None else {'generator': self.generator.get_state()}
 
     def load_state_dict(self,
         state:dict, # from `state_dict()`
     ):
-        "Resume from `state`"
+        "Resume from `state`; it is put in place when the next fit sets up"
         if not isinstance(state, dict) or (state and 'generator' not in state):
             raise ValueError(f"{type(self).__name__}: state must be what `state_dict` of such a callback gave, "
                              f"got {state!r:.80}")
-        self.generator = torch.Generator() if state else None
-        if state: self.generator.set_state(state['generator'])
+        self.generator,self._pending = None,deepcopy(state) or None
+        if state: self._resume_generator(state)
+
+    def _resume(self, state):
+        "Put a state that was loaded in place, in the first batch"
+        if self.generator is None: self._resume_generator(state) # forgotten when it met its learner
+
+    def _resume_generator(self, state):
+        self.generator = torch.Generator()
+        self.generator.set_state(state['generator'])
 
     def __repr__(self):
         "Class name and the arguments that differ from their defaults"
@@ -545,11 +556,16 @@ class FeatureCallback(LossCallback):
     def state_dict(self)->dict: # heads, their optimiser states, the generator's; {} before the first batch
         "As in the base; and the heads with their momentum"
         state = super().state_dict()
-        return state | self._heads.state() if state and self._heads is not None else state
+        if self._pending or not state or self._heads is None: return state
+        return state | self._heads.state()
 
     def load_state_dict(self,
         state:dict, # from `state_dict()`
     ):
-        "As in the base; heads and momentum are put in place when the next fit sets up"
+        "As in the base; the heads are made anew"
         super().load_state_dict(state)
+        self._heads = Heads()
+
+    def _resume(self, state):
+        super()._resume(state)
         self._heads = Heads({k: state[k] for k in ('heads', 'states') if k in state})
