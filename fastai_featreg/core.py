@@ -55,6 +55,8 @@ class MethodCard:
             setattr(self, name, ' '.join(text.split())) # as it stands in the source it has line breaks
         self.variants,self.quick,self.refused = variants,quick or {},refused or {}
         self.neutral = {'weight 0': dict(weight=0.)} if neutral is None else neutral
+        if not all(isinstance(o, Variant) for o in variants):
+            raise ValueError(f"register_method: variants must be a list of Variants, got {variants!r}")
         ways = {} if isinstance(self.neutral, str) else self.neutral
         for name,o in dict(quick=self.quick, refused=self.refused, neutral=ways).items(): _check_dict(name, o)
         for name,o in ways.items(): _check_dict(f"neutral['{name}']", o)

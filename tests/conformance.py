@@ -29,7 +29,7 @@ class Entry:
     teacher: bool = False # must it be given a teacher?
     variants: dict = field(default_factory=dict) # more ways to make it, for the cells marked so
     permanent: bool = False # does it become part of the model, so that predictions are its own and dropout draws for it?
-    refused: dict = field(default_factory=dict) # cell -> expression that the sentence of the refusal matches; None where others are refused, and it is not
+    refused: dict = field(default_factory=dict) # cell -> expression that the sentence matches; None: it is not refused
     without: dict = field(default_factory=dict) # cell -> why it does not apply
 
 
@@ -80,8 +80,10 @@ variants = dict(
 special = dict(mv_fea_aug=dict(
     acts=acts_of(MVFeaAug) | dict(after_loss={'loss', 'batch'}, after_fit={'weights'}), permanent=True,
     without={'train_loss is the task loss': 'its train_loss is the loss that it trains, of all views',
-             'checkpoint is a plain one': 'its auxiliary classifier is in the checkpoint; a plain checkpoint loads with strict=False',
-             'removed, it leaves nothing': 'the views stay in the model, which predicts by them; its own `remove` gives the plain head back'}))
+             'checkpoint is a plain one': 'its auxiliary classifier is in the checkpoint; '
+                                          'a plain checkpoint loads with strict=False',
+             'removed, it leaves nothing': 'the views stay in the model, which predicts by them; '
+                                           'its own `remove` gives the plain head back'}))
 
 
 def entry_of(name):

@@ -2,7 +2,7 @@
 import ast
 from pathlib import Path
 import pytest
-from fastai_featreg.methods import method_modules
+from fastai_featreg.methods import method_modules, own_methods
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
 parts = ['checks', 'taps', 'heads', 'columns', 'guard'] # of the core
@@ -58,3 +58,11 @@ def test_bodies_are_short(name):
 def test_methods_do_not_import_each_other(name):
     sources = {n.module.split('.')[-1] for n in ast.walk(ast.parse(modules[name])) if isinstance(n, ast.ImportFrom) and (n.level or n.module.startswith('fastai_featreg'))}
     assert sources <= set(rooms), sources
+
+
+def test_methods_are_found_where_they_are_registered():
+    found = {cls.__module__ for cls in own_methods().values()}
+    assert {m for m in found if m.startswith('fastai_featreg.')}=={f'fastai_featreg.{name}' for name in methods}
+    # in the order of their notebooks, which is that of tables and of pairs
+    numbers = [next((folder.parent/'nbs').glob(f'[0-9]*_{name}.ipynb')).name for name in methods]
+    assert numbers==sorted(numbers) and len(numbers)>=5
