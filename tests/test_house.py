@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
-parts = ['checks', 'taps', 'heads', 'columns', 'guard'] # of the core
+parts = ['checks', 'taps', 'heads', 'columns', 'guard', 'fits'] # of the core
 rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'look', 'teachers'] # what methods may import
 methods = ['feature_mining', 'drop', 'cam_loss', 'distill', 'multiview']
 others = ['files', 'folders', 'data', 'nets', 'localise', 'fingerprints', 'rows', 'compare']
