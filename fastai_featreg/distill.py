@@ -303,6 +303,7 @@ def renormaliser(
 # %% ../nbs/40_distill.ipynb #c3706d5b
 class Guide:
     "A teacher at work: logits and maps of the student's batches, without a trace"
+    as_given = False # does it get the images as the student sees them, bytes included?
     def __init__(self,
         teacher:nn.Module, # network; it is not changed
         student:nn.Module, # its device and memory format are followed
@@ -317,15 +318,23 @@ class Guide:
         filters = [o for o in student.parameters() if o.ndim==4]
         if any(o.is_contiguous(memory_format=last) and not o.is_contiguous() for o in filters):
             self.net.to(memory_format=last)
-        try:
-            with untouched(self.net), torch.no_grad(): out = self.net(self.images(x[:2]))
-        except Exception as e:
-            raise ValueError(f"teacher: it cannot take the student's images, {tuple(x.shape[1:])} "
-                             f"({type(e).__name__}: {e}); give a teacher of their size and channels") from e
+        out = self._try(x[:2])
         check_answer('teacher', out, len(x[:2]))
         self.form = answer_form(out, loss_func)
         self.n_out = class_scores(out).shape[1]
         if maps: self._set_up_maps(x, cam)
+
+    def _try(self, x):
+        "Answers to a few images; bytes are given as they are to a teacher that does not take them as numbers"
+        with untouched(self.net), torch.no_grad():
+            try: return self.net(self.images(x))
+            except Exception as e: failed = e
+            self.as_given = not x.is_floating_point() and self.renorm is None
+            try:
+                if self.as_given: return self.net(self.images(x))
+            except Exception: pass # what it says to numbers is told
+        raise ValueError(f"teacher: it cannot take the student's images, {tuple(x.shape[1:])} "
+                         f"({type(failed).__name__}: {failed}); give a teacher of their size and channels") from failed
 
     def _set_up_maps(self, x, cam):
         try: self.anatomy = get_anatomy(self.net, x=x)
@@ -344,6 +353,7 @@ class Guide:
     )->Tensor: # batch as the teacher wants it
         "Normalised in the teacher's way, in the teacher's precision"
         x = plain_tensor(x)
+        if self.as_given: return x
         return _like_model(self.net, x if self.renorm is None else x*self.renorm[0] + self.renorm[1])
 
     def class_maps(self,

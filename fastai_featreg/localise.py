@@ -6,7 +6,7 @@
 __all__ = ['localisation', 'CamMetric']
 
 # %% ../nbs/05_localise.ipynb #8f6dc676
-from torch.utils.data import SequentialSampler
+from torch.utils.data import IterableDataset,SequentialSampler
 from fastai.vision.all import *
 from .anatomy import untouched,unwrap
 from .checks import check_choice,plain_tensor,what_is
@@ -17,7 +17,11 @@ from .maps import pointing_game,resize_maps
 
 # %% ../nbs/05_localise.ipynb #4401825c
 def _keeps_order(dl):
-    return not dl.shuffle if isinstance(dl, DataLoader) else isinstance(getattr(dl, 'sampler', None), SequentialSampler)
+    "Does a loader give its images in the order of its data set?"
+    if isinstance(dl, DataLoader): return not dl.shuffle
+    if isinstance(dl, list) or isinstance(dl.dataset, IterableDataset): return True
+    if dl.batch_sampler is None: return isinstance(dl.sampler, SequentialSampler)
+    return isinstance(getattr(dl.batch_sampler, 'sampler', None), SequentialSampler) # `dl.sampler` may be another
 
 def _boxes_of(dl, name, boxes=None):
     "Boxes in the order of a loader, given or known"

@@ -16,8 +16,7 @@ from fastai.vision.all import *
 from .anatomy import untouched,unwrap
 from .checks import plain_tensor,what_is
 from .data import has_boxes
-from .maps import CamMaker,cam_names,class_labels,minmax,resize_maps
-from .maps import _like_model
+from .maps import CamMaker,cam_names,class_labels,images_for,minmax,resize_maps
 
 # %% ../nbs/04_look.ipynb #d6af41b6
 @contextmanager
@@ -100,7 +99,7 @@ class Batch:
         model:nn.Module, # network, wrapped or not
     )->Tensor: # (N,C,H,W)
         "The images on the device of `model`, in its precision; bytes stay bytes"
-        return _like_model(model, self.x)
+        return images_for(model, self.x)
 
     def __len__(self): return len(self.x)
 

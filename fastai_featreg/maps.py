@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['cam_names', 'box_thresholds', 'cam', 'caam', 'cam_and_caam', 'minmax', 'resize_maps', 'grad_cam', 'grad_cam_pp',
-           'fold_weights', 'ClassWeights', 'class_weights', 'pooled_map', 'class_labels', 'CamMaker', 'box_masks',
-           'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
+           'images_for', 'fold_weights', 'ClassWeights', 'class_weights', 'pooled_map', 'class_labels', 'CamMaker',
+           'box_masks', 'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at', 'mask_iou_at', 'max_box_acc',
            'caam_cam_distance', 'centre_map', 'head_weights', 'CamCallback']
 
 # %% ../nbs/02_maps.ipynb #77519d2e
@@ -150,10 +150,18 @@ def _run_from(model, x, start):
 
 
 def _like_model(model, x):
-    "`x` on the device of `model`, in its precision; bytes stay bytes, for the networks that scale them"
+    "`x` on the device of `model`, in its precision"
     p = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if p is None: return x
-    return plain_tensor(x).to(p.device, p.dtype if x.is_floating_point() else x.dtype)
+    return x if p is None else plain_tensor(x).to(p.device, p.dtype)
+
+
+def images_for(
+    model:nn.Module, # network, wrapped or not
+    x:Tensor, # images (N,C,H,W)
+)->Tensor: # those images
+    "Images on the device of a model, in its precision; bytes stay bytes, for the networks that scale them"
+    if x.is_floating_point(): return _like_model(model, x)
+    return plain_tensor(x).to(next((p.device for p in model.parameters()), x.device))
 
 # %% ../nbs/02_maps.ipynb #0a9d97e9
 def _is_batchnorm(m): return isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None
@@ -344,7 +352,7 @@ class CamMaker:
         lay_out(self.model, [self.stage], x)
         start = _Start(self.stage, grad=self.method!='cam')
         with untouched(self.model, watched=True), torch.no_grad():
-            logits = _run_from(self.model, _like_model(self.model, x), start)
+            logits = _run_from(self.model, images_for(self.model, x), start)
             classes = _classes(target, logits, y)
             f = pooled_map(start.f, self.anatomy) if self.stage.module is self.anatomy.stages[-1].module else start.f
             if self.method=='cam': maps,sums = cam_and_caam(f, self.weights()[classes])
@@ -500,11 +508,12 @@ def head_weights(
     f:Tensor, # map of the last stage, (N,D,H,W)
     classes:Tensor, # (N,K)
     method:str='grad_cam', # or 'grad_cam_pp'
+    n:int|None=1, # images that are enough for the way to the map; None: all, for a network that insists on them
 )->Tensor: # (N,K,D), without a graph
     "Channel weights of K classes of each image by Grad-CAM, from an evaluation-mode pass of what lies behind the map"
     start = _Start(stage, like=lambda out: _like_model(model, f.detach()))
     with untouched(model), torch.no_grad():
-        logits = class_scores(_run_from(model, _like_model(model, x if stage.n_prefix else x[:1]), start))
+        logits = class_scores(_run_from(model, _like_model(model, x if stage.n_prefix else x[:n]), start))
         grads = [_score_grads(start.f, s, False, method) for s in logits.gather(1, classes).unbind(1)]
     return torch.stack([g.sum((2, 3)) if method=='grad_cam' else _pp_weights(start.f.detach(), g) for g in grads], 1)
 
@@ -541,7 +550,8 @@ class CamCallback(FeatureCallback):
     )->Tensor: # (N,K,D), without a graph
         "Weights of the channels for K classes of each image: CAM's where it is exact, else Grad-CAM's"
         if self.maker: return self.maker.of(classes)
-        return head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method)
+        n = 1 if self.anatomy.n_images==1 else None
+        return head_weights(unwrap(self.learn.model), self.anatomy.last, self.learn.x, f, classes, self.method, n)
 
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)
