@@ -15,7 +15,8 @@ from .anatomy import Anatomy,get_anatomy,lay_out,untouched,unwrap
 from .answers import answer_form,bare_loss,check_answer,class_scores,mixed_classes,task_loss
 from .checks import check_count,check_distance,check_flag,check_maps,check_number
 from .checks import plain_tensor,what_is,widen
-from .core import LossCallback,register_method,Variant
+from .core import register_method,Variant
+from .fits import LossCallback
 from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
 from .maps import pooled_map,resize_maps
 from .maps import _check_in_use,_held_maps,_like_model,_run_from,_Start

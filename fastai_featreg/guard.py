@@ -35,7 +35,7 @@ class EpochGuard:
             self.cb.clean_up()
             raise
         finally:
-            torch.set_grad_enabled(grad) # Ctrl-C inside `no_grad().__enter__` leaves gradients off, in the whole process
+            torch.set_grad_enabled(grad) # Ctrl-C inside `no_grad().__enter__` leaves gradients off, in all that follows
             self.cb.end_epoch()
 
     @staticmethod
