@@ -6,6 +6,7 @@
 __all__ = ['methods', 'cards', 'Variant', 'MethodCard', 'register_method', 'card_of', 'method_summary', 'FeatureCallback']
 
 # %% ../nbs/01_core.ipynb #822d6b0c
+from dataclasses import dataclass
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
 from .anatomy import Anatomy,get_anatomy,lay_out,Stage,unwrap
