@@ -112,6 +112,8 @@ def steady(cb):
     def again(f, *args):
         if cb.generator is not None: cb.generator.manual_seed(0)
         with isolated_rng(0): return f(*args)
+    if not isinstance(cb, FeatureCallback): # without a map there is nothing to draw for
+        return
     change,term = cb.change_map,cb.loss_term
     cb.change_map = lambda stage, fmap: torch.cat([again(change, stage, f[None]) for f in fmap])
     cb.loss_term = lambda maps: again(term, maps)
