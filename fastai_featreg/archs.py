@@ -23,7 +23,8 @@ def find_arch(
 )->Callable|str: # what `vision_learner` takes
     "Architecture called `name`"
     known,(whole,_,drop) = known_archs(),name.rpartition('-')
-    if whole and drop.isdecimal() and len(name)<100: return Truncated(find_arch(whole), int(drop))
+    if whole and drop.isdecimal() and len(name)<100:
+        return Truncated(find_arch(whole), int(drop))
     if name in known: return known[name]
     if timm.is_model(name): return name
     show = "Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."
@@ -49,7 +50,8 @@ def make_learner(
         four papers have average pooling and one linear layer. letter: `head='linear'`.
     """
     metrics = [accuracy, partial(top_k_accuracy, k=5)] if dls.c>10 else [accuracy]
-    try: return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=metrics, **heads[head])
+    try:
+        return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=metrics, **heads[head])
     except Exception as e:
         remedy = "use --no-pretrained (pretrained=False) to train from scratch" if pretrained else "choose another architecture"
         what = 'load the pretrained weights of' if pretrained else 'build a vision_learner from'

@@ -69,7 +69,8 @@ def list_methods():
         args = ', '.join(str(p.replace(annotation=inspect.Parameter.empty)) for p in list(sig.parameters.values())[1:])
         print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {core.method_summary(name)}")
         recipes = [f'{cls.__name__}.{r}()' for r in getattr(cls, 'recipes', ())]
-        if recipes: print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
+        if recipes:
+            print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
     return 0
 
 def check_texts(given:dict):
@@ -77,8 +78,10 @@ def check_texts(given:dict):
     for k,v in given.items():
         if not isinstance(v, str): continue
         name = k.replace('_', '-')
-        if not v.strip(): raise ValueError(f"{name} must not be empty; leave it out for what it is by default")
-        if '\0' in v: raise ValueError(f"{name} must not have a NUL character in it, got '{echo(v, 80)}'")
+        if not v.strip():
+            raise ValueError(f"{name} must not be empty; leave it out for what it is by default")
+        if '\0' in v:
+            raise ValueError(f"{name} must not have a NUL character in it, got '{echo(v, 80)}'")
 
 def run_compare(args:argparse.Namespace):
     "`featreg compare`; 1 if a run has failed"
@@ -87,7 +90,8 @@ def run_compare(args:argparse.Namespace):
     if args.path and args.data:
         raise ValueError(f"the data are given twice, as '{echo(args.path, 80)}' and as --data '{echo(args.data, 80)}'; "
                          "give one of them")
-    try: df = compare(args.path or args.data, **given, say=partial(print, flush=True))
+    try:
+        df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
         path = Path(at_home('out', args.out))/'results.csv'
         n = len(read_results(path))
@@ -113,7 +117,8 @@ def main(
     try: args = parser().parse_args(argv)
     except SystemExit as e: return e.code
     warnings.filterwarnings('ignore')
-    try: return list_methods() if args.command=='methods' else run_compare(args)
+    try:
+        return list_methods() if args.command=='methods' else run_compare(args)
     except (ValueError, OSError, RecursionError, MemoryError, OverflowError) as e: # all else is a mistake of ours
         print(f'featreg: {reason(e)}', file=sys.stderr)
         return 2

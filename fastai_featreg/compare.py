@@ -38,7 +38,8 @@ own_images = dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, pr
 
 def papers_head(arch:str, labels:list):
     "Why network or methods ask for the papers' head, average pooling and one linear layer; '' if they do not"
-    if arch.rpartition('-')[0] in nets or arch in nets: return f"'{arch}' is a net of the papers"
+    if arch.rpartition('-')[0] in nets or arch in nets:
+        return f"'{arch}' is a net of the papers"
     return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
 
 def at_home(name:str, path:str|Path|None):
@@ -48,7 +49,8 @@ def at_home(name:str, path:str|Path|None):
         raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
     if '\0' in str(path):
         raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
-    try: return Path(path).expanduser() if str(path).startswith('~') else path
+    try:
+        return Path(path).expanduser() if str(path).startswith('~') else path
     except RuntimeError as e:
         raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
 
@@ -57,8 +59,10 @@ limits = dict(seeds=1000, size=4096, epochs=100_000) # above these a number is a
 def check_budget(name:str, value:float|None):
     "A number of the budget; None is left to the data"
     if value is None: return
-    if not abs(value)<math.inf: raise ValueError(f"{name} must be finite, not {value}")
-    if value<=0: raise ValueError(f"{name} must be greater than 0, not {echo(value, 40)}")
+    if not abs(value)<math.inf:
+        raise ValueError(f"{name} must be finite, not {value}")
+    if value<=0:
+        raise ValueError(f"{name} must be greater than 0, not {echo(value, 40)}")
     if value>limits.get(name, math.inf):
         raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
 
@@ -66,11 +70,15 @@ def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
     usual = budgets.get(str(data), own_images)
     budget = usual | {k: v for k,v in given.items() if v is not None}
-    if given.get('head') is None and papers_head(budget['arch'], labels): budget['head'] = 'linear'
-    if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None: budget['lr'] = 2e-3 if budget['pretrained'] else 3e-3
-    if budget['head'] not in heads: raise ValueError(unknown_name('head', budget['head'], list(heads)))
+    if given.get('head') is None and papers_head(budget['arch'], labels):
+        budget['head'] = 'linear'
+    if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None:
+        budget['lr'] = 2e-3 if budget['pretrained'] else 3e-3
+    if budget['head'] not in heads:
+        raise ValueError(unknown_name('head', budget['head'], list(heads)))
     find_arch(budget['arch'])
-    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'): check_budget(k, budget[k])
+    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'):
+        check_budget(k, budget[k])
     return budget
 
 # %% ../nbs/80_compare.ipynb #56118a3e
@@ -98,16 +106,21 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
 def open_data(data:str|Path|None, budget:dict, say:Callable=noop):
     "Loaders of the data, the layout of a folder told; a failed download is one sentence"
     names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid')
-    try: return load_data(data, say=say, **{k: budget[k] for k in names if budget.get(k) is not None})
-    except OSError as e: raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); check the network and the folder's permissions") from e
+    try:
+        return load_data(data, say=say, **{k: budget[k] for k in names if budget.get(k) is not None})
+    except OSError as e:
+        raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); check the network and the folder's permissions") from e
 
 def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
     "Fail now rather than in the first run: full batches, weights, a network that takes this size"
-    if len(dls.train)==0: raise ValueError(f"bs={dls.bs} is more than the {len(dls.train_ds)} training images; choose a smaller batch size")
+    if len(dls.train)==0:
+        raise ValueError(f"bs={dls.bs} is more than the {len(dls.train_ds)} training images; choose a smaller batch size")
     learn = make_learner(dls, arch, pretrained, head)
     try:
-        with torch.no_grad(): learn.model.eval()(dls.valid.one_batch()[0])
-    except Exception as e: raise ValueError(f"'{arch}' cannot take these images ({one_line(e)}); choose another size or architecture") from e
+        with torch.no_grad():
+            learn.model.eval()(dls.valid.one_batch()[0])
+    except Exception as e:
+        raise ValueError(f"'{arch}' cannot take these images ({one_line(e)}); choose another size or architecture") from e
 
 class OneStep(Callback):
     "End the fit after one training step"
@@ -122,7 +135,8 @@ def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:st
         learn = make_learner(dls, arch, pretrained, head).add_cbs([*make_cbs(), OneStep]).remove_cb(ProgressCallback)
         learn.logger = noop
         try: learn.fit(1)
-        except Exception as e: raise ValueError(f"{label} cannot train '{arch}' on these images ({one_line(e)}); change its arguments or leave it out") from e
+        except Exception as e:
+            raise ValueError(f"{label} cannot train '{arch}' on these images ({one_line(e)}); change its arguments or leave it out") from e
 
 # %% ../nbs/80_compare.ipynb #546f8dde
 class RunProgress(ProgressCallback):
@@ -130,7 +144,8 @@ class RunProgress(ProgressCallback):
     def __init__(self, mbar, nth, title): store_attr()
     def before_fit(self): pass
     def after_fit(self): pass
-    def before_epoch(self): self.mbar.main_bar.comment = f'{self.nth}, epoch {self.epoch+1}/{self.n_epoch}: {self.title}'
+    def before_epoch(self):
+        self.mbar.main_bar.comment = f'{self.nth}, epoch {self.epoch+1}/{self.n_epoch}: {self.title}'
     def _launch_pbar(self):
         self.pbar = progress_bar(self.dl, parent=self.mbar, leave=False)
         self.pbar.prefix = self.mbar.main_bar.comment[:max(20, getattr(self.pbar, 'cols', 100) - 48)] # a longer line would wrap
@@ -138,13 +153,16 @@ class RunProgress(ProgressCallback):
 
 def watched():
     "Is there a terminal or a notebook that can show a bar?"
-    try: return bool(IN_NOTEBOOK or sys.stdout.isatty() and '█'.encode(sys.stdout.encoding))
-    except (AttributeError, TypeError, ValueError, LookupError): return False # closed, none at all, or ASCII only
+    try:
+        return bool(IN_NOTEBOOK or sys.stdout.isatty() and '█'.encode(sys.stdout.encoding))
+    except (AttributeError, TypeError, ValueError, LookupError):
+        return False # closed, none at all, or ASCII only
 
 def iterate(todo:list, say:Callable, bars:bool|None):
     "Each run with its bar, or without one where nobody watches"
     if not todo: return # an empty bar stays on the screen
-    if not ifnone(bars, watched()): yield from ((run, None, say) for run in todo)
+    if not ifnone(bars, watched()):
+        yield from ((run, None, say) for run in todo)
     else:
         mbar = master_bar(todo)
         for i,run in enumerate(mbar):
@@ -166,7 +184,8 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
         "Train a run, unless another command has done it meanwhile"
         seed,label = run
         ids = config | dict(method=label, seed=seed, method_id=methods[label])
-        if is_there(path, ids): return write(f"{label}, seed {seed}: another command has trained it meanwhile")
+        if is_there(path, ids):
+            return write(f"{label}, seed {seed}: another command has trained it meanwhile")
         rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
         keep(rows[-1])
         write(finished(i, len(todo), seed, label, rows[-1], time.perf_counter() - start))
@@ -176,7 +195,8 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
             else: busy.append(run)
     for i,(run,bar,write) in enumerate(iterate(busy, say, bars), len(todo) - len(busy) + 1):
         write(f"{run[1]}, seed {run[0]}: another command trains it; its row is waited for")
-        with claim(path, (run, *config.values()), wait=True): one(i, run, bar, write)
+        with claim(path, (run, *config.values()), wait=True):
+            one(i, run, bar, write)
     keep() # what could not be written so far
     return rows
 
@@ -199,14 +219,17 @@ def rows_of(path:Path, config:dict, methods:dict, order:list, say:Callable=noop)
     rows = chosen(df, config, methods, order)
     there = df[same_config(df, config) & (df['method_id']==df['method'].map(methods))]
     twice = int(there.duplicated(['method', 'seed']).sum())
-    if twice: say(f"{path} has {plural(twice, 'run')} more than once: of equal runs the last row counts.")
+    if twice:
+        say(f"{path} has {plural(twice, 'run')} more than once: of equal runs the last row counts.")
     todo = [config | dict(method=m, seed=s, method_id=methods[m]) for s,m in missing(order, rows)]
-    if line := differences(df, todo): say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
+    if line := differences(df, todo):
+        say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
     return rows
 
 def all_rows(path:Path, config:dict, methods:dict, order:list, known:pd.DataFrame, say:Callable):
     "Rows for the report: those of the table, or those in memory where it cannot be read any more"
-    try: return chosen(pd.concat([known, read_results(path)])[list(known)], config, methods, order)
+    try:
+        return chosen(pd.concat([known, read_results(path)])[list(known)], config, methods, order)
     except ValueError as e: say(f"{e}. The report is of this command's runs and those there when it began.")
     return chosen(known, config, methods, order)
 
@@ -242,11 +265,13 @@ def compare(
         SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a constant rate (MV 3.1). No
         argument gives their schedules yet, so no number here stands beside a paper's.
     """
-    if teacher is not None and not isinstance(teacher, (str, Path)): raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
+    if teacher is not None and not isinstance(teacher, (str, Path)):
+        raise ValueError(f"teacher must be the file of a network or an exported learner, got a {type(teacher).__name__}; export it, and give the path")
     say = safely(say)
     data,plan = at_home('data', data) or 'digits',dict(parse_methods(as_text(methods), teacher, teacher_arch))
     path = results_file(at_home('out', out))
-    if teacher is not None and not any('teacher=' in label for label in plan): say('None of these methods learns from a teacher: --teacher is not used.')
+    if teacher is not None and not any('teacher=' in label for label in plan):
+        say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
                       pretrained=pretrained, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid)
     if head is None and (why := papers_head(budget['arch'], list(plan))):

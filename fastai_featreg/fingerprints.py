@@ -33,10 +33,14 @@ def file_id(path:Path, root:Path)->str:
 
 def item_id(o:object, root:Path)->str:
     "Fingerprint of an item of a dataset: a file, pixels, or an object that holds either"
-    if isinstance(o, Path) or isinstance(o, str) and os.sep in o and os.path.isfile(o): return file_id(Path(o), root)
-    if isinstance(o, np.ndarray): return fingerprint_of(o.shape, o.dtype.str, np.ascontiguousarray(o).tobytes())
-    if isinstance(o, (list, tuple)): return fingerprint_of([item_id(v, root) for v in o])
-    if not hasattr(o, '__dict__') or isinstance(o, type): return fingerprint_of(o)
+    if isinstance(o, Path) or isinstance(o, str) and os.sep in o and os.path.isfile(o):
+        return file_id(Path(o), root)
+    if isinstance(o, np.ndarray):
+        return fingerprint_of(o.shape, o.dtype.str, np.ascontiguousarray(o).tobytes())
+    if isinstance(o, (list, tuple)):
+        return fingerprint_of([item_id(v, root) for v in o])
+    if not hasattr(o, '__dict__') or isinstance(o, type):
+        return fingerprint_of(o)
     return fingerprint_of({k: item_id(v, root) for k,v in sorted(vars(o).items()) if not k.startswith('_')})
 
 def labels_of(ds:object)->list:
@@ -86,14 +90,16 @@ def computing(tree:ast.AST)->str:
 
 def module_tree(name:str)->ast.Module|None:
     "Syntax tree of a module, None where its source is not at hand"
-    try: return ast.parse(Path(importlib.util.find_spec(name).origin).read_bytes())
+    try:
+        return ast.parse(Path(importlib.util.find_spec(name).origin).read_bytes())
     except (AttributeError, TypeError, ValueError, ImportError, OSError, SyntaxError): return None
 
 def imported(name:str, tree:ast.Module)->set:
     "Modules of its own package that a module imports anywhere"
     package,found = name.rpartition('.')[0],set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
             base = '.'*node.level + (node.module or '')
             base = importlib.util.resolve_name(base, package) if node.level else base
@@ -104,7 +110,8 @@ def module_sources(name:str)->dict:
     "A module and all that it imports from its own package: name -> what computes"
     found,todo = {},[name]
     while todo:
-        if (name := todo.pop()) in found or not (tree := module_tree(name)): continue
+        if (name := todo.pop()) in found or not (tree := module_tree(name)):
+            continue
         todo += imported(name, tree)
         found[name] = computing(tree)
     return found
@@ -130,7 +137,8 @@ def class_parts(cls:type)->list:
 # %% ../nbs/79_fingerprints.ipynb #a1f00052
 def names_of(node:ast.AST)->set:
     "What a statement at the top of a module defines"
-    if isinstance(node, ast.Assign): return {t.id for t in ast.walk(node) if isinstance(t, ast.Name)}
+    if isinstance(node, ast.Assign):
+        return {t.id for t in ast.walk(node) if isinstance(t, ast.Name)}
     return {getattr(node, 'name', None)}
 
 def named_parts(module:str, names:list)->list:
@@ -146,9 +154,13 @@ def source_id(
     modules,rest = {},[]
     for o in [c for o in objects for c in (o.__mro__ if isinstance(o, type) else [o])]:
         name,_,some = (o if isinstance(o, str) else o.__module__).partition(':')
-        if isinstance(o, type): rest.append(o.__qualname__)
-        if name.split('.')[0] in versioned: rest.append(name)
-        elif some: rest += named_parts(name, some.split(','))
-        elif name!='__main__' and (found := module_sources(name)): modules |= found
+        if isinstance(o, type):
+            rest.append(o.__qualname__)
+        if name.split('.')[0] in versioned:
+            rest.append(name)
+        elif some:
+            rest += named_parts(name, some.split(','))
+        elif name!='__main__' and (found := module_sources(name)):
+            modules |= found
         elif isinstance(o, type): rest += class_parts(o)
     return fingerprint_of(sorted(modules.items()), rest, kind='m')

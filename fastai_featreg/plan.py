@@ -46,7 +46,8 @@ def find_method(
     "Callback class behind `name`"
     known = known_methods()
     classes = {name_key(n): c for n,c in known.items()} | {name_key(c.__name__): c for c in known.values()}
-    if name_key(name) in classes: return classes[name_key(name)]
+    if name_key(name) in classes:
+        return classes[name_key(name)]
     if name_key(name) in reserved:
         raise ValueError(f"methods: '{name}' is no callback, so it takes neither + nor arguments; "
                          f"{reserved[name_key(name)]}")
@@ -60,7 +61,8 @@ def method_label(
 )->str: # e.g. `FeatureMining(layers=2)`
     "Expression that makes the callback, without default arguments"
     sig = inspect.signature(cls.__init__)
-    try: bound = sig.bind(None, *args, **kwargs).arguments
+    try:
+        bound = sig.bind(None, *args, **kwargs).arguments
     except TypeError as e:
         known = ', '.join(list(sig.parameters)[1:])
         raise ValueError(f"{cls.__name__}: {echo(e)}; its arguments are {known}") from None
@@ -88,15 +90,19 @@ def parse_list(text:str):
     except Exception: # SyntaxError, RecursionError, MemoryError, ...: the kind says nothing about the text
         raise ValueError(f"methods: cannot read '{echo(text)}'; "
                          "write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
-    if not nodes: raise ValueError("methods: the list is empty; write e.g. feature_mining,mixup")
+    if not nodes:
+        raise ValueError("methods: the list is empty; write e.g. feature_mining,mixup")
     return nodes
 
 def literal_arguments(call:ast.Call):
     "Positional and keyword arguments of a call"
     text,names = shown(call),[k.arg for k in call.keywords]
-    if None in names: raise ValueError(f"methods: '{text}' has arguments behind **; write them out, such as layers=2")
-    if len(set(names))<len(names): raise ValueError(f"methods: '{text}' gives an argument twice; give it once")
-    try: return [ast.literal_eval(a) for a in call.args],{k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    if None in names:
+        raise ValueError(f"methods: '{text}' has arguments behind **; write them out, such as layers=2")
+    if len(set(names))<len(names):
+        raise ValueError(f"methods: '{text}' gives an argument twice; give it once")
+    try:
+        return [ast.literal_eval(a) for a in call.args],{k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except Exception: # a long chain of signs is a RecursionError, a list as a key of a dictionary a TypeError
         raise ValueError(f"methods: the arguments in '{text}' must be literals, such as 2, 0.5 or 'box'") from None
 
@@ -108,8 +114,10 @@ def parse_recipe(call:ast.Call):
         others = f"its recipes are {', '.join(known)}" if known else 'it has none'
         raise ValueError(f"methods: {cls.__name__} has no recipe '{name}'; {others}")
     args,kwargs = literal_arguments(call)
-    try: made = getattr(cls, name)(*args, **kwargs)
-    except ValueError: raise
+    try:
+        made = getattr(cls, name)(*args, **kwargs)
+    except ValueError:
+        raise
     except Exception as e:
         known = ', '.join(inspect.signature(getattr(cls, name)).parameters)
         raise ValueError(f"methods: '{shown(call)}': {echo(e)}; its arguments are {known}") from None
@@ -118,7 +126,8 @@ def parse_recipe(call:ast.Call):
 def parse_callback(node:ast.AST):
     "Class, positional and keyword arguments of one callback"
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name): return parse_recipe(call)
+    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+        return parse_recipe(call)
     if not isinstance(call.func, ast.Name):
         raise ValueError(f"methods: '{shown(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
     return find_method(call.func.id), *literal_arguments(call)
@@ -128,7 +137,8 @@ def summands(node:ast.AST):
     todo,found = [node],[]
     while todo: # a chain of thousands is no recursion
         node = todo.pop()
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add): todo += [node.left, node.right]
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            todo += [node.left, node.right]
         else: found.insert(0, node)
     if len(found)>most:
         raise ValueError(f"methods: {len(found)} callbacks joined by + are too many; join at most {most}")
@@ -169,7 +179,8 @@ def check_callbacks(label:str, calls:list):
         try: make_callbacks([call])
         except Exception as e:
             ours = call[0].__module__.startswith('fastai_featreg.')
-            if ours and isinstance(e, ValueError): raise # a sentence already
+            if ours and isinstance(e, ValueError):
+                raise # a sentence already
             kind,told = type(e).__name__,echo(' '.join(str(e).split()))
             why = f'a wrong type ({told})' if isinstance(e, TypeError) else f'a wrong value ({kind}: {told})'
             raise ValueError(f"methods: {echo(label)} has an argument of {why}; correct it") from e
@@ -184,8 +195,10 @@ def method_of(calls:list):
     if len(set(names))<len(names):
         raise ValueError(f"methods: {echo('+'.join(names))} has one class twice; give that one several layers instead")
     calls = [with_marks(*call) for call in calls]
-    try: label = short_marks('+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in calls))
-    except ValueError: raise
+    try:
+        label = short_marks('+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in calls))
+    except ValueError:
+        raise
     except Exception as e:
         raise ValueError(f"methods: {'+'.join(names)} has an argument that cannot be written ({echo(e)})") from e
     check_callbacks(label, calls)
@@ -214,10 +227,13 @@ def callback_text(cb:Callback):
     cls = type(cb)
     args = ', '.join(str(p.replace(annotation=p.empty)) for p in list(inspect.signature(cls).parameters.values())[:1])
     remedy = f'give it as text with literal arguments, such as "{cls.__name__}({args})"'
-    if cls.__repr__ is Callback.__repr__: raise ValueError(f"methods: a {cls.__name__} does not show its arguments; {remedy}")
+    if cls.__repr__ is Callback.__repr__:
+        raise ValueError(f"methods: a {cls.__name__} does not show its arguments; {remedy}")
     text = repr(cb).partition('  # ')[0] # behind it stands where a callback acts, once it has
-    try: (_,make), = parse_methods(text)[1:]
-    except ValueError: raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
+    try:
+        (_,make), = parse_methods(text)[1:]
+    except ValueError:
+        raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
     if unmarked(repr(make()[0]))!=unmarked(text):
         raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
     return text
@@ -226,8 +242,10 @@ def method_text(m:Callable|Callback|str):
     "A name, a callback class or a callback as text"
     if isinstance(m, str): return m
     cls = m if isinstance(m, type) else type(m)
-    if not issubclass(cls, Callback): raise ValueError(f"methods: {m!r} is neither text nor a callback; write e.g. ['feature_mining', 'FeatureMining(layers=2)']")
-    if find_method(cls.__name__) is not cls: raise ValueError(f"methods: another class is registered as {cls.__name__}; register this one with register_method, under a class name of its own")
+    if not issubclass(cls, Callback):
+        raise ValueError(f"methods: {m!r} is neither text nor a callback; write e.g. ['feature_mining', 'FeatureMining(layers=2)']")
+    if find_method(cls.__name__) is not cls:
+        raise ValueError(f"methods: another class is registered as {cls.__name__}; register this one with register_method, under a class name of its own")
     return cls.__name__ if m is cls else callback_text(m)
 
 def as_text(methods:str|list|Callable|Callback):

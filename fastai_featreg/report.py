@@ -19,7 +19,8 @@ from .wording import one_line,plural
 # %% ../nbs/78_report.ipynb #72894b5d
 def interval(x:pd.Series, level:float=0.95):
     "Student's interval of the mean"
-    if len(x)<2: return np.nan,np.nan
+    if len(x)<2:
+        return np.nan,np.nan
     half = student_t.ppf((1 + level)/2, len(x) - 1)*np.std(x, ddof=1)/np.sqrt(len(x))
     return np.mean(x) - half, np.mean(x) + half
 
@@ -50,8 +51,10 @@ def summarise(
 )->pd.DataFrame: # a row per method: accuracy, its difference to plain (paired by seed) and 95 % interval, ratios of time and memory
     "Mean and spread of each method, and what it gains and costs against plain"
     mixed = [c for c in config_names if c in df and df[c].map(partial(meaning, c)).nunique()>1]
-    if 'method_id' in df and df.groupby('method')['method_id'].nunique().gt(1).any(): mixed.append('method_id')
-    if mixed: raise ValueError(f"the runs differ in {', '.join(mixed)}: choose those of one configuration first")
+    if 'method_id' in df and df.groupby('method')['method_id'].nunique().gt(1).any():
+        mixed.append('method_id')
+    if mixed:
+        raise ValueError(f"the runs differ in {', '.join(mixed)}: choose those of one configuration first")
     df = count_once(df)
     plain = df[(df['method']=='plain') & (df['error']=='')].set_index('seed')
     rows = [summary_row(label, rows, plain) for label,rows in df.groupby('method', sort=False)]
@@ -99,23 +102,30 @@ def notes(
     summary:pd.DataFrame, # from `summarise`
 )->list: # a line for each method that has one
     "What a method did otherwise than it was asked to"
-    def short(note): return note if len(note)<=300 else note[:300].rpartition(' ')[0] + ' ... (all of it in the column note)'
+    def short(note):
+        return note if len(note)<=300 else note[:300].rpartition(' ')[0] + ' ... (all of it in the column note)'
     return [f'{label}: {short(note)}' for label,note in summary['note'].items() if note]
 
 # %% ../nbs/78_report.ipynb #7b33f286
 def verdict(label:str, r:tuple):
     "One sentence: does the interval of the difference exclude 0?"
-    if r.failed==r.runs: return f"{label}: no run ended well, so nothing can be said."
-    if r.pairs==0: return f"{label}: no run shares a seed with one of plain that ended well, so nothing can be said."
-    if not np.isfinite(r.gain): return f"{label}: a run has no accuracy, so nothing can be said."
+    if r.failed==r.runs:
+        return f"{label}: no run ended well, so nothing can be said."
+    if r.pairs==0:
+        return f"{label}: no run shares a seed with one of plain that ended well, so nothing can be said."
+    if not np.isfinite(r.gain):
+        return f"{label}: a run has no accuracy, so nothing can be said."
     lost = f"; {r.failed} of {plural(r.runs, 'run')} failed or diverged and {'is' if r.failed==1 else 'are'} not in it" if r.failed else ''
     start = f"{label}: {100*r.gain:+.2f} points against plain"
-    if r.pairs<3: return f"{start} over {plural(r.pairs, 'seed')}{lost}: too few to tell a difference from chance, take three or more."
+    if r.pairs<3:
+        return f"{start} over {plural(r.pairs, 'seed')}{lost}: too few to tell a difference from chance, take three or more."
     if r.gain_std<1e-9: # equal differences happen by rounding: few validation images, few seeds
         return f"{start} in each of {r.pairs} seeds{lost}: equal differences have no interval; take more seeds or validation images."
     span = f"{start} over {r.pairs} seeds, 95 % interval {100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}{lost}"
-    if r.gain_low<=0<=r.gain_high: return f"{span}: it includes 0, so no difference is shown."
-    if r.failed: return f"{span}: it excludes 0, but runs that did not end well count too, so no difference is shown."
+    if r.gain_low<=0<=r.gain_high:
+        return f"{span}: it includes 0, so no difference is shown."
+    if r.failed:
+        return f"{span}: it excludes 0, but runs that did not end well count too, so no difference is shown."
     return f"{span}: it excludes 0, so {'a gain' if r.gain>0 else 'a loss'} is shown, for these images and this budget."
 
 # %% ../nbs/78_report.ipynb #75fd43c5
@@ -181,5 +191,6 @@ def draw(df:pd.DataFrame, picture:Path):
         fig = plot_comparison(df)
         try: fig.savefig(picture, dpi=120)
         finally: plt.close(fig)
-    except Exception as e: return f"but there is no picture: '{picture}' failed ({one_line(e, 120)})"
+    except Exception as e:
+        return f"but there is no picture: '{picture}' failed ({one_line(e, 120)})"
     return f'{picture} the picture'

@@ -44,8 +44,10 @@ def meaning(
 )->object: # equal for cells that mean the same
     "What a cell says, whoever wrote it"
     text = str(cell).strip()
-    if column in versions: return '.'.join(re.findall(r'\d+', text)[:2])
-    if column in switches: return truth.get(text.lower(), text)
+    if column in versions:
+        return '.'.join(re.findall(r'\d+', text)[:2])
+    if column in switches:
+        return truth.get(text.lower(), text)
     number = as_number(text) if column in ('seed', *sizes) else None
     return text if number is None or math.isnan(number) else number
 
@@ -57,9 +59,11 @@ def decoded(data:bytes)->str:
 
 def padded(cells:list, header:list, row:int)->list:
     "`cells`, with what a spreadsheet cuts off behind the last cell that is not empty"
-    if len(cells)>len(header): raise ValueError(f"row {row} has {len(cells)} cells, the header {len(header)}")
+    if len(cells)>len(header):
+        raise ValueError(f"row {row} has {len(cells)} cells, the header {len(header)}")
     cut = [c for c in header[len(cells):] if c in result_columns and c not in optional]
-    if cut: raise ValueError(f"row {row} ends before its column {cut[0]}")
+    if cut:
+        raise ValueError(f"row {row} ends before its column {cut[0]}")
     return cells + ['']*(len(header) - len(cells))
 
 def read_cells(
@@ -68,16 +72,21 @@ def read_cells(
     "The cells as they stand in the file; `ValueError` if it is no table of results"
     text = decoded(Path(path).read_bytes())
     separator = max(',;\t', key=text.lstrip().partition('\n')[0].count)
-    try: lines = list(csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True))
-    except csv.Error as e: raise ValueError(f"it is no CSV file: {e}") from e
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True))
+    except csv.Error as e:
+        raise ValueError(f"it is no CSV file: {e}") from e
     header = [name.strip() for name in lines[0]] if lines else []
     missing = [c for c in result_columns if c not in header and c not in optional]
-    if missing: raise ValueError(f"it has no column {missing[0]}")
-    if len(set(header))<len(header): raise ValueError("it has a column twice")
+    if missing:
+        raise ValueError(f"it has no column {missing[0]}")
+    if len(set(header))<len(header):
+        raise ValueError("it has a column twice")
     rows = {i: padded(cells, header, i) for i,cells in enumerate(lines[1:], 2) if any(c.strip() for c in cells)}
     df = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
     commas = [c for c in header if c in ('seed', 'curve', 'train_curve', *sizes, *measures, *looks, *bests)]
-    if separator==';': df[commas] = df[commas].map(lambda cell: cell.replace(',', '.')).astype(object)
+    if separator==';':
+        df[commas] = df[commas].map(lambda cell: cell.replace(',', '.')).astype(object)
     return df
 
 # %% ../nbs/81_rows.ipynb #a1f00014
@@ -85,12 +94,15 @@ shares,times = ['accuracy', *looks, 'best_accuracy', 'top5'],['step_ms', 'second
 
 def wrong(column:str, number:float|None, error:str)->str:
     "What a number of this column must be, '' if it is"
-    if number is None or math.isinf(number): return 'a finite number or empty'
+    if number is None or math.isinf(number):
+        return 'a finite number or empty'
     if math.isnan(number):
         if column=='seed': return 'a whole number'
         return 'a number where no error is noted' if column=='accuracy' and not error else ''
-    if column=='seed': return '' if number>=0 and number==int(number) else 'a whole number'
-    if column in shares and not 0<=number<=1 + 1e-6: return 'a share from 0 to 1 or empty'
+    if column=='seed':
+        return '' if number>=0 and number==int(number) else 'a whole number'
+    if column in shares and not 0<=number<=1 + 1e-6:
+        return 'a share from 0 to 1 or empty'
     return '0 or more' if column in times and number<0 else ''
 
 def check_curve(text:str)->str:
@@ -100,7 +112,8 @@ def check_curve(text:str)->str:
 
 def complain(i:int, column:str, must:str, cell:str):
     "Raise a `ValueError` about one cell if it must be something else"
-    if must: raise ValueError(f"row {i}, column {column}: must be {must}, got {cell[:40]!r}")
+    if must:
+        raise ValueError(f"row {i}, column {column}: must be {must}, got {cell[:40]!r}")
 
 def typed(
     cells:pd.DataFrame, # from `read_cells`
@@ -131,12 +144,15 @@ def no_table(path:Path, e:Exception)->ValueError:
 
 def cells_of(path:Path)->pd.DataFrame:
     "`read_cells`, checked; none if there is no file"
-    if not os.path.exists(path): return pd.DataFrame(columns=result_columns, dtype=object)
+    if not os.path.exists(path):
+        return pd.DataFrame(columns=result_columns, dtype=object)
     try:
         typed(cells := read_cells(path))
         return cells
-    except OSError as e: raise ValueError(f"'{path}' cannot be read ({e.strerror or e}); see to its permissions") from e
-    except (ValueError, KeyError) as e: raise no_table(path, e) from e
+    except OSError as e:
+        raise ValueError(f"'{path}' cannot be read ({e.strerror or e}); see to its permissions") from e
+    except (ValueError, KeyError) as e:
+        raise no_table(path, e) from e
 
 # %% ../nbs/81_rows.ipynb #a1f00016
 def read_results(
@@ -145,7 +161,8 @@ def read_results(
     "Rows written so far, those in files beside included; a damaged file is a `ValueError` and is left alone"
     tables = [cells_of(path)]
     for file in beside(path):
-        with suppress(ValueError): tables.append(cells_of(file))
+        with suppress(ValueError):
+            tables.append(cells_of(file))
     df = pd.concat([typed(t) for t in tables if len(t)] or [typed(tables[0])], ignore_index=True)
     return df.fillna({c: '' for c in df if c not in result_columns})
 
@@ -181,7 +198,8 @@ def differences(
         if not all(other) or not other: continue # there is none, or one that counts
         n += len(near)
         i = min(range(len(other)), key=lambda i: len(other[i])) # of several rows the one that is nearest
-        for c in other[i]: found.setdefault(c, (str(near.iloc[i][c]) or 'unknown', run.get(c, '')))
+        for c in other[i]:
+            found.setdefault(c, (str(near.iloc[i][c]) or 'unknown', run.get(c, '')))
     parts = [f'{c} ({a}, now {b})' for c,(a,b) in found.items()]
     rest = f' and {len(parts) - most} more' if len(parts)>most else ''
     rows = '1 row of the same method and seed differs' if n==1 else f'{n} rows of the same methods and seeds differ'
@@ -193,14 +211,17 @@ def locked(path:Path, timeout:float=60.):
     "Be the only one to change `path`; `OSError` where that cannot be had"
     lock = FileLock(path.with_name(f'.{path.name}.lock'), timeout=timeout)
     try: lock.acquire(poll_interval=0.01)
-    except Timeout: raise OSError(f'another process has held its lock for {timeout:.0f} s') from None
-    except NotImplementedError: raise OSError('this disk has no locks, as some network disks') from None
+    except Timeout:
+        raise OSError(f'another process has held its lock for {timeout:.0f} s') from None
+    except NotImplementedError:
+        raise OSError('this disk has no locks, as some network disks') from None
     try: yield
     finally: lock.release()
 
 def replace(path:Path, cells:pd.DataFrame):
     "Write a table, all or nothing"
-    if path.exists() and not os.access(path, os.W_OK): raise PermissionError(13, 'it is read-only')
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(13, 'it is read-only')
     part = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.part')
     try:
         with open(part, 'w', encoding='utf-8', newline='') as f:
@@ -219,7 +240,8 @@ def with_row(cells:pd.DataFrame, row:dict)->pd.DataFrame:
     "`cells` and a row in the place of those of the same run; a failure takes the place of failures only"
     same = same_config(cells, row, 'method', 'seed', 'method_id') if len(cells) else np.zeros(0, dtype=bool)
     failed = row.get('error') and not str(row['error']).startswith('diverged')
-    if failed and (cells['error'][same]=='').any(): return cells
+    if failed and (cells['error'][same]=='').any():
+        return cells
     new = pd.DataFrame([{c: as_cell(row.get(c)) for c in cells}], dtype=object)
     df = pd.concat([cells[~same], new])
     return df.set_axis(range(2, len(df) + 2)) # as they are counted in a spreadsheet
@@ -231,7 +253,8 @@ def write_rows(path:str|Path, rows:list, remove:list=()):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
-            for left in path.parent.glob(f'.{path.name}.*.part'): left.unlink(missing_ok=True) # its writer was killed
+            for left in path.parent.glob(f'.{path.name}.*.part'):
+                left.unlink(missing_ok=True) # its writer was killed
             cells = cells_of(path)
             cells = cells.assign(**{c: '' for r in rows for c in ({*r} | {*result_columns}) if c not in cells})
             for row in rows: cells = with_row(cells, row)
@@ -279,8 +302,10 @@ class RowKeeper:
                 files.append(file.name)
             except OSError as e: left.append((row, e))
         self.waiting = [row for row,_ in left]
-        if files: self.say(f"{why}. The run is in {', '.join(files)} beside it, and will be taken in.")
-        if left: self.say(f"{why}. Nor can a file beside it ({left[-1][1].strerror}): the run is kept and tried again.")
+        if files:
+            self.say(f"{why}. The run is in {', '.join(files)} beside it, and will be taken in.")
+        if left:
+            self.say(f"{why}. Nor can a file beside it ({left[-1][1].strerror}): the run is kept and tried again.")
 
 def take_in(
     path:str|Path, # the table
@@ -295,7 +320,8 @@ def take_in(
     if not files: return
     try: write_rows(path, rows, files)
     except ValueError as e: say(f"{e}. Rows beside it count all the same.")
-    else: say(f"{path} has taken in {len(rows)} row{'s'*(len(rows)!=1)} from files beside it.")
+    else:
+        say(f"{path} has taken in {len(rows)} row{'s'*(len(rows)!=1)} from files beside it.")
 
 # %% ../nbs/81_rows.ipynb #a1f00044
 def results_file(
@@ -306,7 +332,8 @@ def results_file(
     new = [p for p in (out, *out.parents) if not p.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError): tempfile.TemporaryFile(dir=out).close() # another command removed it
+        with suppress(FileNotFoundError):
+            tempfile.TemporaryFile(dir=out).close() # another command removed it
     except OSError as e:
         what = f"cannot write to the output folder '{out}' ({e.strerror})"
         raise ValueError(f"{what}; choose another one with --out") from e
@@ -324,7 +351,8 @@ def claim(
     "Hold the claim to a run, unless another process on this machine has it"
     name = fingerprint_of(os.path.realpath(path), run, kind='featreg-')
     lock = FileLock(Path(tempfile.gettempdir())/f'{name}.lock')
-    try: lock.acquire(timeout=-1 if wait else 0, poll_interval=0.5)
+    try:
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.5)
     except Timeout: ours = False
     except (OSError, NotImplementedError): ours = True # no locks: better twice than not at all
     else: ours = True
@@ -342,7 +370,8 @@ def safely(
     def try_to_say(text):
         try: say(text)
         except UnicodeEncodeError:
-            with suppress(OSError, ValueError): say(text.replace('±', '+-').encode('ascii', 'replace').decode())
+            with suppress(OSError, ValueError):
+                say(text.replace('±', '+-').encode('ascii', 'replace').decode())
         except (OSError, ValueError): hang_up()
     return try_to_say
 

@@ -70,7 +70,8 @@ class TrainAccuracy(Callback):
         self.seen += len(self.pred)
     def after_train(self):
         "Keep the share"
-        if self.seen: self.values.append(self.right/self.seen)
+        if self.seen:
+            self.values.append(self.right/self.seen)
 
 # %% ../nbs/77_runs.ipynb #3f5ccbd1
 def reset_peak_memory(
@@ -89,7 +90,8 @@ def peak_memory(
     device:torch.device, # where the run took place
 )->float: # MiB since `reset_peak_memory`
     "Peak memory of torch's allocator (GPU) or of the process (Linux)"
-    if device.type=='cuda': return torch.cuda.max_memory_allocated(device)/2**20
+    if device.type=='cuda':
+        return torch.cuda.max_memory_allocated(device)/2**20
     return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**10
 
 # %% ../nbs/77_runs.ipynb #8fe76293
@@ -99,7 +101,8 @@ def same_start(
 ):
     "Seed everything, so that weights and batches do not depend on earlier runs"
     set_seed(seed)
-    for dl in dls.loaders: dl.rng = random.Random(seed)
+    for dl in dls.loaders:
+        dl.rng = random.Random(seed)
 
 def train(
     learn:Learner, # fresh learner
@@ -151,8 +154,10 @@ def what_it_did(learn:Learner):
 def where_it_looks(learn:Learner):
     "How well the class activation maps find the objects; NaN where no boxes are known"
     none = dict.fromkeys(looks, np.nan)
-    if learn.stop_diverged.diverged or not has_boxes(learn.dls.valid): return none
-    try: return localisation(learn, baselines=False).loc['cam', looks].to_dict()
+    if learn.stop_diverged.diverged or not has_boxes(learn.dls.valid):
+        return none
+    try:
+        return localisation(learn, baselines=False).loc['cam', looks].to_dict()
     except Exception as e: # a finished run counts all the same
         complain_aloud(f"the maps could not be marked: {one_line(e)}")
         return none
