@@ -16,10 +16,12 @@ from .wording import one_line,unknown_name
 def known_archs()->dict: # name -> function that makes the network
     "The papers' CIFAR nets, torchvision's networks and fastai's xresnets; timm knows many more"
     tv = {n: getattr(models, n) for n in torchvision.models.list_models(module=torchvision.models)}
-    return nets | tv | {n: f for n,f in vars(models.xresnet).items() if re.match(r'x.*net', n) and inspect.isfunction(f)}
+    is_xresnet = lambda n, f: re.match(r'x.*net', n) and inspect.isfunction(f)
+    xresnets = {n: f for n,f in vars(models.xresnet).items() if is_xresnet(n, f)}
+    return nets | tv | xresnets
 
 def find_arch(
-    name:str, # e.g. `'resnet18'`, `'xresnet18'`, or a timm name such as `'resnet26d'`; `'resnet18-1'` is without the last stage
+    name:str, # such as `'xresnet18'`, or timm's `'resnet26d'`; `'resnet18-1'` is without its last stage
 )->Callable|str: # what `vision_learner` takes
     "Architecture called `name`"
     known,(whole,_,drop) = known_archs(),name.rpartition('-')
@@ -44,15 +46,17 @@ def make_learner(
 )->Learner:
     """Fresh learner; a failed download is a `ValueError` that says what to do
 
-    Reading (CL 3.1): how the classifier behind the pooling begins is said by no paper. With the head 'linear' it begins as
-        torch makes a linear layer, not by fastai's Kaiming initialisation.
-    Departure (CL 3.1): fastai's default head has a hidden layer, BatchNorm and dropout, and pools by the maximum too; all
-        four papers have average pooling and one linear layer. letter: `head='linear'`.
+    Reading (CL 3.1): how the classifier behind the pooling begins is said by no paper. With the head 'linear' it begins
+        as torch makes a linear layer, not by fastai's Kaiming initialisation.
+    Departure (CL 3.1): fastai's default head has a hidden layer, BatchNorm and dropout, and pools by the maximum too;
+        all four papers have average pooling and one linear layer. letter: `head='linear'`.
     """
     metrics = [accuracy, partial(top_k_accuracy, k=5)] if dls.c>10 else [accuracy]
     try:
         return vision_learner(dls, find_arch(arch), pretrained=pretrained, metrics=metrics, **heads[head])
     except Exception as e:
-        remedy = "use --no-pretrained (pretrained=False) to train from scratch" if pretrained else "choose another architecture"
-        what = 'load the pretrained weights of' if pretrained else 'build a vision_learner from'
+        what,remedy = 'build a vision_learner from','choose another architecture'
+        if pretrained:
+            what = 'load the pretrained weights of'
+            remedy = 'use --no-pretrained (pretrained=False) to train from scratch'
         raise ValueError(f"cannot {what} '{arch}' ({one_line(e)}); {remedy}") from e

@@ -17,35 +17,72 @@ from .rows import read_results
 from .wording import echo,one_line,plural
 
 # %% ../nbs/82_command.ipynb #4c85e950
-def add_compare(commands:argparse._SubParsersAction):
-    "Arguments of `featreg compare`"
-    p = commands.add_parser('compare', help='train plain and each method alike; tell what each gains and costs', formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Train plain and each method on the same data, network, budget and seeds; tell what each gains and costs.\n'
-                    'Alone, it takes the embedded digits and ends in minutes on a CPU.',
-        epilog='\n'.join(['What suits the data:', *(f"  {k}: {', '.join(f'{a} {v}' for a,v in b.items() if v is not None)}" for k,b in (budgets | {'your own images': own_images}).items()), '',
-                          'example: featreg compare photos --arch resnet34 --methods feature_mining,mixup --epochs 5 --seeds 3 --size 224 --fp16']))
-    p.add_argument('path', nargs='?', help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
+about_compare = ('Train plain and each method on the same data, network, budget and seeds; '
+                 'tell what each gains and costs.\n'
+                 'Alone, it takes the embedded digits and ends in minutes on a CPU.')
+example = ('example: featreg compare photos --arch resnet34 --methods feature_mining,mixup '
+           '--epochs 5 --seeds 3 --size 224 --fp16')
+
+def what_suits():
+    "Lines about what is taken where an argument is left out"
+    lines = ['What suits the data:']
+    for name,budget in (budgets | {'your own images': own_images}).items():
+        given = [f'{k} {v}' for k,v in budget.items() if v is not None]
+        lines.append(f"  {name}: {', '.join(given)}")
+    return lines
+
+def add_what(p:argparse.ArgumentParser):
+    "Arguments about what is compared: images, network, methods"
+    p.add_argument('path', nargs='?',
+                   help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
     p.add_argument('--data', help='the same as PATH')
-    p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
+    p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); '
+                   'resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
-                   help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); `featreg methods` lists them")
+                   help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); "
+                   "`featreg methods` lists them")
     p.add_argument('--teacher', help='file for the methods that distil a network: weights (with --teacher-arch), or '
                    'an exported learner or network saved whole (opening these runs code: only your own)')
     p.add_argument('--teacher-arch', help='name of the network whose weights --teacher holds, as --arch takes it; '
                    'no code of the file is run then')
-    for name,kind,text in (('epochs', int, 'passes over the training images'), ('size', int, 'side of the images, pixels'), ('bs', int, 'images a batch'),
-                           ('lr', float, 'highest learning rate'), ('n-train', int, 'training images, drawn at random'), ('n-valid', int, 'validation images')):
+
+numbers = [
+    ('epochs', int, 'passes over the training images'),
+    ('size', int, 'side of the images, pixels'),
+    ('bs', int, 'images a batch'),
+    ('lr', float, 'highest learning rate'),
+    ('n-train', int, 'training images, drawn at random'),
+    ('n-valid', int, 'validation images')]
+
+def add_how(p:argparse.ArgumentParser):
+    "Arguments about how it is compared: budget, split, head, output"
+    for name,kind,text in numbers:
         p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data, see below)')
     p.add_argument('--valid-pct', type=float, help='share of each class for validation, where no folder validates '
                    '(default: 0.2, or what --n-valid takes)')
     p.add_argument('--valid', metavar='FOLDER', help='folder of validation images, inside PATH or elsewhere '
                    '(default: the one called valid, val, validation, or else test)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
-    p.add_argument('--pretrained', action=argparse.BooleanOptionalAction, help='fine-tune downloaded weights (default: for your own images)')
-    p.add_argument('--fp16', action='store_true', help='mixed precision on a CUDA GPU; without one, float32 and a warning')
-    p.add_argument('--head', choices=list(heads), help="'default': fastai's (for your own images); 'linear': average pooling and one linear layer, the "
-                   "papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); 'gap': a BatchNorm between the two")
-    p.add_argument('--out', default='featreg_results', help='folder of results.csv and comparison.png (default: %(default)s)')
+    p.add_argument('--pretrained', action=argparse.BooleanOptionalAction,
+                   help='fine-tune downloaded weights (default: for your own images)')
+    p.add_argument('--fp16', action='store_true',
+                   help='mixed precision on a CUDA GPU; without one, float32 and a warning')
+    p.add_argument('--head', choices=list(heads),
+                   help="'default': fastai's (for your own images); 'linear': average pooling and one linear layer, "
+                   "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); 'gap': a BatchNorm between the two")
+    p.add_argument('--out', default='featreg_results',
+                   help='folder of results.csv and comparison.png (default: %(default)s)')
+
+def add_compare(commands:argparse._SubParsersAction):
+    "Arguments of `featreg compare`"
+    p = commands.add_parser(
+        'compare',
+        help='train plain and each method alike; tell what each gains and costs',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=about_compare,
+        epilog='\n'.join([*what_suits(), '', example]))
+    add_what(p)
+    add_how(p)
 
 class Parser(argparse.ArgumentParser):
     "A parser that says what is wrong on one line"
@@ -66,8 +103,10 @@ def list_methods():
     "The registry, two lines per method"
     for name,cls in known_methods().items():
         sig = inspect.signature(cls.__init__)
-        args = ', '.join(str(p.replace(annotation=inspect.Parameter.empty)) for p in list(sig.parameters.values())[1:])
-        print(f"{name:<24} {cls.__name__}({args})\n{'':<24} {core.method_summary(name)}")
+        known = [p.replace(annotation=p.empty) for p in sig.parameters.values()]
+        args = ', '.join(map(str, known[1:]))
+        print(f"{name:<24} {cls.__name__}({args})")
+        print(f"{'':<24} {core.method_summary(name)}")
         recipes = [f'{cls.__name__}.{r}()' for r in getattr(cls, 'recipes', ())]
         if recipes:
             print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
@@ -95,7 +134,8 @@ def run_compare(args:argparse.Namespace):
     except KeyboardInterrupt:
         path = Path(at_home('out', args.out))/'results.csv'
         n = len(read_results(path))
-        saved = f"{path} holds {plural(n, 'finished run')}; the same command goes on from there." if n else "No run had ended yet."
+        saved = "No run had ended yet."
+        if n: saved = f"{path} holds {plural(n, 'finished run')}; the same command goes on from there."
         print(f"\nInterrupted. {saved}", file=sys.stderr)
         return 130
     return int(failed_run(df).any())
@@ -105,9 +145,11 @@ def reason(e:BaseException):
     "What went wrong, at most 400 characters on one line"
     text = str(e) if isinstance(e, ValueError) else one_line(e)
     if isinstance(e, OSError) and e.strerror:
-        text = f"{e.strerror}: '{echo(e.filename, 200)}'" if e.filename is not None else e.strerror
+        where = '' if e.filename is None else f": '{echo(e.filename, 200)}'"
+        text = e.strerror + where
     if isinstance(e, (RecursionError, MemoryError, OverflowError)):
-        text = f"an argument is too long, too deep or too large ({type(e).__name__}{f': {e}' if str(e) else ''})"
+        why = f': {e}' if str(e) else ''
+        text = f"an argument is too long, too deep or too large ({type(e).__name__}{why})"
     return echo(' '.join(text.split()), 390)
 
 def main(

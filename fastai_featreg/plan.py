@@ -45,7 +45,8 @@ def find_method(
 )->type: # callback class
     "Callback class behind `name`"
     known = known_methods()
-    classes = {name_key(n): c for n,c in known.items()} | {name_key(c.__name__): c for c in known.values()}
+    classes = {name_key(n): c for n,c in known.items()}
+    classes |= {name_key(c.__name__): c for c in known.values()}
     if name_key(name) in classes:
         return classes[name_key(name)]
     if name_key(name) in reserved:
@@ -66,7 +67,8 @@ def method_label(
     except TypeError as e:
         known = ', '.join(list(sig.parameters)[1:])
         raise ValueError(f"{cls.__name__}: {echo(e)}; its arguments are {known}") from None
-    changed = [f'{k}={v!r}' for k,v in list(bound.items())[1:] if v!=sig.parameters[k].default]
+    given = list(bound.items())[1:] # without self
+    changed = [f'{k}={v!r}' for k,v in given if v!=sig.parameters[k].default]
     return f"{cls.__name__}({', '.join(changed)})"
 
 # %% ../nbs/76_plan.ipynb #f8c67ec4
@@ -81,12 +83,15 @@ def parse_list(text:str):
     "Elements of a comma-separated list, as syntax trees"
     if len(text)>longest:
         raise ValueError(f"methods: a list of {len(text)} characters is too long; write at most {longest}")
-    parts = re.split(r"""('[^']*'|"[^"]*")""", text) # a hyphen inside quotes is left alone
-    parts = [p if i%2 else re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', p) for i,p in enumerate(parts)]
+    # a hyphen inside quotes is left alone
+    parts = re.split(r"""('[^']*'|"[^"]*")""", text)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', parts[i])
+    elements = ''.join(parts).strip().strip(',')
     try:
         with warnings.catch_warnings(): # about the text, which is not ours
             warnings.simplefilter('ignore')
-            nodes = ast.parse(f"[{''.join(parts).strip().strip(',')}]", mode='eval').body.elts
+            nodes = ast.parse(f"[{elements}]", mode='eval').body.elts
     except Exception: # SyntaxError, RecursionError, MemoryError, ...: the kind says nothing about the text
         raise ValueError(f"methods: cannot read '{echo(text)}'; "
                          "write e.g. feature_mining,FeatureMining(layers=2),mixup") from None
@@ -102,7 +107,8 @@ def literal_arguments(call:ast.Call):
     if len(set(names))<len(names):
         raise ValueError(f"methods: '{text}' gives an argument twice; give it once")
     try:
-        return [ast.literal_eval(a) for a in call.args],{k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        args = [ast.literal_eval(a) for a in call.args]
+        return args,{k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except Exception: # a long chain of signs is a RecursionError, a list as a key of a dictionary a TypeError
         raise ValueError(f"methods: the arguments in '{text}' must be literals, such as 2, 0.5 or 'box'") from None
 
@@ -155,15 +161,21 @@ def make_callbacks(calls:list):
 
 def with_teacher(calls:list, teacher:str|Path|None, teacher_arch:str|None=None):
     "`calls`, with the teacher and its architecture where a teacher is needed and none is given"
-    told = {k: v for k,v in dict(teacher=teacher, teacher_arch=teacher_arch).items() if v is not None}
-    lacks = lambda cls, args, kwargs: teacher and needs_teacher(cls) and not args and 'teacher' not in kwargs
-    return [(cls, args, told | kwargs if lacks(cls, args, kwargs) else kwargs) for cls,args,kwargs in calls]
+    told = dict(teacher=teacher, teacher_arch=teacher_arch)
+    told = {k: v for k,v in told.items() if v is not None}
+    completed = []
+    for cls,args,kwargs in calls:
+        lacks = teacher and needs_teacher(cls) and not args and 'teacher' not in kwargs
+        completed.append((cls, args, told | kwargs if lacks else kwargs))
+    return completed
 
 def with_marks(cls:type, args:list, kwargs:dict):
     "A teacher's file is marked by its content: another network in the same file is another method, and is not opened"
     if not needs_teacher(cls): return cls,args,kwargs
     mark = lambda o: marked(o) if isinstance(o, (str, Path)) else o
-    return cls,[mark(o) for o in args[:1]] + args[1:],{k: mark(v) if k=='teacher' else v for k,v in kwargs.items()}
+    args = [mark(o) for o in args[:1]] + args[1:]
+    kwargs = {k: mark(v) if k=='teacher' else v for k,v in kwargs.items()}
+    return cls,args,kwargs
 
 def check_finite(cls:type, args:list, kwargs:dict):
     "1e999 is infinite, and no argument of a method may be: not all callbacks of others look"
@@ -181,8 +193,9 @@ def check_callbacks(label:str, calls:list):
             ours = call[0].__module__.startswith('fastai_featreg.')
             if ours and isinstance(e, ValueError):
                 raise # a sentence already
-            kind,told = type(e).__name__,echo(' '.join(str(e).split()))
-            why = f'a wrong type ({told})' if isinstance(e, TypeError) else f'a wrong value ({kind}: {told})'
+            told = echo(' '.join(str(e).split()))
+            why = f'a wrong value ({type(e).__name__}: {told})'
+            if isinstance(e, TypeError): why = f'a wrong type ({told})'
             raise ValueError(f"methods: {echo(label)} has an argument of {why}; correct it") from e
 
 def method_of(calls:list):
@@ -196,7 +209,8 @@ def method_of(calls:list):
         raise ValueError(f"methods: {echo('+'.join(names))} has one class twice; give that one several layers instead")
     calls = [with_marks(*call) for call in calls]
     try:
-        label = short_marks('+'.join(method_label(cls, *args, **kwargs) for cls,args,kwargs in calls))
+        labels = [method_label(cls, *args, **kwargs) for cls,args,kwargs in calls]
+        label = short_marks('+'.join(labels))
     except ValueError:
         raise
     except Exception as e:
@@ -207,7 +221,7 @@ def method_of(calls:list):
 # %% ../nbs/76_plan.ipynb #d4ada227
 def parse_methods(
     text:str, # e.g. `"feature_mining, FeatureMining(layers=2)+mixup"`, or `"all"`
-    teacher:str|Path=None, # file of a trained network, for the methods that need one; without it `"all"` leaves them out
+    teacher:str|Path=None, # file of a trained network, for methods that need one; without it `"all"` leaves them out
     teacher_arch:str|None=None, # name of the network whose weights that file holds; None: it holds a whole network
 )->list: # (label, function that makes the callbacks), plain first
     "Read a list of methods; plain training is always in it, and the same method only once"
@@ -225,7 +239,8 @@ def parse_methods(
 def callback_text(cb:Callback):
     "Expression that makes `cb`; `ValueError` where its `repr` is none"
     cls = type(cb)
-    args = ', '.join(str(p.replace(annotation=p.empty)) for p in list(inspect.signature(cls).parameters.values())[:1])
+    known = list(inspect.signature(cls).parameters.values())
+    args = ', '.join(str(p.replace(annotation=p.empty)) for p in known[:1])
     remedy = f'give it as text with literal arguments, such as "{cls.__name__}({args})"'
     if cls.__repr__ is Callback.__repr__:
         raise ValueError(f"methods: a {cls.__name__} does not show its arguments; {remedy}")
@@ -233,7 +248,8 @@ def callback_text(cb:Callback):
     try:
         (_,make), = parse_methods(text)[1:]
     except ValueError:
-        raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, such as a function or a module; {remedy}") from None
+        raise ValueError(f"methods: {text[:200]} has arguments that cannot be written to the table, "
+                         f"such as a function or a module; {remedy}") from None
     if unmarked(repr(make()[0]))!=unmarked(text):
         raise ValueError(f"methods: {text[:200]} makes another callback than itself; {remedy}")
     return text
@@ -243,11 +259,14 @@ def method_text(m:Callable|Callback|str):
     if isinstance(m, str): return m
     cls = m if isinstance(m, type) else type(m)
     if not issubclass(cls, Callback):
-        raise ValueError(f"methods: {m!r} is neither text nor a callback; write e.g. ['feature_mining', 'FeatureMining(layers=2)']")
+        raise ValueError(f"methods: {m!r} is neither text nor a callback; "
+                         "write e.g. ['feature_mining', 'FeatureMining(layers=2)']")
     if find_method(cls.__name__) is not cls:
-        raise ValueError(f"methods: another class is registered as {cls.__name__}; register this one with register_method, under a class name of its own")
+        raise ValueError(f"methods: another class is registered as {cls.__name__}; "
+                         "register this one with register_method, under a class name of its own")
     return cls.__name__ if m is cls else callback_text(m)
 
 def as_text(methods:str|list|Callable|Callback):
     "Methods as text: names, callback classes and callbacks"
-    return ','.join(method_text(m) for m in ([methods] if isinstance(methods, (str, type, Callback)) else methods))
+    if isinstance(methods, (str, type, Callback)): methods = [methods]
+    return ','.join(method_text(m) for m in methods)

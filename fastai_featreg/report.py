@@ -21,7 +21,8 @@ def interval(x:pd.Series, level:float=0.95):
     "Student's interval of the mean"
     if len(x)<2:
         return np.nan,np.nan
-    half = student_t.ppf((1 + level)/2, len(x) - 1)*np.std(x, ddof=1)/np.sqrt(len(x))
+    quantile = student_t.ppf((1 + level)/2, len(x) - 1)
+    half = quantile*np.std(x, ddof=1)/np.sqrt(len(x))
     return np.mean(x) - half, np.mean(x) + half
 
 def std(x:pd.Series):
@@ -40,17 +41,31 @@ def summary_row(label:str, rows:pd.DataFrame, plain:pd.DataFrame):
     low,high = interval(gain)
     mean = lambda c: good[c].mean() if c in good else np.nan
     ratio = lambda c: (pair[c]/pair[f'{c}_plain']).median()
-    res = dict(method=label, runs=len(rows), failed=len(rows) - len(good), accuracy=good['accuracy'].mean(),
-               accuracy_std=std(good['accuracy']), pairs=len(pair), gain=gain.mean(), gain_std=std(gain), gain_low=low, gain_high=high)
-    res |= {c: mean(c) for c in looks + bests} | {c: different(rows, c) for c in ('acted', 'term_share', 'note')}
-    return res | dict(step_ms=good['step_ms'].median(), step_ratio=ratio('step_ms'), memory_ratio=ratio('peak_mb'))
+    res = dict(
+        method=label,
+        runs=len(rows),
+        failed=len(rows) - len(good),
+        accuracy=good['accuracy'].mean(),
+        accuracy_std=std(good['accuracy']),
+        pairs=len(pair),
+        gain=gain.mean(),
+        gain_std=std(gain),
+        gain_low=low,
+        gain_high=high)
+    res |= {c: mean(c) for c in looks + bests}
+    res |= {c: different(rows, c) for c in ('acted', 'term_share', 'note')}
+    return res | dict(
+        step_ms=good['step_ms'].median(),
+        step_ratio=ratio('step_ms'),
+        memory_ratio=ratio('peak_mb'))
 
 # %% ../nbs/78_report.ipynb #dadfc033
 def summarise(
     df:pd.DataFrame, # runs of one configuration, plain among them
-)->pd.DataFrame: # a row per method: accuracy, its difference to plain (paired by seed) and 95 % interval, ratios of time and memory
+)->pd.DataFrame: # a row per method: accuracy, difference to plain (paired by seed), 95 % interval, ratios of cost
     "Mean and spread of each method, and what it gains and costs against plain"
-    mixed = [c for c in config_names if c in df and df[c].map(partial(meaning, c)).nunique()>1]
+    differs = lambda c: df[c].map(partial(meaning, c)).nunique()>1
+    mixed = [c for c in config_names if c in df and differs(c)]
     if 'method_id' in df and df.groupby('method')['method_id'].nunique().gt(1).any():
         mixed.append('method_id')
     if mixed:
@@ -61,6 +76,15 @@ def summarise(
     return pd.DataFrame(rows).set_index('method')
 
 # %% ../nbs/78_report.ipynb #7250224b
+table_head = [
+    ['', '', 'accuracy', 'minus plain', '95 % interval', 'step', 'step time', 'peak memory'],
+    ['method', 'runs', '%, mean ± sd', 'points', 'points', 'ms', '/ plain', '/ plain']]
+extra_heads = {
+    'best_accuracy': ['best of the', 'epochs, %'],
+    'top5': ['top-5', '%'],
+    'pointing_game': ['pointing', 'game, %'],
+    'max_box_acc': ['box found', '%']}
+
 def number(x:float, form:str):
     "Formatted number, - for NaN"
     return '-' if pd.isna(x) else format(x, form)
@@ -68,29 +92,54 @@ def number(x:float, form:str):
 def table_row(label:str, r:tuple):
     "Cells of one method, in percent and points"
     spread = '' if pd.isna(r.accuracy_std) else f' ± {100*r.accuracy_std:.2f}'
-    gain = '-' if label=='plain' or pd.isna(r.gain) else f'{100*r.gain:+.2f}'
-    span = '-' if label=='plain' or r.pairs<3 or pd.isna(r.gain_low) else f'{100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}'
+    gain = span = '-'
+    if label!='plain' and not pd.isna(r.gain):
+        gain = f'{100*r.gain:+.2f}'
+    # two seeds tell no interval
+    if label!='plain' and r.pairs>=3 and not pd.isna(r.gain_low):
+        span = f'{100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}'
     runs = f'{r.runs}' if not r.failed else f'{r.runs} ({r.failed} failed)'
-    return [label, runs, number(100*r.accuracy, '.2f') + spread, gain, span, number(r.step_ms, '.1f'), number(r.step_ratio, '.3f'), number(r.memory_ratio, '.3f')]
+    return [
+        label,
+        runs,
+        number(100*r.accuracy, '.2f') + spread,
+        gain,
+        span,
+        number(r.step_ms, '.1f'),
+        number(r.step_ratio, '.3f'),
+        number(r.memory_ratio, '.3f')]
+
+def extra_columns(summary:pd.DataFrame):
+    "Columns that only some comparisons have, the two lines of their head included"
+    columns = []
+    for name,head in extra_heads.items():
+        if summary[name].notna().any():
+            columns.append(head + [number(100*o, '.1f') for o in summary[name]])
+    if (summary['acted']!='').any():
+        columns.append(['layers', 'of asked', *summary['acted']])
+        columns.append(['acts in', 'of batches', *summary['term_share']])
+    return columns
+
+def aligned(rows:list):
+    "A line of text for each row: the first column to the left, all others to the right"
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for first,*others in rows:
+        cells = [cell.rjust(width) for cell,width in zip(others, widths[1:])]
+        lines.append('  '.join([first.ljust(widths[0]), *cells]))
+    return lines
 
 # %% ../nbs/78_report.ipynb #e9100ca0
 def summary_table(
     summary:pd.DataFrame, # from `summarise`
 )->str: # aligned lines of text
     "The summary as a table for the screen"
-    head = [['', '', 'accuracy', 'minus plain', '95 % interval', 'step', 'step time', 'peak memory'],
-            ['method', 'runs', '%, mean ± sd', 'points', 'points', 'ms', '/ plain', '/ plain']]
-    rows = head + [table_row(label, r) for label,r in zip(summary.index, summary.itertuples())]
-    seen = {'best_accuracy': ['best of the', 'epochs, %'], 'top5': ['top-5', '%'],
-            'pointing_game': ['pointing', 'game, %'], 'max_box_acc': ['box found', '%']}
-    for column in [o for o in seen if summary[o].notna().any()]:
-        rows = [r + [c] for r,c in zip(rows, seen[column] + [number(100*o, '.1f') for o in summary[column]])]
-    if (summary['acted']!='').any():
-        rows = [r + [c] for r,c in zip(rows, ['layers', 'of asked', *summary['acted']])]
-        rows = [r + [c] for r,c in zip(rows, ['acts in', 'of batches', *summary['term_share']])]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ['  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, widths))) for r in rows]
-    return '\n'.join([*lines[:2], '-'*len(lines[0]), *lines[2:]])
+    rows = table_head + [table_row(label, r) for label,r in zip(summary.index, summary.itertuples())]
+    for column in extra_columns(summary):
+        rows = [row + [cell] for row,cell in zip(rows, column)]
+    lines = aligned(rows)
+    lines.insert(2, '-'*len(lines[0]))
+    return '\n'.join(lines)
 
 def verdicts(
     summary:pd.DataFrame, # from `summarise`
@@ -115,18 +164,26 @@ def verdict(label:str, r:tuple):
         return f"{label}: no run shares a seed with one of plain that ended well, so nothing can be said."
     if not np.isfinite(r.gain):
         return f"{label}: a run has no accuracy, so nothing can be said."
-    lost = f"; {r.failed} of {plural(r.runs, 'run')} failed or diverged and {'is' if r.failed==1 else 'are'} not in it" if r.failed else ''
+    lost = ''
+    if r.failed:
+        are = 'is' if r.failed==1 else 'are'
+        lost = f"; {r.failed} of {plural(r.runs, 'run')} failed or diverged and {are} not in it"
     start = f"{label}: {100*r.gain:+.2f} points against plain"
     if r.pairs<3:
-        return f"{start} over {plural(r.pairs, 'seed')}{lost}: too few to tell a difference from chance, take three or more."
-    if r.gain_std<1e-9: # equal differences happen by rounding: few validation images, few seeds
-        return f"{start} in each of {r.pairs} seeds{lost}: equal differences have no interval; take more seeds or validation images."
-    span = f"{start} over {r.pairs} seeds, 95 % interval {100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}{lost}"
+        return (f"{start} over {plural(r.pairs, 'seed')}{lost}: "
+                "too few to tell a difference from chance, take three or more.")
+    # equal differences happen by rounding: few validation images, few seeds
+    if r.gain_std<1e-9:
+        return (f"{start} in each of {r.pairs} seeds{lost}: "
+                "equal differences have no interval; take more seeds or validation images.")
+    between = f"95 % interval {100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}"
+    span = f"{start} over {r.pairs} seeds, {between}{lost}"
     if r.gain_low<=0<=r.gain_high:
         return f"{span}: it includes 0, so no difference is shown."
     if r.failed:
         return f"{span}: it excludes 0, but runs that did not end well count too, so no difference is shown."
-    return f"{span}: it excludes 0, so {'a gain' if r.gain>0 else 'a loss'} is shown, for these images and this budget."
+    what = 'a gain' if r.gain>0 else 'a loss'
+    return f"{span}: it excludes 0, so {what} is shown, for these images and this budget."
 
 # %% ../nbs/78_report.ipynb #75fd43c5
 def colours(labels:list):
@@ -140,8 +197,10 @@ def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
     for y,(label,r) in enumerate(others.iterrows()):
         rows = df[df['method']==label]
         gains = 100*(rows['accuracy'] - rows['seed'].map(plain))
-        ax.scatter(gains, np.full(len(rows), y + 0.15), color=colour[label], alpha=0.5, s=18, linewidths=0)
-        half = 100*(r.gain_high - r.gain) if r.pairs>2 else 0. # two seeds tell no interval
+        above = np.full(len(rows), y + 0.15)
+        ax.scatter(gains, above, color=colour[label], alpha=0.5, s=18, linewidths=0)
+        # two seeds tell no interval
+        half = 100*(r.gain_high - r.gain) if r.pairs>2 else 0.
         ax.errorbar(100*r.gain, y, xerr=np.nan_to_num(half), fmt='o', ms=8, capsize=4, color=colour[label])
     ax.axvline(0, color='black', lw=1)
     ax.set(yticks=[], ylim=(len(others) - 0.5, -0.5), xlabel='points of validation accuracy against plain')
@@ -150,7 +209,9 @@ def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
 def plot_curves(ax:plt.Axes, df:pd.DataFrame, colour:dict):
     "Accuracy of each epoch: mean, band from the worst to the best seed"
     for label,rows in df.groupby('method', sort=False):
-        curves = 100*pd.DataFrame([[float(v) for v in c.split(';') if v] for c in rows['curve']], dtype=float) # a shorter curve is filled up with NaN, which counts nowhere
+        values = [[float(v) for v in text.split(';') if v] for text in rows['curve']]
+        # a shorter curve is filled up with NaN, which counts nowhere
+        curves = 100*pd.DataFrame(values, dtype=float)
         epochs = np.arange(1, curves.shape[1] + 1)
         ax.plot(epochs, curves.mean(), color=colour[label], marker='.')
         ax.fill_between(epochs, curves.min(), curves.max(), color=colour[label], alpha=0.15, linewidth=0)
@@ -166,7 +227,8 @@ def plot_comparison(
     labels = list(good['method'].unique())
     in_a_row = sum(len(l) + 8 for l in labels)<100
     columns = max(1, len(labels) if in_a_row else 3)
-    fig,axs = plt.subplots(1, 2, figsize=(11, 4.6 + 0.22*-(-len(labels)//columns)), layout='constrained')
+    lines = -(-len(labels)//columns) # of the legend
+    fig,axs = plt.subplots(1, 2, figsize=(11, 4.6 + 0.22*lines), layout='constrained')
     if not labels: return fig
     colour = colours(labels)
     plot_gain(axs[0], good, summarise(good), colour)
@@ -180,8 +242,10 @@ def plot_comparison(
 def report(df:pd.DataFrame, path:Path, say:Callable):
     "Table and sentences, and only then the picture"
     summary = summarise(df)
-    failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in df[df['error']!=''].itertuples()]
-    say('\n'.join(['', summary_table(summary), '', *verdicts(summary), *notes(summary), *failures]))
+    failed = df[df['error']!=''].itertuples()
+    failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
+    sentences = [*verdicts(summary), *notes(summary), *failures]
+    say('\n'.join(['', summary_table(summary), '', *sentences]))
     say(f'{path} has a row per run, {draw(df, path.with_name("comparison.png"))}.')
     return df
 
