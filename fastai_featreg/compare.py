@@ -27,7 +27,10 @@ def run_order(
     seeds:int, # number of seeds
 )->list: # (seed, label) of every run, in order
     "All methods of a seed before the next seed, each seed beginning one method further"
-    return [(s, labels[(i+s)%len(labels)]) for s in range(seeds) for i in range(len(labels))]
+    order = []
+    for seed in range(seeds):
+        order += [(seed, labels[(i+seed)%len(labels)]) for i in range(len(labels))]
+    return order
 
 # %% ../nbs/80_compare.ipynb #a02d983e
 whole = dict(n_train=None, n_valid=None)
@@ -54,6 +57,12 @@ def at_home(name:str, path:str|Path|None):
         return Path(path).expanduser() if str(path).startswith('~') else path
     except RuntimeError as e:
         raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
+
+def check_teacher_file(teacher:str|Path|None):
+    "A network itself has no content that could stand in the label"
+    if teacher is not None and not isinstance(teacher, (str, Path)):
+        raise ValueError("teacher must be the file of a network or an exported learner, "
+                         f"got a {type(teacher).__name__}; export it, and give the path")
 
 # above these a number is a slip, and would fill the memory first
 limits = dict(seeds=1000, size=4096, epochs=100_000)
@@ -97,7 +106,9 @@ def version_of(package:str):
 
 def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
     "Everything that makes two runs comparable"
-    name = str(data) if str(data) in budgets else str(Path(data).expanduser().resolve())
+    name = str(data)
+    # two folders of one name are two sets
+    if name not in budgets: name = str(Path(data).expanduser().resolve())
     device = device_of(dls)
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
     own = dict(
@@ -165,7 +176,8 @@ class RunProgress(ProgressCallback):
     def before_fit(self): pass
     def after_fit(self): pass
     def before_epoch(self):
-        self.mbar.main_bar.comment = f'{self.nth}, epoch {self.epoch+1}/{self.n_epoch}: {self.title}'
+        epoch = f'epoch {self.epoch+1}/{self.n_epoch}'
+        self.mbar.main_bar.comment = f'{self.nth}, {epoch}: {self.title}'
     def _launch_pbar(self):
         self.pbar = progress_bar(self.dl, parent=self.mbar, leave=False)
         # a longer line would wrap
@@ -194,9 +206,11 @@ def iterate(todo:list, say:Callable, bars:bool|None):
 
 def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     "One line about a run"
-    what = row['error'] or f"accuracy {100*row['accuracy']:.2f} %, {row['step_ms']:.1f} ms a step"
-    left = f" (about {format_time(spent/i*(n-i))} left)" if i<n else ''
-    note = f"; {row['note']}" if row.get('note') else ''
+    what = row['error']
+    if not what: what = f"accuracy {100*row['accuracy']:.2f} %, {row['step_ms']:.1f} ms a step"
+    left = note = ''
+    if i<n: left = f" (about {format_time(spent/i*(n-i))} left)"
+    if row.get('note'): note = f"; {row['note']}"
     return (f"{i}/{n} {label}, seed {seed}: {what}, "
             f"{row['seconds']:.0f} s{note}{left}")
 
@@ -204,7 +218,8 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
 def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
               bars:bool|None):
     "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
-    start,keep,rows,busy = time.perf_counter(),RowKeeper(path, say),[],[]
+    start = time.perf_counter()
+    keep,rows,busy = RowKeeper(path, say),[],[]
     def one(i, run, bar, write):
         "Train a run, unless another command has done it meanwhile"
         seed,label = run
@@ -213,13 +228,16 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
             return write(f"{label}, seed {seed}: another command has trained it meanwhile")
         rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
         keep(rows[-1])
-        write(finished(i, len(todo), seed, label, rows[-1], time.perf_counter() - start))
+        spent = time.perf_counter() - start
+        write(finished(i, len(todo), seed, label, rows[-1], spent))
     for i,(run,bar,write) in enumerate(iterate(todo, say, bars), 1):
         with claim(path, (run, *config.values())) as ours:
             if ours: one(i, run, bar, write)
             else: busy.append(run)
-    for i,(run,bar,write) in enumerate(iterate(busy, say, bars), len(todo) - len(busy) + 1):
-        write(f"{run[1]}, seed {run[0]}: another command trains it; its row is waited for")
+    first = len(todo) - len(busy) + 1
+    for i,(run,bar,write) in enumerate(iterate(busy, say, bars), first):
+        seed,label = run
+        write(f"{label}, seed {seed}: another command trains it; its row is waited for")
         with claim(path, (run, *config.values()), wait=True):
             one(i, run, bar, write)
     keep() # what could not be written so far
@@ -229,32 +247,41 @@ def is_there(path:Path, ids:dict):
     "Has a run ended meanwhile? A table that cannot be read is no reason to stop"
     try: df = read_results(path)
     except ValueError: return False
-    return not failed_run(df)[same_config(df, ids, 'method', 'seed', 'method_id')].all()
+    same = same_config(df, ids, 'method', 'seed', 'method_id')
+    return not failed_run(df)[same].all()
 
 def chosen(df:pd.DataFrame, config:dict, methods:dict, order:list):
     "Rows of this comparison, in its order, each run once; `methods`: label -> fingerprint of its source"
     df = df[same_config(df, config)]
     df = count_once(df[df['method_id']==df['method'].map(methods)])
     df = df.set_index(['seed', 'method'], drop=False).rename_axis([None, None])
-    return df.loc[[o for o in order if o in df.index]].reset_index(drop=True)
+    there = [o for o in order if o in df.index]
+    return df.loc[there].reset_index(drop=True)
 
 def rows_of(path:Path, config:dict, methods:dict, order:list, say:Callable=noop):
     "Rows of this comparison; a line about runs that are there twice, and about rows that are not the same"
     df = read_results(path)
     rows = chosen(df, config, methods, order)
-    there = df[same_config(df, config) & (df['method_id']==df['method'].map(methods))]
+    same_source = df['method_id']==df['method'].map(methods)
+    there = df[same_config(df, config) & same_source]
     twice = int(there.duplicated(['method', 'seed']).sum())
     if twice:
         say(f"{path} has {plural(twice, 'run')} more than once: of equal runs the last row counts.")
-    todo = [config | dict(method=m, seed=s, method_id=methods[m]) for s,m in missing(order, rows)]
-    if line := differences(df, todo):
+    todo = []
+    for seed,label in missing(order, rows):
+        todo.append(config | dict(method=label, seed=seed, method_id=methods[label]))
+    line = differences(df, todo)
+    if line:
         say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
     return rows
 
-def all_rows(path:Path, config:dict, methods:dict, order:list, known:pd.DataFrame, say:Callable):
+def all_rows(path:Path, config:dict, methods:dict, order:list, there:pd.DataFrame, new:list, say:Callable):
     "Rows for the report: those of the table, or those in memory where it cannot be read any more"
+    new = pd.DataFrame(new, columns=list(there))
+    known = pd.concat([d for d in (there, new) if len(d)])
     try:
-        return chosen(pd.concat([known, read_results(path)])[list(known)], config, methods, order)
+        rows = pd.concat([known, read_results(path)])[list(known)]
+        return chosen(rows, config, methods, order)
     except ValueError as e: say(f"{e}. The report is of this command's runs and those there when it began.")
     return chosen(known, config, methods, order)
 
@@ -290,36 +317,35 @@ def compare(
         by SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a constant rate (MV 3.1).
         No argument gives their schedules yet, so no number here stands beside a paper's.
     """
-    if teacher is not None and not isinstance(teacher, (str, Path)):
-        raise ValueError("teacher must be the file of a network or an exported learner, "
-                         f"got a {type(teacher).__name__}; export it, and give the path")
+    check_teacher_file(teacher)
     say = safely(say)
     data = at_home('data', data) or 'digits'
     plan = dict(parse_methods(as_text(methods), teacher, teacher_arch))
     path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan):
         say('None of these methods learns from a teacher: --teacher is not used.')
-    budget = complete(data, list(plan), arch=arch, head=head, epochs=epochs, seeds=seeds, size=size, bs=bs, lr=lr,
-                      pretrained=pretrained, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid)
+    budget = complete(
+        data, list(plan), arch=arch, head=head, pretrained=pretrained,
+        epochs=epochs, seeds=seeds, lr=lr, size=size, bs=bs,
+        n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid)
     if head is None and (why := papers_head(budget['arch'], list(plan))):
         say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
     take_in(path, say)
     dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
-    check_start(dls, budget['arch'], budget['pretrained'], budget['head'])
+    learner = budget['arch'],budget['pretrained'],budget['head']
+    check_start(dls, *learner)
     fp16 = on_gpu(fp16)
     config = configuration(data, dls, fp16, budget)
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
     todo = missing(order, there)
-    check_methods({label: plan[label] for _,label in todo}, dls, budget['arch'], budget['pretrained'], budget['head'])
+    check_methods({label: plan[label] for _,label in todo}, dls, *learner)
     say(opening(config, list(plan), seeds, len(todo), path))
-    settings = dict(fp16=fp16, **{k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')})
+    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
     new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
-    new = pd.DataFrame(new, columns=list(there))
-    known = pd.concat([d for d in (there, new) if len(d)])
-    return report(all_rows(path, config, methods, order, known, say), path, say)
+    return report(all_rows(path, config, methods, order, there, new, say), path, say)
 
 # %% ../nbs/80_compare.ipynb #00942945
 def failed_run(df:pd.DataFrame):
@@ -337,8 +363,10 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     c,n = SimpleNamespace(**config),len(plan)*seeds
     start = 'fine-tuned' if c.pretrained=='True' else 'from scratch'
     runs = f"{', '.join(plan)}: {plural(n, 'run')} ({plural(seeds, 'seed')} each)"
-    images = f"{c.n_train} training and {c.n_valid} validation images, {c.n_classes} classes"
-    budget = f"{c.size} px, batches of {c.bs}, {plural(c.epochs, 'epoch')}, {c.device}"
+    images = (f"{c.n_train} training and {c.n_valid} validation images, "
+              f"{c.n_classes} classes")
+    budget = (f"{c.size} px, batches of {c.bs}, "
+              f"{plural(c.epochs, 'epoch')}, {c.device}")
     there = f"{n - n_todo} of {n} runs are in {path} already"
     return (f"{runs} on {c.data}, {images}\n"
             f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}")

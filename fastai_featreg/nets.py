@@ -61,7 +61,8 @@ def basic_block(
     same = (ni,stride)==(nf,1)
     pool = nn.AvgPool2d(1, stride) # a pool of one position takes every `stride`th
     shortcut = nn.Identity() if same else _padded(pool, nf-ni)
-    return ResidualBlock([*_conv_norm(ni, nf, 3, stride), nn.ReLU(), *_conv_norm(nf, nf)], shortcut, after=nn.ReLU())
+    convs = [*_conv_norm(ni, nf, 3, stride), nn.ReLU(), *_conv_norm(nf, nf)]
+    return ResidualBlock(convs, shortcut, after=nn.ReLU())
 
 def _pyramid(ni, nf, stride, convs):
     "A normalisation, then `convs`, beside a shortcut that is averaged and padded with zeros"
@@ -83,7 +84,9 @@ def pyramid_bottleneck(
 )->ResidualBlock:
     "Bottleneck with activations around its 3x3 convolution only, and a zero-padded shortcut (PyramidNet, section 3)"
     mid = nf//4
-    reduce,conv,expand = _conv_norm(ni, mid, 1),_conv_norm(mid, mid, 3, stride),_conv_norm(mid, nf, 1)
+    reduce = _conv_norm(ni, mid, 1)
+    conv = _conv_norm(mid, mid, 3, stride)
+    expand = _conv_norm(mid, nf, 1)
     return _pyramid(ni, nf, stride, [*reduce, nn.ReLU(), *conv, nn.ReLU(), *expand])
 
 # %% ../nbs/71_nets.ipynb #f40c6bf9
@@ -109,7 +112,9 @@ def preact_bottleneck(
 )->ResidualBlock:
     "Bottleneck pre-activation block (Identity Mappings, Figure 1b and section 4)"
     mid = nf//4
-    return _preact(ni, nf, stride, _conv(ni, mid, 1, stride), _norm_act_conv(mid, mid) + _norm_act_conv(mid, nf, 1))
+    first = _conv(ni, mid, 1, stride)
+    rest = _norm_act_conv(mid, mid) + _norm_act_conv(mid, nf, 1)
+    return _preact(ni, nf, stride, first, rest)
 
 def resnext_block(
     ni:int, # channels in

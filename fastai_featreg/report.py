@@ -66,12 +66,14 @@ def summarise(
     "Mean and spread of each method, and what it gains and costs against plain"
     differs = lambda c: df[c].map(partial(meaning, c)).nunique()>1
     mixed = [c for c in config_names if c in df and differs(c)]
-    if 'method_id' in df and df.groupby('method')['method_id'].nunique().gt(1).any():
-        mixed.append('method_id')
+    if 'method_id' in df:
+        n_sources = df.groupby('method')['method_id'].nunique()
+        if n_sources.gt(1).any(): mixed.append('method_id')
     if mixed:
         raise ValueError(f"the runs differ in {', '.join(mixed)}: choose those of one configuration first")
     df = count_once(df)
-    plain = df[(df['method']=='plain') & (df['error']=='')].set_index('seed')
+    good = df[df['error']=='']
+    plain = good[good['method']=='plain'].set_index('seed')
     rows = [summary_row(label, rows, plain) for label,rows in df.groupby('method', sort=False)]
     return pd.DataFrame(rows).set_index('method')
 
@@ -91,14 +93,17 @@ def number(x:float, form:str):
 
 def table_row(label:str, r:tuple):
     "Cells of one method, in percent and points"
-    spread = '' if pd.isna(r.accuracy_std) else f' ± {100*r.accuracy_std:.2f}'
     gain = span = '-'
+    spread = ''
+    if not pd.isna(r.accuracy_std):
+        spread = f' ± {100*r.accuracy_std:.2f}'
     if label!='plain' and not pd.isna(r.gain):
         gain = f'{100*r.gain:+.2f}'
     # two seeds tell no interval
     if label!='plain' and r.pairs>=3 and not pd.isna(r.gain_low):
         span = f'{100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}'
-    runs = f'{r.runs}' if not r.failed else f'{r.runs} ({r.failed} failed)'
+    runs = f'{r.runs}'
+    if r.failed: runs += f' ({r.failed} failed)'
     return [
         label,
         runs,
@@ -134,7 +139,7 @@ def summary_table(
     summary:pd.DataFrame, # from `summarise`
 )->str: # aligned lines of text
     "The summary as a table for the screen"
-    rows = table_head + [table_row(label, r) for label,r in zip(summary.index, summary.itertuples())]
+    rows = table_head + [table_row(r.Index, r) for r in summary.itertuples()]
     for column in extra_columns(summary):
         rows = [row + [cell] for row,cell in zip(rows, column)]
     lines = aligned(rows)
@@ -145,14 +150,15 @@ def verdicts(
     summary:pd.DataFrame, # from `summarise`
 )->list: # a sentence per method
     "What may be said about each method's accuracy, and no more"
-    return [verdict(label, r) for label,r in zip(summary.index, summary.itertuples()) if label!='plain']
+    return [verdict(r.Index, r) for r in summary.itertuples() if r.Index!='plain']
 
 def notes(
     summary:pd.DataFrame, # from `summarise`
 )->list: # a line for each method that has one
     "What a method did otherwise than it was asked to"
     def short(note):
-        return note if len(note)<=300 else note[:300].rpartition(' ')[0] + ' ... (all of it in the column note)'
+        if len(note)<=300: return note
+        return note[:300].rpartition(' ')[0] + ' ... (all of it in the column note)'
     return [f'{label}: {short(note)}' for label,note in summary['note'].items() if note]
 
 # %% ../nbs/78_report.ipynb #7b33f286
@@ -201,10 +207,14 @@ def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
         ax.scatter(gains, above, color=colour[label], alpha=0.5, s=18, linewidths=0)
         # two seeds tell no interval
         half = 100*(r.gain_high - r.gain) if r.pairs>2 else 0.
-        ax.errorbar(100*r.gain, y, xerr=np.nan_to_num(half), fmt='o', ms=8, capsize=4, color=colour[label])
+        half = np.nan_to_num(half)
+        ax.errorbar(100*r.gain, y, xerr=half, fmt='o', ms=8, capsize=4, color=colour[label])
     ax.axvline(0, color='black', lw=1)
-    ax.set(yticks=[], ylim=(len(others) - 0.5, -0.5), xlabel='points of validation accuracy against plain')
-    ax.set(title='Gain: mean, 95 % interval, each seed')
+    ax.set(
+        yticks=[],
+        ylim=(len(others) - 0.5, -0.5),
+        xlabel='points of validation accuracy against plain',
+        title='Gain: mean, 95 % interval, each seed')
 
 def plot_curves(ax:plt.Axes, df:pd.DataFrame, colour:dict):
     "Accuracy of each epoch: mean, band from the worst to the best seed"
@@ -214,8 +224,12 @@ def plot_curves(ax:plt.Axes, df:pd.DataFrame, colour:dict):
         curves = 100*pd.DataFrame(values, dtype=float)
         epochs = np.arange(1, curves.shape[1] + 1)
         ax.plot(epochs, curves.mean(), color=colour[label], marker='.')
-        ax.fill_between(epochs, curves.min(), curves.max(), color=colour[label], alpha=0.15, linewidth=0)
-    ax.set(xlabel='epoch', ylabel='validation accuracy, %', title='Validation accuracy (mean, worst and best seed)')
+        worst,best = curves.min(),curves.max()
+        ax.fill_between(epochs, worst, best, color=colour[label], alpha=0.15, linewidth=0)
+    ax.set(
+        xlabel='epoch',
+        ylabel='validation accuracy, %',
+        title='Validation accuracy (mean, worst and best seed)')
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 # %% ../nbs/78_report.ipynb #ba6ae76c
@@ -246,7 +260,8 @@ def report(df:pd.DataFrame, path:Path, say:Callable):
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
     sentences = [*verdicts(summary), *notes(summary), *failures]
     say('\n'.join(['', summary_table(summary), '', *sentences]))
-    say(f'{path} has a row per run, {draw(df, path.with_name("comparison.png"))}.')
+    picture = draw(df, path.with_name('comparison.png'))
+    say(f'{path} has a row per run, {picture}.')
     return df
 
 def draw(df:pd.DataFrame, picture:Path):
