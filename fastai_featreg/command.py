@@ -69,7 +69,8 @@ def add_how(p:argparse.ArgumentParser):
                    help='mixed precision on a CUDA GPU; without one, float32 and a warning')
     p.add_argument('--head', choices=list(heads),
                    help="'default': fastai's (for your own images); 'linear': average pooling and one linear layer, "
-                   "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); 'gap': a BatchNorm between the two")
+                   "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); "
+                   "'gap': a BatchNorm between the two")
     p.add_argument('--out', default='featreg_results',
                    help='folder of results.csv and comparison.png (default: %(default)s)')
 
@@ -153,7 +154,7 @@ def reason(e:BaseException):
     return echo(' '.join(text.split()), 390)
 
 def main(
-    argv:list=None, # arguments; None: those of the process
+    argv:list|None=None, # arguments; None: those of the process
 )->int: # 0; 1 if a run has failed; 2 for wrong input; 130 after Ctrl-C
     "The command `featreg`"
     try: args = parser().parse_args(argv)

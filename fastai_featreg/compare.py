@@ -287,26 +287,26 @@ def all_rows(path:Path, config:dict, methods:dict, order:list, there:pd.DataFram
 
 # %% ../nbs/80_compare.ipynb #5e5fcd12
 def compare(
-    data:str|Path=None, # None or 'digits', 'cifar10', 'cifar100', or a folder with a folder of images per class
-    arch:str=None, # name of a network, see `find_arch`; None: what suits the data
+    data:str|Path|None=None, # None or 'digits', 'cifar10', 'cifar100', or a folder with a folder of images per class
+    arch:str|None=None, # name of a network, see `find_arch`; None: what suits the data
     methods:str|list='FeatureMining(),FeatureMining(layers=2)', # see `parse_methods`; a list may hold callbacks too
-    teacher:str|Path=None, # file of a trained network or exported learner, for the methods that distil one
-    epochs:int=None, # passes over the training images; None: what suits the data
+    teacher:str|Path|None=None, # file of a trained network or exported learner, for the methods that distil one
+    epochs:int|None=None, # passes over the training images; None: what suits the data
     seeds:int=3, # runs of each method
-    size:int=None, # side of the images, pixels
-    bs:int=None, # images a batch
-    lr:float=None, # highest learning rate
-    pretrained:bool=None, # fine-tune downloaded weights? None: for your own images, not for digits and CIFAR
+    size:int|None=None, # side of the images, pixels
+    bs:int|None=None, # images a batch
+    lr:float|None=None, # highest learning rate
+    pretrained:bool|None=None, # fine-tune downloaded weights? None: for your own images, not for digits and CIFAR
     fp16:bool=False, # mixed precision; float32 and a warning where there is no CUDA GPU
-    head:str=None, # 'default', 'linear' or 'gap', see `make_learner`; None: what suits data, network and methods
+    head:str|None=None, # 'default', 'linear' or 'gap', see `make_learner`; None: what suits data, network and methods
     out:str|Path='featreg_results', # folder of the CSV file and the picture
-    n_train:int=None, # number of training images, drawn at random; None: what suits the data
-    n_valid:int=None, # number of validation images
+    n_train:int|None=None, # number of training images, drawn at random; None: what suits the data
+    n_valid:int|None=None, # number of validation images
     say:Callable=print, # takes the lines of the report; `noop` for silence
-    bars:bool=None, # progress bars; None: on a terminal and in a notebook
-    teacher_arch:str=None, # name of the network whose weights `teacher` holds; no code of the file is run then
-    valid_pct:float=None, # share of each class for validation where no folder validates; None: 0.2, or by `n_valid`
-    valid:str|Path=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
+    bars:bool|None=None, # progress bars; None: on a terminal and in a notebook
+    teacher_arch:str|None=None, # name of the network whose weights `teacher` holds; no code of the file is run then
+    valid_pct:float|None=None, # share of each class for validation where no folder does it; None: 0.2, or by `n_valid`
+    valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 

@@ -394,7 +394,7 @@ class Truncated:
 
     def __call__(self,
         pretrained:bool=False, # with pretrained weights?
-        weights:object=None, # which, for torchvision's networks
+        weights:object|None=None, # which, for torchvision's networks
     )->nn.Sequential: # the stages that are kept, then a pooling, where `vision_learner` cuts
         "Make the network"
         if isinstance(self.arch, str) and weights is not None:

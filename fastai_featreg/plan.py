@@ -221,7 +221,7 @@ def method_of(calls:list):
 # %% ../nbs/76_plan.ipynb #d4ada227
 def parse_methods(
     text:str, # e.g. `"feature_mining, FeatureMining(layers=2)+mixup"`, or `"all"`
-    teacher:str|Path=None, # file of a trained network, for methods that need one; without it `"all"` leaves them out
+    teacher:str|Path|None=None, # file of a network, for methods that need a teacher; without it `"all"` leaves them out
     teacher_arch:str|None=None, # name of the network whose weights that file holds; None: it holds a whole network
 )->list: # (label, function that makes the callbacks), plain first
     "Read a list of methods; plain training is always in it, and the same method only once"

@@ -177,7 +177,7 @@ def run_once(
     pretrained:bool=False, # fine-tune downloaded weights?
     head:str='default', # see `make_learner`
     fp16:bool=False, # mixed precision, on a GPU
-    progress:Callback=None, # progress bar; None for none
+    progress:Callback|None=None, # progress bar; None for none
 )->dict: # the measures of a row: see `result_columns`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
