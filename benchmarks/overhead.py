@@ -42,11 +42,10 @@ from itertools import accumulate
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
-from fastai_featreg import compare
-from fastai_featreg.compare import known_methods
 from fastai_featreg.core import card_of,methods
 from fastai_featreg.methods import own_methods
 from fastai_featreg.nets import nets
+from fastai_featreg.plan import known_methods,needs_teacher
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision,
                                ProgressCallback, imagenet_stats, set_seed)
 from fastprogress import progress_bar
@@ -71,7 +70,7 @@ controls,kd = ['plain', 'plain again'],'knowledge_distillation'
 
 def needs_teacher(name: str) -> bool:
     "Does the method called `name` learn from a trained network?"
-    return compare.needs_teacher(methods.get(name))
+    return needs_teacher(methods.get(name))
 
 
 def candidates(arch: str) -> dict:

@@ -15,7 +15,9 @@ from fastai_featreg.folders import read_layout
 from fastai_featreg.nets import (resnet8, resnet20, resnet56, resnet110, resnet164, wrn16_2, wrn16_4, wrn20_4, wrn20_8,
                                  wrn28_2, wrn28_4, wrn28_10, resnext29_8x64d, densenet100_12, densenet_bc100_12,
                                  densenet_bc190_40, pyramidnet110_270, pyramidnet200_240, Truncated)
-from fastai_featreg.compare import compare, plot_comparison, read_results, summarise, summary_table, verdicts
+from fastai_featreg.compare import compare
+from fastai_featreg.report import plot_comparison, summarise, summary_table, verdicts
+from fastai_featreg.rows import read_results
 from fastai_featreg.methods import modules as _modules
 
 # Of a module with a method all that it exports, but for what one asks the module itself for: parts of a machinery, and

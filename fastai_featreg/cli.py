@@ -4,11 +4,11 @@ import warnings
 
 
 def main() -> int:
-    "Run `fastai_featreg.compare.main`"
+    "Run `fastai_featreg.command.main`"
     warnings.filterwarnings('ignore', category=FutureWarning) # torch's, about fastai's use of torch.jit
     try:
-        from fastai_featreg.compare import main as compare_main
-        return compare_main()
+        from fastai_featreg.command import main as command_main
+        return command_main()
     except KeyboardInterrupt:
         print('Interrupted.', file=sys.stderr)
         return 130

@@ -21,7 +21,8 @@ def fingerprint_of(
     h = hashlib.blake2b(digest_size=6)
     for p in parts:
         data = p if isinstance(p, (bytes, memoryview)) else repr(p).encode()
-        h.update(b'%d:' % len(data)) # so that ('ab', 'c') is not ('a', 'bc')
+        # so that ('ab', 'c') is not ('a', 'bc')
+        h.update(b'%d:' % len(data))
         h.update(data)
     return kind + h.hexdigest()
 
@@ -33,27 +34,35 @@ def file_id(path:Path, root:Path)->str:
 
 def item_id(o:object, root:Path)->str:
     "Fingerprint of an item of a dataset: a file, pixels, or an object that holds either"
-    if isinstance(o, Path) or isinstance(o, str) and os.sep in o and os.path.isfile(o): return file_id(Path(o), root)
-    if isinstance(o, np.ndarray): return fingerprint_of(o.shape, o.dtype.str, np.ascontiguousarray(o).tobytes())
-    if isinstance(o, (list, tuple)): return fingerprint_of([item_id(v, root) for v in o])
-    if not hasattr(o, '__dict__') or isinstance(o, type): return fingerprint_of(o)
-    return fingerprint_of({k: item_id(v, root) for k,v in sorted(vars(o).items()) if not k.startswith('_')})
+    if isinstance(o, Path) or isinstance(o, str) and os.sep in o and os.path.isfile(o):
+        return file_id(Path(o), root)
+    if isinstance(o, np.ndarray):
+        return fingerprint_of(o.shape, o.dtype.str, np.ascontiguousarray(o).tobytes())
+    if isinstance(o, (list, tuple)):
+        return fingerprint_of([item_id(v, root) for v in o])
+    if not hasattr(o, '__dict__') or isinstance(o, type):
+        return fingerprint_of(o)
+    public = {k: v for k,v in sorted(vars(o).items()) if not k.startswith('_')}
+    return fingerprint_of({k: item_id(v, root) for k,v in public.items()})
 
 def labels_of(ds:object)->list:
     "Targets of a dataset, as numbers"
-    return [[np.asarray(y).tolist() for y in targets] for targets in list(getattr(ds, 'tls', []))[1:]]
+    targets = list(getattr(ds, 'tls', []))[1:] # the first are the images
+    return [[np.asarray(y).tolist() for y in ys] for ys in targets]
 
 def transforms_of(dl:object)->list:
     "Transforms of a loader as text, without addresses in memory"
     pipelines = [getattr(dl, name, '') for name in ('after_item', 'before_batch', 'after_batch')]
-    return [re.sub(r' at 0x[0-9a-fA-F]+', '', repr(list(getattr(p, 'fs', [p])))) for p in pipelines]
+    texts = [repr(list(getattr(p, 'fs', [p]))) for p in pipelines]
+    return [re.sub(r' at 0x[0-9a-fA-F]+', '', text) for text in texts]
 
 # %% ../nbs/79_fingerprints.ipynb #a1f00022
 def data_id(
     dls:object, # fastai's `DataLoaders`
 )->str: # d and twelve digits
     "Fingerprint of the images, labels, split and transforms of loaders"
-    root,parts = Path(getattr(dls, 'path', '.')),[list(map(str, getattr(dls, 'vocab', [])))]
+    root = Path(getattr(dls, 'path', '.'))
+    parts = [list(map(str, getattr(dls, 'vocab', [])))]
     with ThreadPoolExecutor(4) as pool:
         for dl in dls.loaders[:2]:
             items = list(pool.map(lambda o: item_id(o, root), dl.dataset.items))
@@ -65,7 +74,8 @@ class Prose(ast.NodeTransformer):
     "Takes out of a module what computes nothing"
     def bare(self, node:ast.AST):
         "Without docstrings, texts that nobody reads and annotations"
-        node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        is_text = lambda s: isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
+        node.body = [s for s in node.body if not is_text(s)]
         if hasattr(node, 'returns'): node.returns = None
         return self.generic_visit(node)
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = bare
@@ -75,10 +85,12 @@ class Prose(ast.NodeTransformer):
         return node
     def visit_Raise(self, node):
         "An error without its words"
-        return ast.Raise(ast.Name(ast.unparse(getattr(node.exc, 'func', node.exc) or ast.Name('')), ast.Load()), None)
+        kind = getattr(node.exc, 'func', node.exc) or ast.Name('')
+        return ast.Raise(ast.Name(ast.unparse(kind), ast.Load()), None)
     def visit_Assign(self, node):
         "`__all__` computes nothing"
-        return None if ast.unparse(node.targets[0]) in ('__all__', '_all_') else self.generic_visit(node)
+        if ast.unparse(node.targets[0]) in ('__all__', '_all_'): return None
+        return self.generic_visit(node)
 
 def computing(tree:ast.AST)->str:
     "What of a syntax tree computes, as text"
@@ -86,25 +98,30 @@ def computing(tree:ast.AST)->str:
 
 def module_tree(name:str)->ast.Module|None:
     "Syntax tree of a module, None where its source is not at hand"
-    try: return ast.parse(Path(importlib.util.find_spec(name).origin).read_bytes())
+    try:
+        file = importlib.util.find_spec(name).origin
+        return ast.parse(Path(file).read_bytes())
     except (AttributeError, TypeError, ValueError, ImportError, OSError, SyntaxError): return None
 
 def imported(name:str, tree:ast.Module)->set:
     "Modules of its own package that a module imports anywhere"
     package,found = name.rpartition('.')[0],set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
             base = '.'*node.level + (node.module or '')
             base = importlib.util.resolve_name(base, package) if node.level else base
             found |= {base, *(f'{base}.{a.name}' for a in node.names)}
-    return {m for m in found if m.split('.')[0]==name.split('.')[0]}
+    own = name.split('.')[0]
+    return {m for m in found if m.split('.')[0]==own}
 
 def module_sources(name:str)->dict:
     "A module and all that it imports from its own package: name -> what computes"
     found,todo = {},[name]
     while todo:
-        if (name := todo.pop()) in found or not (tree := module_tree(name)): continue
+        if (name := todo.pop()) in found or not (tree := module_tree(name)):
+            continue
         todo += imported(name, tree)
         found[name] = computing(tree)
     return found
@@ -114,41 +131,57 @@ versioned = {'fastai', 'timm', 'torch', 'torchvision', 'builtins'}
 
 def code_parts(code:object)->list:
     "A compiled function as text, those inside it included"
-    inner = [code_parts(c) if hasattr(c, 'co_code') else repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c)
-             for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, inner]
+    return [code.co_code.hex(), code.co_names, [constant_parts(c) for c in code.co_consts]]
+
+def constant_parts(c:object)->list|str:
+    "A constant of a compiled function as text; the elements of a set in one order"
+    if hasattr(c, 'co_code'): return code_parts(c)
+    return repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c)
 
 def class_parts(cls:type)->list:
     "Source of one class, or else its attributes and compiled functions"
     with suppress(OSError, TypeError, SyntaxError):
         return [computing(ast.parse(textwrap.dedent(inspect.getsource(cls))))]
     plain = (int, float, str, bool, tuple, type(None))
-    own = {k: getattr(v, '__func__', v) for k,v in sorted(vars(cls).items())}
-    own = {k: code_parts(v.__code__) if hasattr(v, '__code__') else v for k,v in own.items() if k!='__doc__'}
-    return [cls.__qualname__, {k: v for k,v in own.items() if isinstance(v, (list, *plain)) and k!='__firstlineno__'}]
+    own = {}
+    for k,v in sorted(vars(cls).items()):
+        if k in ('__doc__', '__firstlineno__'): continue
+        v = getattr(v, '__func__', v)
+        if hasattr(v, '__code__'): v = code_parts(v.__code__)
+        if isinstance(v, (list, *plain)): own[k] = v
+    return [cls.__qualname__, own]
 
 # %% ../nbs/79_fingerprints.ipynb #a1f00052
 def names_of(node:ast.AST)->set:
     "What a statement at the top of a module defines"
-    if isinstance(node, ast.Assign): return {t.id for t in ast.walk(node) if isinstance(t, ast.Name)}
+    if isinstance(node, ast.Assign):
+        return {t.id for t in ast.walk(node) if isinstance(t, ast.Name)}
     return {getattr(node, 'name', None)}
 
 def named_parts(module:str, names:list)->list:
     "Source of some functions and constants of a module"
     tree = module_tree(module)
-    return [computing(ast.Module([n], [])) for n in tree.body if names_of(n) & set(names)] if tree else [module]
+    if not tree: return [module]
+    named = [n for n in tree.body if names_of(n) & set(names)]
+    return [computing(ast.Module([n], [])) for n in named]
 
 # %% ../nbs/79_fingerprints.ipynb #a1f00028
 def source_id(
     *objects:type|str, # classes; or names of modules, `'package.module:first,second'` for some of its functions
 )->str: # m and twelve digits
     "Fingerprint of all source that computes what `objects` do"
-    modules,rest = {},[]
-    for o in [c for o in objects for c in (o.__mro__ if isinstance(o, type) else [o])]:
+    modules,rest,asked = {},[],[]
+    for o in objects:
+        asked += o.__mro__ if isinstance(o, type) else [o]
+    for o in asked:
         name,_,some = (o if isinstance(o, str) else o.__module__).partition(':')
-        if isinstance(o, type): rest.append(o.__qualname__)
-        if name.split('.')[0] in versioned: rest.append(name)
-        elif some: rest += named_parts(name, some.split(','))
-        elif name!='__main__' and (found := module_sources(name)): modules |= found
+        if isinstance(o, type):
+            rest.append(o.__qualname__)
+        if name.split('.')[0] in versioned:
+            rest.append(name)
+        elif some:
+            rest += named_parts(name, some.split(','))
+        elif name!='__main__' and (found := module_sources(name)):
+            modules |= found
         elif isinstance(o, type): rest += class_parts(o)
     return fingerprint_of(sorted(modules.items()), rest, kind='m')

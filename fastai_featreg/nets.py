@@ -20,10 +20,13 @@ from fastai.vision.learner import _default_meta
 from .anatomy import cut_after
 
 # %% ../nbs/71_nets.ipynb #e9a50c81
-def _conv(ni, nf, ks=3, stride=1, groups=1): return nn.Conv2d(ni, nf, ks, stride, ks//2, groups=groups, bias=False)
-def _conv_norm(*args, **kwargs): return [conv := _conv(*args, **kwargs), nn.BatchNorm2d(conv.out_channels)]
+def _conv(ni, nf, ks=3, stride=1, groups=1):
+    return nn.Conv2d(ni, nf, ks, stride, ks//2, groups=groups, bias=False)
+def _conv_norm(*args, **kwargs):
+    return [conv := _conv(*args, **kwargs), nn.BatchNorm2d(conv.out_channels)]
 def _norm_act(nf): return [nn.BatchNorm2d(nf), nn.ReLU()]
-def _norm_act_conv(ni, *args, **kwargs): return [*_norm_act(ni), _conv(ni, *args, **kwargs)]
+def _norm_act_conv(ni, *args, **kwargs):
+    return [*_norm_act(ni), _conv(ni, *args, **kwargs)]
 
 class ResidualBlock(nn.Module):
     "`after(shortcut(before(x)) + convs(before(x)))`"
@@ -58,7 +61,8 @@ def basic_block(
     same = (ni,stride)==(nf,1)
     pool = nn.AvgPool2d(1, stride) # a pool of one position takes every `stride`th
     shortcut = nn.Identity() if same else _padded(pool, nf-ni)
-    return ResidualBlock([*_conv_norm(ni, nf, 3, stride), nn.ReLU(), *_conv_norm(nf, nf)], shortcut, after=nn.ReLU())
+    convs = [*_conv_norm(ni, nf, 3, stride), nn.ReLU(), *_conv_norm(nf, nf)]
+    return ResidualBlock(convs, shortcut, after=nn.ReLU())
 
 def _pyramid(ni, nf, stride, convs):
     "A normalisation, then `convs`, beside a shortcut that is averaged and padded with zeros"
@@ -80,14 +84,17 @@ def pyramid_bottleneck(
 )->ResidualBlock:
     "Bottleneck with activations around its 3x3 convolution only, and a zero-padded shortcut (PyramidNet, section 3)"
     mid = nf//4
-    reduce,conv,expand = _conv_norm(ni, mid, 1),_conv_norm(mid, mid, 3, stride),_conv_norm(mid, nf, 1)
+    reduce = _conv_norm(ni, mid, 1)
+    conv = _conv_norm(mid, mid, 3, stride)
+    expand = _conv_norm(mid, nf, 1)
     return _pyramid(ni, nf, stride, [*reduce, nn.ReLU(), *conv, nn.ReLU(), *expand])
 
 # %% ../nbs/71_nets.ipynb #f40c6bf9
 def _preact(ni, nf, stride, first, rest):
     "Pre-activation block of the convolutions `first`, on the activated map, and `rest`"
     act = _norm_act(ni)
-    if (ni,stride)==(nf,1): return ResidualBlock([*act, first, *rest], nn.Identity())
+    if (ni,stride)==(nf,1):
+        return ResidualBlock([*act, first, *rest], nn.Identity())
     return ResidualBlock([first, *rest], _conv(ni, nf, 1, stride), before=nn.Sequential(*act))
 
 def preact_block(
@@ -105,7 +112,9 @@ def preact_bottleneck(
 )->ResidualBlock:
     "Bottleneck pre-activation block (Identity Mappings, Figure 1b and section 4)"
     mid = nf//4
-    return _preact(ni, nf, stride, _conv(ni, mid, 1, stride), _norm_act_conv(mid, mid) + _norm_act_conv(mid, nf, 1))
+    first = _conv(ni, mid, 1, stride)
+    rest = _norm_act_conv(mid, mid) + _norm_act_conv(mid, nf, 1)
+    return _preact(ni, nf, stride, first, rest)
 
 def resnext_block(
     ni:int, # channels in
@@ -138,20 +147,24 @@ class DenseLayer(nn.Sequential):
         "The input and what was computed from it"
         return torch.cat([x, super().forward(x)], 1)
 
-def _transition(ni, nf): return nn.Sequential(*_norm_act_conv(ni, nf, 1), nn.AvgPool2d(2))
+def _transition(ni, nf):
+    return nn.Sequential(*_norm_act_conv(ni, nf, 1), nn.AvgPool2d(2))
 
 # %% ../nbs/71_nets.ipynb #7d8f55e3
 def _init(net):
     "Initial weights, in place"
     for m in net.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
-        if isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
+        if isinstance(m, nn.Linear):
+            nn.init.zeros_(m.bias)
     return net
 
 def _net(stem, stages, nf, n_out, preact=False):
     "Body, pooling and classifier; `preact` puts a normalisation and an activation after the stages"
     parts = dict(stem=nn.Sequential(*stem), **{f'stage{i+1}':s for i,s in enumerate(stages)})
-    if preact: parts['final'] = nn.Sequential(*_norm_act(nf))
+    if preact:
+        parts['final'] = nn.Sequential(*_norm_act(nf))
     head = dict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(nf, n_out))
     return _init(nn.Sequential(OrderedDict(body=nn.Sequential(OrderedDict(parts)), **head)))
 
@@ -161,7 +174,8 @@ def _stages(block, widths, ratio=1):
     blocks = [block(ni, nf, 2 if i in (n,2*n) else 1) for i,(ni,nf) in enumerate(zip(outs, outs[1:]))]
     return [nn.Sequential(*blocks[i:i+n]) for i in (0,n,2*n)]
 
-def _widths(stem, stages, n): return [stem] + [w for w in stages for _ in range(n)]
+def _widths(stem, stages, n):
+    return [stem] + [w for w in stages for _ in range(n)]
 
 def _n_blocks(name, per, extra, depth, **others):
     "Blocks a stage in a net of `depth` layers; all whole numbers among the arguments of the family `name` are checked"
@@ -302,7 +316,8 @@ def _named(name, doc, build):
         in_chans:int=3, # channels of the images
         pretrained:bool=False, # there are no weights to load: False
     )->nn.Sequential: # `body`, `pool`, `flat` and `fc`
-        if pretrained: raise ValueError(f"{name}: there are no published weights to load, pass pretrained=False.")
+        if pretrained:
+            raise ValueError(f"{name}: there are no published weights to load, pass pretrained=False.")
         return build(n_out=n_out, in_chans=in_chans)
     net.__name__ = net.__qualname__ = name # an exported learner stores the function by this name
     net.__doc__ = doc
@@ -364,11 +379,13 @@ class Truncated:
         model_meta[self] = self._meta() | {'cut': None}
 
     def _meta(self):
-        if not isinstance(self.arch, str): return model_meta.get(self.arch, _default_meta)
+        if not isinstance(self.arch, str):
+            return model_meta.get(self.arch, _default_meta)
         cfg = timm.get_pretrained_cfg(self.arch)
         return _default_meta | ({} if cfg is None else {'stats': (cfg.mean, cfg.std)})
 
-    def __reduce__(self): return Truncated,(self.arch, self.drop) # made anew, and known to fastai, where it is loaded
+    def __reduce__(self):
+        return Truncated,(self.arch, self.drop) # made anew, and known to fastai, where it is loaded
 
     @property
     def __name__(self):
@@ -377,13 +394,15 @@ class Truncated:
 
     def __call__(self,
         pretrained:bool=False, # with pretrained weights?
-        weights:object=None, # which, for torchvision's networks
+        weights:object|None=None, # which, for torchvision's networks
     )->nn.Sequential: # the stages that are kept, then a pooling, where `vision_learner` cuts
         "Make the network"
         if isinstance(self.arch, str) and weights is not None:
             raise ValueError("Truncated: weights belong to torchvision's networks; a network of timm has them "
                              f"in its name, got {weights!r} for {self.arch!r}")
-        if isinstance(self.arch, str): net = timm.create_model(self.arch, pretrained=pretrained)
+        if isinstance(self.arch, str):
+            net = timm.create_model(self.arch, pretrained=pretrained)
         elif weights is not None: net = self.arch(weights=weights)
-        else: net = self.arch(pretrained=True) if pretrained else self.arch()
+        else:
+            net = self.arch(pretrained=True) if pretrained else self.arch()
         return cut_after(net, -1-self.drop).append(nn.AdaptiveAvgPool2d(1))

@@ -12,6 +12,8 @@ from contextlib import nullcontext
 import timm
 from fastai.vision.all import *
 from .anatomy import unwrap
+from .archs import find_arch,heads
+from .nets import nets
 
 # %% ../nbs/41_teachers.ipynb #7e0a0007
 _accepted = ("a network (nn.Module), a Learner, or the path of an exported learner, of a network saved whole by "
@@ -46,7 +48,6 @@ def _check_file(name, teacher):
     raise ValueError(f"{name}: teacher: {what}; give {_accepted}")
 
 def _known_arch(name, arch):
-    from fastai_featreg.compare import find_arch # which imports this module
     if not isinstance(arch, str) or not arch:
         raise ValueError(f"{name}: teacher_arch must be the name of a network, such as 'resnet18', got {arch!r:.80}")
     try: return find_arch(arch)
@@ -178,7 +179,6 @@ def _differences(net, weights):
 
 def _own_nets(arch, made):
     "Ways to make the network as its library has it, each a function of the numbers of classes and channels"
-    from fastai_featreg.compare import nets
     ways = {}
     if arch in nets: return {'its own classifier': lambda n, c: made(n_out=n, in_chans=c)}
     if getattr(made, '__module__', '').startswith('torchvision.'):
@@ -190,7 +190,6 @@ def _own_nets(arch, made):
 
 def _comparison_nets(made):
     "Ways to make the networks of `make_learner`, one for each head"
-    from fastai_featreg.compare import heads
     def build(n, c, **kwargs):
         if callable(made): return create_vision_model(made, n, pretrained=False, n_in=c, **kwargs)
         return create_timm_model(made, n, default_split, pretrained=False, n_in=c, **kwargs)[0]

@@ -16,8 +16,12 @@ from fastai.callback.mixup import MixUp
 from PIL import Image
 
 import fastai_featreg.all
-from fastai_featreg import core
-from fastai_featreg.compare import config_names, main, parse_methods, read_results, result_columns, run_order
+from fastai_featreg import archs, core, plan, report, runs
+from fastai_featreg.command import main
+from fastai_featreg.compare import run_order
+from fastai_featreg.data import load_data
+from fastai_featreg.plan import parse_methods
+from fastai_featreg.rows import config_names, looks, read_results, result_columns
 
 module = sys.modules['fastai_featreg.compare']
 tiny = '--arch test_resnet --size 64 --bs 8 --n-train 32 --n-valid 20 --epochs 1 --seeds 2 --methods FeatureMining(),mixup'.split()
@@ -90,7 +94,7 @@ def at_start():
 
 def start(out):
     "The command in a process of its own"
-    code = 'import sys; from fastai_featreg.compare import main; sys.exit(main())'
+    code = 'import sys; from fastai_featreg.command import main; sys.exit(main())'
     return subprocess.Popen([sys.executable, '-c', code, 'compare', *tiny, '--out', str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             preexec_fn=at_start)
 
@@ -177,8 +181,8 @@ class LateNaN(Callback):
 
 
 def test_late_divergence_is_no_success(tmp_path, capsys, monkeypatch):
-    original = module.make_callbacks
-    monkeypatch.setattr(module, 'make_callbacks', lambda calls: [*original(calls), LateNaN()])
+    original = plan.make_callbacks
+    monkeypatch.setattr(plan, 'make_callbacks', lambda calls: [*original(calls), LateNaN()])
     for _ in range(2): # the second time, all rows come from the file
         assert compare(tmp_path, '--epochs', 3, '--methods', 'mixup')==0
         df = rows(tmp_path).set_index('method')
@@ -190,17 +194,17 @@ def test_late_divergence_is_no_success(tmp_path, capsys, monkeypatch):
 
 
 def test_late_divergence_of_a_fine_tuned_run(monkeypatch):
-    dls = module.load_data('digits', size=64, bs=8, n_train=16, n_valid=10)
+    dls = load_data('digits', size=64, bs=8, n_train=16, n_valid=10)
     class Second(Callback):
         "NaN in the second phase of `fine_tune` only"
         fits = 0
         def before_fit(self): self.fits += 1
         def after_loss(self):
             if self.fits==2 and self.training and self.learn.epoch==1: self.learn.loss_grad = self.learn.loss = self.learn.loss*float('nan')
-    make = module.make_learner
-    monkeypatch.setattr(module, 'make_learner', lambda dls, arch, pretrained, head: make(dls, arch, False, head)) # no download
-    bad = module.run_once(dls, lambda: [Second()], arch='test_resnet', epochs=2, pretrained=True)
-    good = module.run_once(dls, arch='test_resnet', epochs=2, pretrained=True)
+    make = runs.make_learner
+    monkeypatch.setattr(runs, 'make_learner', lambda dls, arch, pretrained, head: make(dls, arch, False, head)) # no download
+    bad = runs.run_once(dls, lambda: [Second()], arch='test_resnet', epochs=2, pretrained=True)
+    good = runs.run_once(dls, arch='test_resnet', epochs=2, pretrained=True)
     assert bad['error'].startswith('diverged') and bad['curve'].count(';')==1
     assert good['error']=='' and good['curve'].count(';')==2
 
@@ -222,7 +226,7 @@ def test_callbacks_and_classes_in_a_list(tmp_path):
     assert (df.error=='').all()
     used = fastai_featreg.all.SelectScale(top_rate=0.2)
     used.acts_on = {'0.1': 1.} # its repr says where it has acted
-    assert module.as_text([used])=='SelectScale(top_rate=0.2)'
+    assert plan.as_text([used])=='SelectScale(top_rate=0.2)'
 
 
 def test_part_of_a_folder(tmp_path, capsys):
@@ -302,7 +306,7 @@ def test_damaged_results_are_left_alone(tmp_path, capsys, finished, text):
 
 def test_no_weights(tmp_path, capsys, monkeypatch):
     def offline(*args, **kwargs): raise URLError('Name or service not known')
-    monkeypatch.setattr(module, 'vision_learner', offline)
+    monkeypatch.setattr(archs, 'vision_learner', offline)
     one_sentence(capsys, compare(tmp_path, '--pretrained'), '--no-pretrained')
 
 
@@ -325,21 +329,21 @@ def test_bad_arguments_and_help(capsys):
 def test_where_the_maps_look_is_a_column_where_boxes_are_known(tmp_path):
     small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False, say=lambda s: None)
     digits = module.compare(methods='mixup', out=tmp_path/'a', **small)
-    assert digits[module.looks].notna().all(axis=None) and digits.energy_inside.between(0, 1).all()
+    assert digits[looks].notna().all(axis=None) and digits.energy_inside.between(0, 1).all()
     photos = module.compare(make_folder(tmp_path/'photos', cat=15, dog=15), methods='mixup', out=tmp_path/'b', **(small | dict(n_valid=4)))
-    assert photos[module.looks].isna().all(axis=None)
-    assert 'pointing' in module.summary_table(module.summarise(digits)) and 'pointing' not in module.summary_table(module.summarise(photos))
+    assert photos[looks].isna().all(axis=None)
+    assert 'pointing' in report.summary_table(report.summarise(digits)) and 'pointing' not in report.summary_table(report.summarise(photos))
     path = tmp_path/'a'/'results.csv'
-    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=module.looks).to_csv(path, index=False) # as files were before
-    assert module.read_results(path)[module.looks].isna().all(axis=None)
+    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=looks).to_csv(path, index=False) # as files were before
+    assert read_results(path)[looks].isna().all(axis=None)
     again = module.compare(methods='mixup', out=tmp_path/'a', **small)
-    assert len(again)==2 and again[module.looks].isna().all(axis=None), 'runs that are there are not repeated'
+    assert len(again)==2 and again[looks].isna().all(axis=None), 'runs that are there are not repeated'
 
 
 def test_a_teacher_from_a_file(tmp_path, capsys):
     "Methods that distil are told their teacher once; without one `all` leaves them out"
     small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False, say=lambda s: None)
-    learn = module.make_learner(fastai_featreg.all.digits_dls(n_train=16, n_valid=10, bs=8), 'test_resnet', head='gap')
+    learn = archs.make_learner(fastai_featreg.all.digits_dls(n_train=16, n_valid=10, bs=8), 'test_resnet', head='gap')
     learn.export(tmp_path/'teacher.pkl')
     df = module.compare(methods='ccm, KnowledgeDistillation(beta=0.9)', teacher=tmp_path/'teacher.pkl', out=tmp_path/'a', **small)
     file = tmp_path/'teacher.pkl'
@@ -408,14 +412,14 @@ def test_top5_with_more_than_ten_classes(tmp_path):
 
 
 def test_best_of_a_curve_by_hand():
-    assert module.best_of([.2, .5, .5, .4])==dict(best_accuracy=.5, best_epoch=2.)
-    assert module.best_of([float('nan'), .1])==dict(best_accuracy=.1, best_epoch=2.)
-    assert np.isnan(module.best_of([])['best_epoch'])
+    assert runs.best_of([.2, .5, .5, .4])==dict(best_accuracy=.5, best_epoch=2.)
+    assert runs.best_of([float('nan'), .1])==dict(best_accuracy=.1, best_epoch=2.)
+    assert np.isnan(runs.best_of([])['best_epoch'])
 
 
 def test_training_accuracy_counts_every_image():
-    dls = module.load_data('digits', size=32, bs=16, n_train=48, n_valid=16)
-    learn = module.make_learner(dls, 'resnet8', head='linear').add_cbs([module.TrainAccuracy(), Witness()])
+    dls = load_data('digits', size=32, bs=16, n_train=48, n_valid=16)
+    learn = archs.make_learner(dls, 'resnet8', head='linear').add_cbs([runs.TrainAccuracy(), Witness()])
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     right = np.array(learn.witness.right).reshape(2, -1)
     assert learn.train_accuracy.values==pytest.approx(right.sum(1)/48)

@@ -12,9 +12,10 @@ from fastai.callback.core import Callback
 from PIL import Image
 
 import fastai_featreg.all
-from fastai_featreg import core
-from fastai_featreg.compare import bests, doings, looks, main, measures, read_results, summarise
-from fastai_featreg.rows import beside
+from fastai_featreg import core, report, runs
+from fastai_featreg.command import main
+from fastai_featreg.report import summarise
+from fastai_featreg.rows import beside, bests, doings, looks, measures, read_results
 
 module = sys.modules['fastai_featreg.compare']
 small = dict(arch='test_resnet', size=64, bs=8, epochs=1, seeds=2, pretrained=False, bars=False)
@@ -118,8 +119,8 @@ def test_another_source_is_another_method(tmp_path, trained, monkeypatch):
     ids = lambda: {m: i for m,i in read_results(tmp_path/'results.csv')[['method', 'method_id']].values}
     monkeypatch.setitem(core.methods, 'method', Method)
     compare('digits', tmp_path, methods='method', n_train=16, n_valid=10)
-    changed = lambda *classes, old=module.source_id: old(*[Changed if c is Method else c for c in classes])
-    monkeypatch.setattr(module, 'source_id', changed)
+    changed = lambda *classes, old=runs.source_id: old(*[Changed if c is Method else c for c in classes])
+    monkeypatch.setattr(runs, 'source_id', changed)
     before = ids()
     _,said = compare('digits', tmp_path, methods='method', n_train=16, n_valid=10)
     assert len(trained)==6 and ids()['plain']==before['plain'] and ids()['Method()']!=before['Method()']
@@ -180,7 +181,7 @@ def test_a_full_disk_ends_nothing(tmp_path, trained, monkeypatch):
     ('plot_gain', OSError(errno.ENOSPC, 'No space'))])
 def test_a_picture_that_fails_is_one_line_below_the_table(tmp_path, trained, monkeypatch, where, error):
     def fails(*args, **kwargs): raise error
-    monkeypatch.setattr(module, where, fails)
+    monkeypatch.setattr(report, where, fails)
     df,said = compare('digits', tmp_path, n_train=16, n_valid=10)
     assert len(df)==4 and 'minus plain' in said[-2] and 'there is no picture' in said[-1] and '\n' not in said[-1]
 

@@ -4,7 +4,7 @@ from copy import deepcopy
 from functools import partial
 import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
-from fastai_featreg.compare import parse_methods
+from fastai_featreg.plan import parse_methods
 from fastai_featreg.distill import *
 from fastai_featreg.maps import mixed_classes
 from tiny import *

@@ -2,8 +2,10 @@
 import logging, os, pickle, re, sys
 import pytest, timm, torchvision
 from safetensors.torch import save_file
-from fastai_featreg import teachers
-from fastai_featreg.compare import heads,main,make_learner,parse_methods
+from fastai_featreg import plan,teachers
+from fastai_featreg.archs import heads,known_archs,make_learner
+from fastai_featreg.command import main
+from fastai_featreg.plan import parse_methods
 from fastai_featreg.teachers import *
 from tiny import *
 
@@ -36,7 +38,6 @@ def answers(net, n_in=3):
 def dls(): return digits_dls(n_train=16, n_valid=10, bs=8)
 
 def own_nets():
-    from fastai_featreg.compare import known_archs
     return {'torchvision': ('resnet18', lambda: torchvision.models.resnet18(num_classes=7), 3),
             'timm': ('test_resnet', lambda: timm.create_model('test_resnet', num_classes=7), 3),
             'timm, grey': ('test_resnet', lambda: timm.create_model('test_resnet', num_classes=7, in_chans=1), 1),
@@ -212,7 +213,7 @@ def test_a_label_reads_back_while_the_file_is_the_same(tmp_path):
 def test_a_callback_with_a_file_is_a_method(tmp_path):
     torch.save(tiny_teacher(), tmp_path/'a.pt')
     for cb in (CCM(tmp_path/'a.pt', tau=2.), CCM(marked(tmp_path/'a.pt'), tau=2.)):
-        label = parse_methods(module.as_text([cb]))[1][0]
+        label = parse_methods(plan.as_text([cb]))[1][0]
         assert re.fullmatch(r"CCM\(teacher='.*/a.pt#[0-9a-f]{8}', tau=2.0\)", label), label
 
 def test_the_architecture_goes_to_those_who_have_a_teacher(tmp_path, capsys):
