@@ -19,7 +19,8 @@ from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from . import core
 from .core import register_method
 from .answers import mixed_classes
-from .data import has_boxes,load_data
+from .boxes import has_boxes
+from .data import load_data
 from .cam_loss import n_right
 from .localise import localisation
 from .nets import nets,Truncated
