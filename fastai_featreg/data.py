@@ -10,9 +10,10 @@ __all__ = ['CIFAR_URLS', 'digits_dls', 'shift_mat', 'pad_crop_flip', 'balanced_s
 from functools import lru_cache
 from fastai.vision.all import *
 from .boxes import BoxedImage,check_batches,check_loader_args,image_block,items_dls
-from .files import BOX_COLUMNS,check_files,data_folder,has_box_table,image_size,open_image,some_names
+from .files import check_files,data_folder,image_size,open_image,some_names
 from .folders import read_layout,stratified_split
 from .scenes import check_int,digit_scenes
+from .tables import BOX_COLUMNS,has_box_table
 
 _all_ = ['BOX_COLUMNS','stratified_split']
 
