@@ -91,7 +91,8 @@ def _class_level(path, parts):
         raise ValueError(f"{path} has split folders ({below_named}) inside its class folders ({tops_named}): "
                          "put train and valid above the classes.")
     if all(map(is_part, below)): return 1
-    raise _two_ways(path, f"the classes are {tops_named}", f"the classes are {below_named} inside them",
+    raise _two_ways(path, f"the classes are {tops_named}",
+                    f"the classes are {below_named} inside them",
                     "choose with folder_dls(class_level=1) or class_level=2, or move the images of each class "
                     "into one folder")
 
@@ -139,13 +140,16 @@ def _given_valid(path, valid):
     outside = Path(valid).expanduser()
     inside = path/outside
     if inside.is_dir() and outside.is_dir() and not inside.samefile(outside):
-        raise _two_ways(valid, f"the folder {inside}", f"the folder {outside.absolute()}", "give valid as a whole path")
+        raise _two_ways(valid, f"the folder {inside}",
+                        f"the folder {outside.absolute()}",
+                        "give valid as a whole path")
     return data_folder(inside if inside.exists() else outside)
 
 def _one(path, nodes, what):
     "The only one of `nodes`, or None"
     if len(nodes)<2: return first(nodes)
-    raise _two_ways(path, f"{nodes[0].name} holds the {what} images", f"{nodes[1].name} does",
+    raise _two_ways(path, f"{nodes[0].name} holds the {what} images",
+                    f"{nodes[1].name} does",
                     "move one of them away, or rename it")
 
 def _train_part(root, train, helds, others, given):
@@ -155,7 +159,8 @@ def _train_part(root, train, helds, others, given):
     partner = given or any(h.subs for h in helds)
     if train and train.subs:
         if others and not partner:
-            raise _two_ways(path, f"{train.name} is the training folder", f"its classes are {names([train, *others])}",
+            raise _two_ways(path, f"{train.name} is the training folder",
+                            f"its classes are {names([train, *others])}",
                             f"give {train.path}, or rename {train.name}")
         return train,train.subs
     # a folder called train, beside others: a class
@@ -169,7 +174,8 @@ def _train_part(root, train, helds, others, given):
     classes = {t.name for t in tops}
     odd = [h for h in helds if not {s.name for s in h.subs} & classes]
     if odd and not given:
-        raise _two_ways(path, f"{odd[0].name} is a class like {names(tops)}", "it holds images to validate or test on",
+        raise _two_ways(path, f"{odd[0].name} is a class like {names(tops)}",
+                        "it holds images to validate or test on",
                             f"rename {odd[0].name}, or move it away")
     return root,tops
 
@@ -293,7 +299,8 @@ def _folder_layout(path, valid_pct, valid, class_level):
     left += [('the same file again, by a link', f) for f in again]
     source = f'folder {os.path.relpath(held.path, path)} validates' if held else ''
     label_of = ClassOf([n.path for n in (node, held) if n], level)
-    return Layout(path, [*train.values()], [*held_out.values()], source, _grouped(path, left), notes, label_of)
+    return Layout(path, [*train.values()], [*held_out.values()], source,
+                  _grouped(path, left), notes, label_of)
 
 def _at_random(layout, valid_pct, seed, n_valid):
     "`layout` with a share of each class for validation"

@@ -81,7 +81,8 @@ def inside_views(
         # distances of all positions along one axis from the anchors, against half the sides
         far = (torch.arange(n, device=idx.device) - at[...,None]).abs()
         return torch.stack([far<=r//2 for r in sizes], 2).flatten(1, 2).to(dtype)
-    rows,cols = near(idx//size[1], size[0]),near(idx%size[1], size[1])
+    rows = near(idx//size[1], size[0])
+    cols = near(idx%size[1], size[1])
     return rows,cols,widen(rows).sum(2, keepdim=True)*widen(cols).sum(2, keepdim=True)
 
 def local_pool(
