@@ -45,6 +45,7 @@ class ArrayDL(TfmdDL):
 
     def _plain(self):
         "Whether the item transforms leave stacked pixels as they are"
+        # only where the result is the same: a conversion, or a resize to the size they have
         size = self._stack[0].shape[-2:]
         def keeps(f):
             if type(f) is Resize: return tuple(f.size)==tuple(size)
@@ -97,6 +98,7 @@ def items_dls(
     "`DataLoaders` for lists of `BoxedImage`s"
     check_loader_args(kwargs)
     check_batches(len(train), bs)
+    # the resize lets an exported learner take files of any size
     held_out = range(len(train), len(train)+len(valid))
     block = DataBlock((image_block(), CategoryBlock(vocab=vocab, sort=False)),
         get_x=AttrGetter('image'),

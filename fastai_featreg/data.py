@@ -71,6 +71,7 @@ def pad_crop_flip(
     """
     if pad_mode not in ('reflection','zeros'):
         raise ValueError(f"pad_crop_flip: pad_mode must be 'reflection' or 'zeros', got {pad_mode!r}")
+    # padding and cropping is a shift by whole pixels, which the affine transform of batches can do
     changes = [partial(shift_mat, pad=pad)] + [flip_mat]*flip
     return AffineCoordTfm(changes, mode='nearest', pad_mode=pad_mode, align_corners=True)
 
@@ -113,6 +114,7 @@ def _memory_items(folder, n, size, seed, name='n'):
     if not fns:
         raise ValueError(f"{folder} has no images: remove the incomplete data folder {folder.parent}, so that it is "
                          "fetched again.")
+    # in random order, so any prefix of a validation set is mixed
     chosen = balanced_subset(L(fns).map(parent_label), n, seed, name)
     fns = [fns[i] for i in chosen]
     decode = partial(_small_pixels, size=size)

@@ -20,12 +20,14 @@ def digit_scans(
         raise ValueError(f"split is {split!r}: choose 'train' or 'valid'.")
     data = load_digits()
     scans = (data.images*(255/16)).astype(np.uint8)
+    # by no seed: a scan that trains in one run validates in none
     held_out = [np.arange((data.target==c).sum())%4 == 3 for c in range(10)]
     return [scans[data.target==c][h if split=='valid' else ~h] for c,h in enumerate(held_out)]
 
 # %% ../nbs/74_scenes.ipynb #3a45cc8c
 def _enlarge(scan, factor):
     "Enlarge `scan` by `factor` with a soft edge, and crop the result to its ink"
+    # digit and fragments alike: no sharp cut may give a fragment away
     img = Image.fromarray(np.pad(scan, 1))
     size = [round(s*factor) for s in img.size]
     big = np.asarray(img.resize(size, BILINEAR))
@@ -70,6 +72,7 @@ def _scene(label, scans, size, clutter, scale, rng):
     for _ in range(clutter):
         other = pick((label+rng.integers(1,10))%10)
         patch = _enlarge(_fragment(other, rng), factor())
+        # at most a tenth of a fragment lies in the digit's box
         place = _free_place(size, patch.shape, box, 0.1, rng)
         _draw(canvas, patch, *place)
     _draw(canvas, digit, y, x) # by maximum, so no fragment covers it
