@@ -9,9 +9,14 @@ from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance,
 from fastai_featreg.look import Cams, get_cams, show_cams
 from fastai_featreg.localise import CamMetric, localisation
 from fastai_featreg.teachers import open_teacher
-from fastai_featreg.data import boxed_folder_dls, cifar_dls, digit_scenes, digits_dls, folder_dls, get_boxes, load_data, show_boxes
+from fastai_featreg.views import ada_cam, anchors, local_pool, view_boxes, view_weights
+from fastai_featreg.view_head import (find_views, install_views, MultiViewHead, pooled_classifier, PrototypeClassifier,
+                                      remove_views)
+from fastai_featreg.boxes import get_boxes, show_boxes
+from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_dls, load_data
 from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
+from fastai_featreg.scenes import digit_scenes
 from fastai_featreg.nets import (resnet8, resnet20, resnet56, resnet110, resnet164, wrn16_2, wrn16_4, wrn20_4, wrn20_8,
                                  wrn28_2, wrn28_4, wrn28_10, resnext29_8x64d, densenet100_12, densenet_bc100_12,
                                  densenet_bc190_40, pyramidnet110_270, pyramidnet200_240, Truncated)
@@ -22,8 +27,8 @@ from fastai_featreg.methods import modules as _modules
 
 # Of a module with a method all that it exports, but for what one asks the module itself for: parts of a machinery, and
 # names that are too general for a user's notebook.
-_by_module = {'AnswerCache', 'channel_scores', 'default_score', 'eased', 'Ensemble', 'frozen_view', 'Guide', 'InputTap',
-              'inside_views', 'linear_curriculum', 'loss_on_views', 'mined_stages', 'n_right', 'normalisation',
+_by_module = {'AnswerCache', 'channel_scores', 'default_score', 'eased', 'frozen_view', 'Guide', 'InputTap',
+              'linear_curriculum', 'loss_on_views', 'mined_stages', 'n_right', 'normalisation',
               'open_teacher', 'over_ranks', 'renormaliser', 'RunningAccuracy', 'start_accuracy', 'Views',
               'wrong_classes'}
 globals().update({_name: getattr(_module, _name) for _module in _modules.values() for _name in _module.__all__

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset,SequentialSampler
 from fastai.vision.all import *
 from .anatomy import untouched,unwrap
 from .checks import check_choice,plain_tensor,what_is
-from .data import get_boxes,has_boxes
+from .boxes import get_boxes,has_boxes
 from .look import as_batch,class_number,first_images,is_loader,loader_untouched,n_images,valid_loader
 from .maps import CamMaker,box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
 from .maps import pointing_game,resize_maps

@@ -15,7 +15,7 @@ import matplotlib.patheffects as effects
 from fastai.vision.all import *
 from .anatomy import untouched,unwrap
 from .checks import plain_tensor,what_is
-from .data import has_boxes
+from .boxes import has_boxes
 from .maps import CamMaker,cam_names,class_labels,images_for,minmax,resize_maps
 
 # %% ../nbs/04_look.ipynb #d6af41b6

@@ -15,7 +15,7 @@ from .answers import mixed_classes
 from .archs import make_learner
 from .cam_loss import n_right
 from .core import LossCallback
-from .data import has_boxes
+from .boxes import has_boxes
 from .fingerprints import source_id
 from .localise import localisation
 from .nets import nets

@@ -6,9 +6,11 @@ import zlib
 import numpy as np, pytest
 from PIL import Image
 from fastai.vision.all import PILImage, load_learner, vision_learner, resnet18
-from fastai_featreg.data import boxed_folder_dls, folder_dls, get_boxes, load_data
-from fastai_featreg.files import check_files, has_box_table, image_size, open_image
+from fastai_featreg.boxes import get_boxes
+from fastai_featreg.data import boxed_folder_dls, folder_dls, load_data
+from fastai_featreg.files import check_files, image_size, open_image
 from fastai_featreg.folders import read_layout
+from fastai_featreg.tables import has_box_table
 
 rng = np.random.default_rng(0)
 grey = rng.integers(0, 255, (6, 8), dtype=np.uint8)

@@ -13,7 +13,7 @@ from fastai_featreg.distill import standardise,standardised_kd_loss
 from fastai_featreg.drop import select_scale,selectout,spatial_dropout,spatial_scale
 from fastai_featreg.feature_mining import mined_pool
 from fastai_featreg.maps import caam,caam_cam_distance,cam,cam_and_caam,grad_cam,grad_cam_pp,minmax,resize_maps
-from fastai_featreg.multiview import local_pool
+from fastai_featreg.views import local_pool
 from tiny import fp16,tiny_learner,tiny_teacher
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # fastcore's helpers are no tests

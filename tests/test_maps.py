@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies as st
 from fastai.vision.all import *
 from fastai_featreg.anatomy import get_anatomy
 from fastai_featreg.heads import isolated_rng
-from fastai_featreg.data import digits_dls, get_boxes
+from fastai_featreg.boxes import get_boxes
+from fastai_featreg.data import digits_dls
 from fastai_featreg.localise import *
 from fastai_featreg.look import *
 from fastai_featreg.maps import *

@@ -5,6 +5,8 @@ from functools import partial
 import pytest, timm
 from torchvision import models as tv
 from fastai_featreg.multiview import *
+from fastai_featreg.view_head import *
+from fastai_featreg.views import *
 from tiny import *
 
 views = partial(MVFeaAug, k=3, sizes=(1, 3), seed=0)
