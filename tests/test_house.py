@@ -1,4 +1,5 @@
-"What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, methods that do not import each other"
+"""What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, methods
+that do not import each other"""
 import ast
 from pathlib import Path
 import pytest
@@ -24,16 +25,21 @@ def public_functions(tree: ast.Module):
     "(name, function) of public functions, of methods of public classes, and of what is patched into classes"
     public = exported(tree)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and (node.name in public or patched(node)): yield node.name,node
+        if (isinstance(node, ast.FunctionDef) and not node.name.startswith('_')
+                and (node.name in public or patched(node))):
+            yield node.name,node
         if not isinstance(node, ast.ClassDef) or node.name not in public: continue
         for f in node.body:
-            if isinstance(f, ast.FunctionDef) and (f.name=='__init__' or not f.name.startswith('_')) and f.name!='extra_repr': yield f'{node.name}.{f.name}',f
+            if (isinstance(f, ast.FunctionDef) and (f.name=='__init__' or not f.name.startswith('_'))
+                    and f.name!='extra_repr'):
+                yield f'{node.name}.{f.name}',f
 
 
 def arguments(f: ast.FunctionDef) -> list:
     "All but `self` and `**kwargs`, which `delegates` explains"
     a = f.args
-    return [x for x in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg])] if x.arg not in ('self', 'cls')]
+    return [x for x in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg])]
+            if x.arg not in ('self', 'cls')]
 
 
 @pytest.mark.parametrize('name', modules)
@@ -56,7 +62,8 @@ def test_bodies_are_short(name):
 
 @pytest.mark.parametrize('name', methods)
 def test_methods_do_not_import_each_other(name):
-    sources = {n.module.split('.')[-1] for n in ast.walk(ast.parse(modules[name])) if isinstance(n, ast.ImportFrom) and (n.level or n.module.startswith('fastai_featreg'))}
+    sources = {n.module.split('.')[-1] for n in ast.walk(ast.parse(modules[name])) if isinstance(n, ast.ImportFrom)
+               and (n.level or n.module.startswith('fastai_featreg'))}
     assert sources <= set(rooms), sources
 
 

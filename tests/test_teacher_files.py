@@ -248,8 +248,12 @@ class Own(nn.Module):
         return self.net((x - getattr(self, self.names[0]))/getattr(self, self.names[1]))
 
 class Seen(nn.Module):
-    def __init__(self, net): super().__init__(); self.net,self.seen = net,[]
-    def forward(self, x): self.seen.append(x.detach().clone()); return self.net(x)
+    def __init__(self, net):
+        super().__init__()
+        self.net,self.seen = net,[]
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return self.net(x)
 
 student_stats = ([.4, .5, .6], [.2, .3, .25])
 
@@ -313,7 +317,9 @@ def test_settings_of_timm_are_compared(caplog):
     assert own_images(net, (tensor(cfg['mean']), tensor(cfg['std'])))[1]==''
 
 class Noise(nn.Module):
-    def __init__(self): super().__init__(); self.mean,self.std = 0.,.1
+    def __init__(self):
+        super().__init__()
+        self.mean,self.std = 0.,.1
     def forward(self, x): return x
 
 @pytest.mark.parametrize('net',
