@@ -576,7 +576,7 @@ def resumed(row):
         learn.dls.train.rng = random.Random(5)
         learn.fit(1, 1e-2)
         return weights(learn)
-    path,cb = Path(tempfile.mkdtemp()),None
+    path = Path(tempfile.mkdtemp())
     learn,again = start(),start()
     learn.fit(1, 1e-2, cbs=SaveModelCallback(fname='half', every_epoch=True, with_opt=True))
     torch.save(own(learn).state_dict(), path/'state.pt')
@@ -628,7 +628,7 @@ def exported():
 def load_all(path):
     "In the fresh process: load each learner, look at it, predict"
     path = Path(path)
-    for i,row in enumerate(to_export()):
+    for i in range(len(to_export())):
         learn = load_learner(path/f'{i}.pkl')
         cb,empty = own(learn),('_heads', 'generator', 'guide', 'maker', 'anatomy', '_fit', '_last')
         with torch.no_grad(): out = learn.model.eval()(torch.load(path/'x.pt'))

@@ -1,7 +1,7 @@
 """Networks that take something else than one batch of float images, or answer something else than logits (N,C): for
 every method the same numbers as for the plain network where they must be, another run where it can be, or one declared
 sentence"""
-import logging, math, re
+import logging, math
 import pytest
 from fastcore.test import test_close as assert_close
 from tiny import *

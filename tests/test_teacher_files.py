@@ -1,5 +1,5 @@
 "A teacher's file: what it may hold, what is run when it is opened, and what its images are"
-import logging, os, pickle, re, sys
+import os, pickle, re, sys
 import pytest, timm, torchvision
 from safetensors.torch import save_file
 from fastai_featreg import teachers
@@ -167,7 +167,7 @@ written = {'text': b'no network', 'empty': b'', 'zeros': bytes(100), 'a zip': b'
 def test_files_that_hold_nothing(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'a.pt').write_bytes(written[what])
-    for arch in (None, 'resnet18'): sentence(lambda: open_teacher('a.pt', arch), "teacher: 'a.pt'")
+    for arch in (None, 'resnet18'): sentence(partial(open_teacher, 'a.pt', arch), "teacher: 'a.pt'")
     assert not (tmp_path/'boom').exists()
 
 nowhere = {'': 'is a folder', '.': 'is a folder', '\x00': 'there is no file', 'none.pt': 'there is no file',
