@@ -1,5 +1,5 @@
-"""What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, methods
-that do not import each other"""
+"""What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, lines of
+120 columns, methods that do not import each other"""
 import ast
 from pathlib import Path
 import pytest
@@ -58,6 +58,16 @@ def test_public_arguments_are_typed_and_explained(name):
 def test_bodies_are_short(name):
     for f in ast.walk(ast.parse(modules[name])):
         if isinstance(f, ast.FunctionDef): assert f.end_lineno - f.body[0].lineno < 40, f'{f.name} is too long'
+
+
+@pytest.mark.parametrize('name', modules)
+def test_lines_are_of_120_columns(name):
+    "But for `__all__`: nbdev breaks the list at 120 and writes ten columns in front of it"
+    of_nbdev = [n for n in ast.parse(modules[name]).body
+                if isinstance(n, ast.Assign) and ast.unparse(n.targets[0])=='__all__']
+    rows = {row for n in of_nbdev for row in range(n.lineno, n.end_lineno + 1)}
+    wrong = [row for row,line in enumerate(modules[name].splitlines(), 1) if len(line)>120 and row not in rows]
+    assert not wrong, wrong
 
 
 @pytest.mark.parametrize('name', methods)
