@@ -1,18 +1,22 @@
-"""Which callback works on which network: every registered method, two training batches of noise on every architecture of the list below.
+"""Which callback works on which network: every registered method, two training batches of noise on every
+architecture of the list below.
 
     python benchmarks/backbones.py                       # what nbs/results/backbones.csv does not know yet
     python benchmarks/backbones.py --archs resnet18,vit_tiny_patch16_224 --methods cam_loss --out some.csv
 
-A cell is a fit of two batches and a validation, and more is asked than that nothing is raised: losses and gradients are finite, the term stands in the table, the weights are others than
-after plain training, and nothing is left behind. Its status is one of
+A cell is a fit of two batches and a validation, and more is asked than that nothing is raised: losses and gradients are
+finite, the term stands in the table, the weights are others than after plain training, and nothing is left behind. Its
+status is one of
 
     works              as it should be
     works by Grad-CAM  class maps come from Grad-CAM, because CAM is not exact; `why` says why
-    works in two parts of `body_head(model)`, because the method replaces the head, and the network pools inside its own forward
+    works in two parts of `body_head(model)`, because the method replaces the head, and the network pools inside its own
+                       forward
     refused            the library raised a `ValueError`, `why`, and had changed nothing
     fails              anything else; a cell that failed is tried again at the next start
 
-Networks are random, as small as their family has them, and see small images. Rows are written one by one: an interrupted run goes on where it stopped, and a new method adds its cells.
+Networks are random, as small as their family has them, and see small images. Rows are written one by one: an
+interrupted run goes on where it stopped, and a new method adds its cells.
 """
 import argparse,gc,re,sys,time,traceback
 from copy import deepcopy
@@ -20,7 +24,8 @@ from functools import lru_cache,partial
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd, timm, torch, torchvision
-from fastai.vision.all import Callback,CrossEntropyLossFlat,DataLoaders,Learner,SGD,create_timm_model,create_vision_model,set_seed,vision_learner
+from fastai.vision.all import (Callback,CrossEntropyLossFlat,DataLoaders,Learner,SGD,create_timm_model,
+                               create_vision_model,set_seed,vision_learner)
 from fastprogress import progress_bar
 import fastai_featreg.all as featreg
 from fastai_featreg import nets
@@ -48,7 +53,8 @@ class Arch(NamedTuple):
         return f'vision_learner({self.name})' if self.library=='fastai' else self.name
 
 
-def torchvision_net(name: str, **kwargs) -> torch.nn.Module: return torchvision.models.get_model(name, weights=None, num_classes=N_OUT, **kwargs)
+def torchvision_net(name: str, **kwargs) -> torch.nn.Module:
+    return torchvision.models.get_model(name, weights=None, num_classes=N_OUT, **kwargs)
 
 def timm_net(name: str, **kwargs) -> torch.nn.Module: return timm.create_model(name, num_classes=N_OUT, **kwargs)
 
@@ -61,7 +67,8 @@ def fastai_arch(name: str):
 def fastai_net(name: str) -> torch.nn.Module:
     "What `vision_learner` makes: body and head"
     arch = fastai_arch(name)
-    return create_timm_model(arch, N_OUT, pretrained=False)[0] if isinstance(arch, str) else create_vision_model(arch, N_OUT, pretrained=False)
+    return (create_timm_model(arch, N_OUT, pretrained=False)[0] if isinstance(arch, str)
+            else create_vision_model(arch, N_OUT, pretrained=False))
 
 builders = {'torchvision': torchvision_net, 'timm': timm_net, 'featreg.nets': cifar_net, 'fastai': fastai_net}
 
@@ -72,12 +79,20 @@ def listed(library: str, names: str, px: int = 64, **kwargs) -> list[Arch]:
 
 
 ARCHS = [
-    *listed('torchvision', 'resnet18 densenet121 vgg11_bn squeezenet1_1 mobilenet_v2 mobilenet_v3_small mnasnet0_5 shufflenet_v2_x0_5 efficientnet_b0'),
+    *listed('torchvision',
+            'resnet18 densenet121 vgg11_bn squeezenet1_1 mobilenet_v2 mobilenet_v3_small mnasnet0_5 '
+            'shufflenet_v2_x0_5 efficientnet_b0'),
     *listed('torchvision', 'googlenet', aux_logits=False, init_weights=False),
-    *listed('timm', 'resnet10t resnext26ts legacy_seresnet18 resnest14d skresnet18 regnetx_002 nf_regnet_b0 repvgg_a0 legacy_xception darknet17 dla46_c hrnet_w18_small ese_vovnet19b_slim_dw hgnetv2_b0'),
-    *listed('timm', 'mobilenetv3_small_050 mobilenetv4_conv_small_050 tf_efficientnetv2_b0 mixnet_s tinynet_e lcnet_035 ghostnet_050 rexnet_100 convnext_atto mambaout_femto'),
+    *listed('timm',
+            'resnet10t resnext26ts legacy_seresnet18 resnest14d skresnet18 regnetx_002 nf_regnet_b0 repvgg_a0 '
+            'legacy_xception darknet17 dla46_c hrnet_w18_small ese_vovnet19b_slim_dw hgnetv2_b0'),
+    *listed('timm',
+            'mobilenetv3_small_050 mobilenetv4_conv_small_050 tf_efficientnetv2_b0 mixnet_s tinynet_e lcnet_035 '
+            'ghostnet_050 rexnet_100 convnext_atto mambaout_femto'),
     *listed('timm', 'poolformer_s12 pvt_v2_b0 repvit_m0_9 fastvit_t8 edgenext_xx_small mobilevit_xxs efficientvit_b0'),
-    *listed('timm', 'botnet26t_256 coatnet_pico_rw_224 maxvit_rmlp_pico_rw_256 vit_tiny_patch16_224 deit_tiny_patch16_224 deit_tiny_distilled_patch16_224 mixer_s32_224', img_size=64),
+    *listed('timm',
+            'botnet26t_256 coatnet_pico_rw_224 maxvit_rmlp_pico_rw_256 vit_tiny_patch16_224 deit_tiny_patch16_224 '
+            'deit_tiny_distilled_patch16_224 mixer_s32_224', img_size=64),
     *listed('timm', 'swin_tiny_patch4_window7_224', img_size=64, window_size=2),
     *listed('timm', 'beit_base_patch16_224', img_size=64, depth=2, embed_dim=192, num_heads=3),
     *listed('timm', 'levit_128s', px=224),
@@ -88,7 +103,9 @@ ARCHS = [
     *listed('featreg.nets', 'cifar_densenet', px=32, depth=22),
     *listed('featreg.nets', 'pyramidnet', px=32, depth=20, alpha=48),
     *listed('fastai', 'resnet18 mobilenetv3_small_050 convnext_atto')]
-SAMPLE = ['resnet18', 'mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224', 'resnet20', 'vision_learner(resnet18)'] # run by default in the tests
+# run by default in the tests
+SAMPLE = ['resnet18', 'mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224', 'resnet20',
+          'vision_learner(resnet18)']
 
 
 def find_archs(labels: list[str] | None = None) -> list[Arch]:
@@ -126,7 +143,8 @@ def make_learner(arch: Arch, cbs: list, parted: bool = False) -> Learner:
     pairs = list(zip(torch.randn(2*BATCH, 3, arch.px, arch.px), torch.randint(0, N_OUT, (2*BATCH,))))
     dls = DataLoaders.from_dsets(pairs, pairs[:BATCH], bs=BATCH, device='cpu', num_workers=0)
     kwargs = dict(loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), cbs=cbs)
-    if arch.library!='fastai': return Learner(dls, featreg.body_head(copy_of(arch)) if parted else copy_of(arch), **kwargs)
+    if arch.library!='fastai':
+        return Learner(dls, featreg.body_head(copy_of(arch)) if parted else copy_of(arch), **kwargs)
     learn = vision_learner(dls, fastai_arch(arch.name), pretrained=False, n_out=N_OUT, normalize=False, **kwargs)
     learn.model.load_state_dict(copy_of(arch).state_dict(), strict=False) # a head with views has a layer of its own
     return learn
@@ -137,7 +155,8 @@ class Watch(Callback):
     order = 80
     def after_backward(self):
         assert self.learn.loss_grad.isfinite(), 'the loss is not finite'
-        heads = [h for cb in self.learn.cbs if isinstance(cb, featreg.FeatureCallback) and (h := cb.aux_heads) is not None]
+        heads = [h for cb in self.learn.cbs if isinstance(cb, featreg.FeatureCallback)
+                 and (h := cb.aux_heads) is not None]
         for h in heads: assert all(p.grad is not None for p in h.parameters()), 'a parameter of a head got no gradient'
         grads = [p.grad for m in (self.learn.model, *heads) for p in m.parameters() if p.grad is not None]
         assert grads, 'there are no gradients'
@@ -182,7 +201,8 @@ def described(library: str, name: str) -> dict:
 
 def from_library(e: Exception) -> bool:
     "Was it a sentence of this library?"
-    return type(e) is ValueError and Path(featreg.__file__).parent == Path(traceback.extract_tb(e.__traceback__)[-1].filename).parent
+    return (type(e) is ValueError
+            and Path(featreg.__file__).parent == Path(traceback.extract_tb(e.__traceback__)[-1].filename).parent)
 
 
 def sentence(e: Exception) -> str:
@@ -228,7 +248,8 @@ def run_cell(arch: Arch, method: str) -> dict:
     try: status,why = train(arch, method)
     except Exception as e: status,why = 'fails',f'{type(e).__name__}: {sentence(e)}'
     about = described(arch.library, arch.name)
-    return dict(arch=arch.label, library=arch.library, px=arch.px, params=about['params'], map=about['map'], method=method, status=status, why=' '.join(why.split()),
+    return dict(arch=arch.label, library=arch.library, px=arch.px, params=about['params'], map=about['map'],
+                method=method, status=status, why=' '.join(why.split()),
                 seconds=round(time.process_time() - start, 2))
 
 
@@ -264,7 +285,8 @@ def main():
     p.add_argument('--methods', help='registered names, separated by commas; left out: all')
     p.add_argument('--out', type=Path, default=root/'nbs/results/backbones.csv')
     args = p.parse_args()
-    df = run(find_archs(args.archs and args.archs.split(',')), args.methods.split(',') if args.methods else list(own_methods()), args.out)
+    df = run(find_archs(args.archs and args.archs.split(',')),
+             args.methods.split(',') if args.methods else list(own_methods()), args.out)
     print(df.groupby('method', sort=False).status.value_counts().unstack(fill_value=0))
     for _,r in df[df.status=='fails'].iterrows(): print(f'{r.arch}, {r.method}: {r.why}')
 

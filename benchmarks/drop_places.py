@@ -55,7 +55,8 @@ def row(name: str, body: torch.nn.Module, head: str) -> dict:
     size = 32 if name in nets else 64
     torch.manual_seed(0)
     with torch.no_grad(): channels = copy.deepcopy(body)(torch.zeros(2, 3, size, size)).shape[1]
-    model = torch.nn.Sequential(body, create_head(channels, N_OUT, **{k: v for k,v in heads[head].items() if k!='init'}))
+    model = torch.nn.Sequential(body,
+                                create_head(channels, N_OUT, **{k: v for k,v in heads[head].items() if k!='init'}))
     anatomy = get_anatomy(model, size=size, check_cam=False)
     res = dict(net=name, library=others.get(name, 'nets'), head=head, norms=sum(map(is_norm, body.modules())))
     for label,layers in (('all', 'all'), ('2', 2)):

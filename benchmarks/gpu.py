@@ -1,8 +1,9 @@
 """For the day a GPU is at hand: the tests that need one and the cost of every callback on one card, within minutes.
 
-    python benchmarks/gpu.py                              # everything, in at most 6 minutes, files in $OUT or ./gpu_results
-    python benchmarks/gpu.py --parts cost --minutes 12    # more rounds
-    python benchmarks/gpu.py --device cpu --tiny          # a trial without a GPU: tiny networks, two rounds, numbers without meaning
+    python benchmarks/gpu.py                            # everything, in 6 minutes at most, into $OUT or ./gpu_results
+    python benchmarks/gpu.py --parts cost --minutes 12  # more rounds
+    python benchmarks/gpu.py --device cpu --tiny        # a trial without a GPU: tiny networks, two rounds, numbers
+                                                        # without meaning
 
 It runs from a checkout, with or without `pip install`, and needs nothing from the network. First it says what it found
 (card, driver, versions) and how it means to share the time. The parts:

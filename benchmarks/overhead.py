@@ -302,7 +302,7 @@ def measure_functions(args: argparse.Namespace) -> pd.DataFrame:
     rows = []
     for size in map_sizes:
         f = torch.randn(size, device=args.device, requires_grad=True)
-        def once(function) -> float:
+        def once(function, f=f) -> float:
             f.grad = None
             return timed_call(lambda: function(f).sum().backward(), f.is_cuda)
         for name,(ours,literal) in functions(args.device, size).items():

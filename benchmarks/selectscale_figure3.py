@@ -2,8 +2,9 @@
 
     python benchmarks/selectscale_figure3.py --out nbs/results/figure3
 
-Trains ResNet-20 on CIFAR-10 without any drop, and once more with SelectScale in every layer; then drops channels of each at *test* time, at random
-or those with the highest scores, and writes the error at each retaining rate, a row for each repetition.
+Trains ResNet-20 on CIFAR-10 without any drop, and once more with SelectScale in every layer; then drops channels of
+each at *test* time, at random or those with the highest scores, and writes the error at each retaining rate, a row for
+each repetition.
 """
 import argparse
 from pathlib import Path
@@ -24,7 +25,8 @@ def train(cbs: list, args: argparse.Namespace) -> Learner:
 def parse() -> argparse.Namespace:
     "Command line"
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name,default in (('n-train', 10000), ('n-valid', 2000), ('epochs', 12), ('seed', 0), ('seeds', 3)): p.add_argument(f'--{name}', type=int, default=default)
+    for name,default in (('n-train', 10000), ('n-valid', 2000), ('epochs', 12), ('seed', 0), ('seeds', 3)):
+        p.add_argument(f'--{name}', type=int, default=default)
     p.add_argument('--out', type=Path, required=True, help='folder for the CSV file')
     return p.parse_args()
 
@@ -33,9 +35,11 @@ def main():
     "Train, measure, write"
     args = parse()
     trained = {'plain': train([], args), 'SelectScale': train([featreg.SelectScale(layers='all')], args)}
-    df = pd.concat([featreg.dropped_errors(learn, seeds=args.seeds).assign(trained=name, accuracy=learn.validate()[1]) for name,learn in trained.items()])
+    df = pd.concat([featreg.dropped_errors(learn, seeds=args.seeds).assign(trained=name, accuracy=learn.validate()[1])
+                    for name,learn in trained.items()])
     args.out.mkdir(parents=True, exist_ok=True)
-    df.assign(arch='resnet20', data='cifar10', n_train=args.n_train, n_valid=args.n_valid, epochs=args.epochs, train_seed=args.seed, torch=torch.__version__).to_csv(args.out/'results.csv', index=False)
+    df.assign(arch='resnet20', data='cifar10', n_train=args.n_train, n_valid=args.n_valid, epochs=args.epochs,
+              train_seed=args.seed, torch=torch.__version__).to_csv(args.out/'results.csv', index=False)
     print(df.pivot_table(index=['trained', 'retain'], columns='drop', values='error'))
 
 

@@ -1,6 +1,7 @@
-"""What a user relies on, for every registered method: a table of methods, a table of cells, and a function that runs one cell.
-`python tests/conformance.py` runs all of it and prints the counts; `--csv FILE` writes the table. Half precision is a
-stand-in there, as fastai's does nothing on a CPU: `--device cuda` runs the cells of a GPU, with fastai's own."""
+"""What a user relies on, for every registered method: a table of methods, a table of cells, and a function that runs
+one cell. `python tests/conformance.py` runs all of it and prints the counts; `--csv FILE` writes the table. Half
+precision is a stand-in there, as fastai's does nothing on a CPU: `--device cuda` runs the cells of a GPU, with
+fastai's own."""
 import argparse, csv, random, re, subprocess, sys, time
 from collections import Counter
 from copy import deepcopy
@@ -28,7 +29,8 @@ class Entry:
     columns: tuple = () # names of its columns in the table
     teacher: bool = False # must it be given a teacher?
     variants: dict = field(default_factory=dict) # more ways to make it, for the cells marked so
-    permanent: bool = False # does it become part of the model, so that predictions are its own and dropout draws for it?
+    # does it become part of the model, so that predictions are its own and dropout draws for it?
+    permanent: bool = False
     refused: dict = field(default_factory=dict) # cell -> expression that the sentence matches; None: it is not refused
     without: dict = field(default_factory=dict) # cell -> why it does not apply
 
@@ -160,7 +162,8 @@ def cell(name, variants=False, refused=None, table=cells):
 class Average(Callback):
     "An exponential moving average of the weights, beside whatever trains"
     order,run_valid = 60,False
-    def before_fit(self): self.ema = AveragedModel(self.model, multi_avg_fn=None, avg_fn=lambda avg, new, n: .5*avg + .5*new)
+    def before_fit(self):
+        self.ema = AveragedModel(self.model, multi_avg_fn=None, avg_fn=lambda avg, new, n: .5*avg + .5*new)
     def after_batch(self): self.ema.update_parameters(self.model)
 
 class LookInside(Callback):
@@ -212,8 +215,10 @@ def compiled(learn, cbs):
 def averaged(learn, cbs):
     average = Average()
     learn.fit(2, 1e-2, cbs=[average] + list(cbs))
-    assert not any(isinstance(h, TapHook) for m in average.ema.modules() for h in m._forward_hooks.values()), 'the average has a tap'
-    assert average.ema.n_averaged==4 and all(p.isfinite().all() for p in average.ema.parameters()) and average.ema.module.state_dict().keys()==learn.model.state_dict().keys()
+    assert not any(isinstance(h, TapHook) for m in average.ema.modules()
+                   for h in m._forward_hooks.values()), 'the average has a tap'
+    assert (average.ema.n_averaged==4 and all(p.isfinite().all() for p in average.ema.parameters())
+            and average.ema.module.state_dict().keys()==learn.model.state_dict().keys())
 
 def with_loss(loss, target=noop):
     "Train on other targets, made of the classes"
@@ -236,14 +241,34 @@ def hits(pred, y):
 
 accumulate = partial(GradientAccumulation, 16)
 ways = {
-    'fit': beside(), 'fit twice': two_fits, 'fine_tune': lambda learn, cbs: learn.add_cbs(cbs).fine_tune(1, 1e-2), 'freeze and unfreeze': frozen_then_not, 'sliced learning rates': sliced,
-    'lr_find, then fit': find_then_fit, 'one-cycle': lambda learn, cbs: learn.fit_one_cycle(2, 1e-2, cbs=cbs), 'SGD': optimiser(SGD), 'ranger': optimiser(ranger),
-    "a torch optimiser": optimiser(partial(OptimWrapper, opt=torch.optim.AdamW)), 'MixUp': beside(MixUp), 'CutMix': beside(CutMix), 'label smoothing': with_loss(LabelSmoothingCrossEntropyFlat()),
-    'focal loss': with_loss(FocalLossFlat()), 'multi-label BCE': with_loss(BCEWithLogitsLossFlat(), lambda y: (F.one_hot(torch.stack([y, (y+3)%10]), 10).sum(0)).float()),
-    'soft targets': with_loss(nn.CrossEntropyLoss(), lambda y: .8*F.one_hot(y, 10) + .02), 'GradientClip': beside(partial(GradientClip, .1)), 'GradientAccumulation': beside(accumulate),
-    'BnFreeze': beside(BnFreeze), 'SaveModelCallback': beside(partial(SaveModelCallback, every_epoch=True, with_opt=True)), 'bf16 and scaler': beside(CpuMixedPrecision),
-    'bf16, MixUp and accumulation': beside(CpuMixedPrecision, MixUp, accumulate), 'channels_last': beside(ChannelsLast), 'model.compile()': compiled, 'moving average': averaged,
-    'predictions during a fit': beside(LookInside, PredictInside)}
+    'fit': beside(),
+    'fit twice': two_fits,
+    'fine_tune': lambda learn, cbs: learn.add_cbs(cbs).fine_tune(1, 1e-2),
+    'freeze and unfreeze': frozen_then_not,
+    'sliced learning rates': sliced,
+    'lr_find, then fit': find_then_fit,
+    'one-cycle': lambda learn, cbs: learn.fit_one_cycle(2, 1e-2, cbs=cbs),
+    'SGD': optimiser(SGD),
+    'ranger': optimiser(ranger),
+    "a torch optimiser": optimiser(partial(OptimWrapper, opt=torch.optim.AdamW)),
+    'MixUp': beside(MixUp),
+    'CutMix': beside(CutMix),
+    'label smoothing': with_loss(LabelSmoothingCrossEntropyFlat()),
+    'focal loss': with_loss(FocalLossFlat()),
+    'multi-label BCE': with_loss(BCEWithLogitsLossFlat(),
+                                 lambda y: (F.one_hot(torch.stack([y, (y+3)%10]), 10).sum(0)).float()),
+    'soft targets': with_loss(nn.CrossEntropyLoss(), lambda y: .8*F.one_hot(y, 10) + .02),
+    'GradientClip': beside(partial(GradientClip, .1)),
+    'GradientAccumulation': beside(accumulate),
+    'BnFreeze': beside(BnFreeze),
+    'SaveModelCallback': beside(partial(SaveModelCallback, every_epoch=True, with_opt=True)),
+    'bf16 and scaler': beside(CpuMixedPrecision),
+    'bf16, MixUp and accumulation': beside(CpuMixedPrecision, MixUp, accumulate),
+    'channels_last': beside(ChannelsLast),
+    'model.compile()': compiled,
+    'moving average': averaged,
+    'predictions during a fit': beside(LookInside, PredictInside),
+}
 
 
 def trained(way, cb=None, **kwargs):
@@ -263,7 +288,8 @@ def plain_on(device, way):
 def same_state(a, b):
     "Two states of an optimiser are equal, to the last number"
     assert len(a['state'])==len(b['state'])
-    for x,y in zip(a['state'], b['state']): assert x.keys()==y.keys() and all(torch.equal(tensor(x[k]), tensor(y[k])) for k in x)
+    for x,y in zip(a['state'], b['state']):
+        assert x.keys()==y.keys() and all(torch.equal(tensor(x[k]), tensor(y[k])) for k in x)
 
 def same_as_plain(way, learn, draws):
     "Weights, draws and optimiser's state are those of a learner that has had no callback"
@@ -285,7 +311,8 @@ def table_is_right(learn, columns):
     assert [m.name for m in learn.metrics]==['hits'] and len(learn.validate())==2
 
 def acts(row, way):
-    "It trains otherwise than no callback does, draws nothing from the global generators, has its column, leaves nothing"
+    """It trains otherwise than no callback does, draws nothing from the global generators, has its column, leaves
+    nothing"""
     cb = row.make()
     learn,draws = trained(way, cb)
     other,others_draws,*_ = plain(way)
@@ -301,7 +328,8 @@ def neutral(row, way):
     for make in row.entry.neutral.values(): same_as_plain(way, *trained(way, row.make(make)))
 
 with_variants = ('MixUp', 'CutMix', 'GradientClip', 'GradientAccumulation', 'bf16 and scaler', 'channels_last')
-with_neutral = ('fit', 'fine_tune', 'freeze and unfreeze', 'sliced learning rates', 'lr_find, then fit', 'one-cycle', 'MixUp', 'CutMix', 'GradientClip', 'GradientAccumulation', 'SaveModelCallback',
+with_neutral = ('fit', 'fine_tune', 'freeze and unfreeze', 'sliced learning rates', 'lr_find, then fit', 'one-cycle',
+                'MixUp', 'CutMix', 'GradientClip', 'GradientAccumulation', 'SaveModelCallback',
                 'bf16 and scaler', 'bf16, MixUp and accumulation', 'channels_last', 'model.compile()')
 for way in ways: cell(way, variants=way in with_variants)(partial(acts, way=way))
 for way in with_neutral: cell(f'neutral: {way}')(partial(neutral, way=way))
@@ -341,13 +369,15 @@ def accumulated(row):
         cb = row.make()
         steady(cb)
         learn = small([cb] + extra, bs=bs, opt_func=SGD, wd=0., moms=(0, 0, 0))
-        for m in learn.model.modules(): m.training = m is learn.model # batch norms and dropout would tell a half from a whole batch
+        # batch norms and dropout would tell a half from a whole batch
+        for m in learn.model.modules(): m.training = m is learn.model
         learn.model.train = lambda mode=True: learn.model
         before = weights(learn)
         learn.fit(1, .1)
         assert not torch.equal(before['0.0.0.weight'], weights(learn)['0.0.0.weight'])
         return list(learn.model.parameters()) + list(cb.aux_heads.parameters() if cb.aux_heads else [])
-    for p,q in zip(run(16, []), run(8, [accumulate()]), strict=True): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    for p,q in zip(run(16, []), run(8, [accumulate()]), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 def half_trained(row, wrap=noop):
     learn = small(row.make())
@@ -362,14 +392,16 @@ def half_trained(row, wrap=noop):
 def checkpointing(row): assert_same(half_trained(row), half_trained(row, Checkpointed))
 
 @cell('reentrant checkpointing', variants=True)
-def reentrant_checkpointing(row): assert_same(half_trained(row), half_trained(row, partial(Checkpointed, reentrant=True)))
+def reentrant_checkpointing(row):
+    assert_same(half_trained(row), half_trained(row, partial(Checkpointed, reentrant=True)))
 
 @cell('channels_last in a plain loader of torch')
 def torch_loader(row):
     "Without fastai's data blocks, and with the model laid out by hand"
     x,y = torch.randn(16, 3, 16, 16),torch.randint(0, 10, (16,))
     dl = torch.utils.data.DataLoader(list(zip(x, y)), batch_size=8)
-    learn = Learner(DataLoaders(dl, dl), tiny_model().to(memory_format=torch.channels_last), loss_func=CrossEntropyLossFlat(), cbs=row.make(), metrics=hits)
+    learn = Learner(DataLoaders(dl, dl), tiny_model().to(memory_format=torch.channels_last),
+                    loss_func=CrossEntropyLossFlat(), cbs=row.make(), metrics=hits)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     learn.fit(1)
@@ -381,7 +413,8 @@ def gradients(row, losses=('fit', 'bf16 and scaler')):
     class Look(Callback):
         order,run_valid = 60,False
         def before_step(self):
-            for n,p in self.model.named_parameters(): assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), n
+            for n,p in self.model.named_parameters():
+                assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), n
             for p in self.heads(): assert p.grad.isfinite().all() and p.grad.any()
         def heads(self): return [] if cb.aux_heads is None else cb.aux_heads.parameters()
     cb = row.make()
@@ -392,11 +425,20 @@ def gradients(row, losses=('fit', 'bf16 and scaler')):
 def observe(learn):
     "What an event may change"
     loss,g = getattr(learn, 'loss_grad', None),learn.__dict__
-    return dict(taps=sum(isinstance(h, TapHook) for m in learn.model.modules() for h in m._forward_hooks.values()), metrics=[m.name for m in learn.metrics], guard='_do_epoch_train' in g,
-        optimiser=[len(group) for group in learn.opt.param_lists] if learn.opt else 0, loss=loss.item() if isinstance(loss, Tensor) else 0, row=len(learn.recorder.log) if hasattr(learn.recorder, 'log') else 0,
-        model=[(type(m), m.training, len(m._forward_hooks) - sum(isinstance(h, TapHook) for h in m._forward_hooks.values())) for m in learn.model.modules()],
-        weights=[(hash(p.detach().numpy().tobytes()), p.requires_grad, p.grad is None) for p in [*learn.model.parameters(), *learn.model.buffers()]],
-        batch=[id(o) for o in (g.get('pred'), g.get('loss'), *(g.get('xb') or ()), *(g.get('yb') or ()))], rng=(hash(torch.get_rng_state().numpy().tobytes()), random.getstate()[1][-1], np.random.get_state()[2]))
+    return dict(
+        taps=sum(isinstance(h, TapHook) for m in learn.model.modules() for h in m._forward_hooks.values()),
+        metrics=[m.name for m in learn.metrics],
+        guard='_do_epoch_train' in g,
+        optimiser=[len(group) for group in learn.opt.param_lists] if learn.opt else 0,
+        loss=loss.item() if isinstance(loss, Tensor) else 0,
+        row=len(learn.recorder.log) if hasattr(learn.recorder, 'log') else 0,
+        model=[(type(m), m.training,
+                len(m._forward_hooks) - sum(isinstance(h, TapHook) for h in m._forward_hooks.values()))
+               for m in learn.model.modules()],
+        weights=[(hash(p.detach().numpy().tobytes()), p.requires_grad, p.grad is None)
+                 for p in [*learn.model.parameters(), *learn.model.buffers()]],
+        batch=[id(o) for o in (g.get('pred'), g.get('loss'), *(g.get('xb') or ()), *(g.get('yb') or ()))],
+        rng=(hash(torch.get_rng_state().numpy().tobytes()), random.getstate()[1][-1], np.random.get_state()[2]))
 
 @cell('acts at its events and at no other')
 def events(row):
@@ -445,13 +487,16 @@ class RaiseAt(Callback):
 
 class Saboteur(nn.Module):
     "Raise in the third training forward pass, between two tapped layers"
-    def __init__(self, exc): super().__init__(); self.exc,self.n = exc,0
+    def __init__(self, exc):
+        super().__init__()
+        self.exc,self.n = exc,0
     def forward(self, x):
         self.n += self.training
         if self.training and self.n==3: raise self.exc('stop')
         return x
 
-exit_events = ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_batch', 'after_train', 'after_epoch')
+exit_events = ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step',
+               'after_batch', 'after_train', 'after_epoch')
 interruptions = {'cancelled': CancelFitException, 'exception': RuntimeError, 'Ctrl-C': KeyboardInterrupt}
 
 def leaves_cleanly(learn, cbs, given, others=()):
@@ -478,7 +523,8 @@ def normal_exit(row):
         cb = row.make()
         leaves_cleanly(small(None if given else cb), [cb], given)
 
-for i,(name,exc) in enumerate(interruptions.items()): cell(f'exit: {name}')(lambda row, exc=exc, i=i: exit_at(row.make, exc, i%2))
+for i,(name,exc) in enumerate(interruptions.items()):
+    cell(f'exit: {name}')(lambda row, exc=exc, i=i: exit_at(row.make, exc, i%2))
 
 @cell('exit: in the forward pass')
 def exit_in_forward(row):
@@ -524,14 +570,15 @@ def removed(row):
 
 @cell('SaveModel and resume equals uninterrupted')
 def resumed(row):
-    "Model and optimiser from SaveModelCallback's file, the callback's state from one that torch.load reads by its safe default"
+    """Model and optimiser from SaveModelCallback's file, the callback's state from one that torch.load reads by its
+    safe default"""
     def start(): return small(row.make(), path=path)
     def go_on(learn):
         set_seed(5)
         learn.dls.train.rng = random.Random(5)
         learn.fit(1, 1e-2)
         return weights(learn)
-    path,cb = Path(tempfile.mkdtemp()),None
+    path = Path(tempfile.mkdtemp())
     learn,again = start(),start()
     learn.fit(1, 1e-2, cbs=SaveModelCallback(fname='half', every_epoch=True, with_opt=True))
     torch.save(own(learn).state_dict(), path/'state.pt')
@@ -573,23 +620,30 @@ def exported():
         learn.export(f'{i}.pkl')
         with torch.no_grad(): expected[row.name] = learn.model.eval()(x)
     fitted(path=path).export('plain.pkl')
-    code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conformance; conformance.load_all({str(path)!r})'
+    code = (f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); '
+            f'import conformance; conformance.load_all({str(path)!r})')
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
-    return {row.name: (expected[row.name], *torch.load(path/f'{i}.found'), stored(path/f'{i}.pkl')==stored(path/'plain.pkl')) for i,row in enumerate(to_export())}
+    return {row.name: (expected[row.name], *torch.load(path/f'{i}.found'),
+                       stored(path/f'{i}.pkl')==stored(path/'plain.pkl'))
+            for i,row in enumerate(to_export())}
 
 def load_all(path):
     "In the fresh process: load each learner, look at it, predict"
     path = Path(path)
-    for i,row in enumerate(to_export()):
+    for i in range(len(to_export())):
         learn = load_learner(path/f'{i}.pkl')
         cb,empty = own(learn),('_heads', 'generator', 'guide', 'maker', 'anatomy', '_fit', '_last')
         with torch.no_grad(): out = learn.model.eval()(torch.load(path/'x.pt'))
         hooks = any(m._forward_hooks for m in learn.model.modules())
-        torch.save((repr(cb), hooks, [k for k in empty if getattr(type(cb), k, None) is None and k in cb.__dict__ and cb.__dict__[k] is not None], out), path/f'{i}.found')
+        torch.save((repr(cb), hooks,
+                    [k for k in empty if getattr(type(cb), k, None) is None
+                     and k in cb.__dict__ and cb.__dict__[k] is not None],
+                    out), path/f'{i}.found')
 
 @cell('export, in a fresh process', variants=True)
 def export(row):
-    "The same predictions and the same arguments; no head, no teacher, no hook, not a byte more of tensors than a plain learner has"
+    """The same predictions and the same arguments; no head, no teacher, no hook, not a byte more of tensors than a
+    plain learner has"""
     if row.name not in {r.name for r in to_export()}: return
     expected,text,hooks,left,out,same_size = exported()[row.name]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
@@ -623,7 +677,8 @@ def repr_back(row):
 def answers(learn):
     "Everything that is asked of a trained learner"
     interp = Interpretation.from_learner(learn)
-    return dict(validate=tensor(learn.validate()), get_preds=learn.get_preds()[0], tta=learn.tta(n=2)[0], top_losses=interp.top_losses(4)[0])
+    return dict(validate=tensor(learn.validate()), get_preds=learn.get_preds()[0], tta=learn.tta(n=2)[0],
+                top_losses=interp.top_losses(4)[0])
 
 @lru_cache
 def asked_three_times(name):
@@ -639,7 +694,8 @@ def as_without(row, what):
     a,b,c = [res[what] for res in asked_three_times(row.name)]
     assert a.numel() and torch.equal(a, b) and torch.equal(a, c)
 
-for what,name in dict(validate='validate', get_preds='get_preds', tta='tta', top_losses='Interpretation').items(): cell(name)(partial(as_without, what=what))
+for what,name in dict(validate='validate', get_preds='get_preds', tta='tta', top_losses='Interpretation').items():
+    cell(name)(partial(as_without, what=what))
 
 @cell('two ranks', variants=True)
 def ranks(row):
@@ -742,9 +798,14 @@ def cells_of(learn):
     return list(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
 
 # what is cancelled -> where, and which of train_loss, valid_loss and hits the row of that epoch then has
-cancellations = {'epoch': (CancelEpochException, 'after_batch', (0, 0, 0)), 'training': (CancelTrainException, 'after_batch', (0, 1, 1)),
-                 'validation': (CancelValidException, 'before_validate', (1, 0, 0)), 'batch': (CancelBatchException, 'after_pred', (1, 1, 1)),
-                 'backward pass': (CancelBackwardException, 'before_backward', (1, 1, 1)), 'step': (CancelStepException, 'before_step', (1, 1, 1))}
+cancellations = {
+    'epoch': (CancelEpochException, 'after_batch', (0, 0, 0)),
+    'training': (CancelTrainException, 'after_batch', (0, 1, 1)),
+    'validation': (CancelValidException, 'before_validate', (1, 0, 0)),
+    'batch': (CancelBatchException, 'after_pred', (1, 1, 1)),
+    'backward pass': (CancelBackwardException, 'before_backward', (1, 1, 1)),
+    'step': (CancelStepException, 'before_step', (1, 1, 1)),
+}
 
 def cancelled(row, what):
     "No number stands under another's name, nothing is left, and the epochs after it are whole"
@@ -797,14 +858,17 @@ def pass_without_gradients(row):
         table_is_right(learn, row.entry.columns)
         return {n: p.detach() for n,p in learn.model.named_parameters()}
     alone = run()
-    for event,order in (('before_batch', -20), ('before_batch', 20), ('after_pred', -20), ('after_pred', 20), ('after_loss', 20)):
+    for event,order in (('before_batch', -20), ('before_batch', 20), ('after_pred', -20), ('after_pred', 20),
+                        ('after_loss', 20)):
         assert_same(alone, run(PassWithoutGradients(event, order)))
 
 @cell("foreign: a user's own training epoch")
 def own_epoch(row):
     "A function that a user has put on the learner runs once an epoch and stays there"
     learn,calls = small(row.make()),[]
-    def own_epoch(): calls.append(learn.epoch); Learner._do_epoch_train(learn)
+    def own_epoch():
+        calls.append(learn.epoch)
+        Learner._do_epoch_train(learn)
     learn._do_epoch_train = own_epoch
     learn.fit(2, 1e-2)
     learn.validate()
@@ -836,7 +900,8 @@ def equal_name(row):
         assert [k for k,_ in got]==['train_loss', 'valid_loss', name, 'hits', *row.entry.columns]
         assert got[2][1]==3. and 0<=got[3][1]<=1 and all(0<v!=3. for _,v in got[4:]), got
 
-trackers = [partial(SaveModelCallback, comp=np.less), partial(EarlyStoppingCallback, comp=np.less, patience=3), partial(ReduceLROnPlateau, comp=np.less)]
+trackers = [partial(SaveModelCallback, comp=np.less), partial(EarlyStoppingCallback, comp=np.less, patience=3),
+            partial(ReduceLROnPlateau, comp=np.less)]
 
 @cell('foreign: trackers and loggers on our column')
 def on_our_column(row):
@@ -878,8 +943,10 @@ def pair(a, b):
     learn = small([x.make(), y.make()])
     learn.fit(1, 1e-2)
     assert sorted(learn.recorder.metric_names[4:-1])==sorted(x.entry.columns + y.entry.columns)
-    assert np.isfinite(np.array(learn.recorder.values, dtype=float)).all() and all(p.isfinite().all() for p in learn.model.parameters())
-    assert x.entry.permanent or y.entry.permanent or torch.rand(1).item()==one_epoch_draw(), 'a global random generator has moved'
+    assert (np.isfinite(np.array(learn.recorder.values, dtype=float)).all()
+            and all(p.isfinite().all() for p in learn.model.parameters()))
+    assert (x.entry.permanent or y.entry.permanent
+            or torch.rand(1).item()==one_epoch_draw()), 'a global random generator has moved'
     assert_clean(learn)
     for cb in learn.cbs: holds_nothing(cb)
     next_fit_is_sound(learn)
@@ -894,7 +961,8 @@ def one_epoch_draw():
 every_cell = cells | cuda_cells
 
 def refusal(test):
-    "The one sentence that `test` is refused with; no weight has moved, nothing is left, and the learner trains without the callback"
+    """The one sentence that `test` is refused with; no weight has moved, nothing is left, and the learner trains
+    without the callback"""
     fits,fit = [],Learner.fit
     def noted(learn, *args, **kwargs):
         fits.append((learn, [p.clone() for p in learn.model.parameters()]))
@@ -960,7 +1028,8 @@ def table_on(device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('.')[0])
     parser.add_argument('--csv', help='file for the table: method, cell, status, why')
-    parser.add_argument('--device', help="run a GPU's cells on this device (cuda; cpu to try them) instead of the others")
+    parser.add_argument('--device',
+                        help="run a GPU's cells on this device (cuda; cpu to try them) instead of the others")
     args,found,start = parser.parse_args(),[],time.time()
     for method,name,run in table_on(args.device) if args.device else table():
         try: status,why = run()
@@ -970,7 +1039,8 @@ def main():
     counts = Counter(status for *_,status,_ in found)
     print(f'{len(found)} cells: ' + ', '.join(f'{n} {s}' for s,n in counts.items()) + f'; {time.time()-start:.0f} s')
     if args.csv:
-        with open(args.csv, 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows([('method', 'cell', 'status', 'why'), *found])
+        with open(args.csv, 'w', newline='') as f:
+            csv.writer(f, lineterminator='\n').writerows([('method', 'cell', 'status', 'why'), *found])
     sys.exit(bool(counts['failed']))
 
 if __name__=='__main__': main()

@@ -1,6 +1,7 @@
-"""Networks that take something else than one batch of float images, or answer something else than logits (N,C): for every
-method the same numbers as for the plain network where they must be, another run where it can be, or one declared sentence"""
-import logging, math, re
+"""Networks that take something else than one batch of float images, or answer something else than logits (N,C): for
+every method the same numbers as for the plain network where they must be, another run where it can be, or one declared
+sentence"""
+import logging, math
 import pytest
 from fastcore.test import test_close as assert_close
 from tiny import *
@@ -108,8 +109,8 @@ nets = {
 by_softmax = ['feature_mining', *drops, 'knowledge_distillation', 'mv_fea_aug']
 same = {
     **dict.fromkeys(('CrossEntropyLossFlat', 'one-hot targets', 'targets (N,1)', 'two targets'), ('logits', names)),
-    **dict.fromkeys(('LogSoftmax, NLLLoss', 'log_softmax, nll_loss', 'LogSoftmax, CrossEntropyLoss', 'Softmax, own loss'),
-                    ('logits', by_softmax)),
+    **dict.fromkeys(('LogSoftmax, NLLLoss', 'log_softmax, nll_loss', 'LogSoftmax, CrossEntropyLoss',
+                     'Softmax, own loss'), ('logits', by_softmax)),
     'several labels, Sigmoid, BCELoss': ('several labels', by_softmax),
     **dict.fromkeys(('one output (N,1), targets (N,)', 'one output (N,1), whole numbers (N,)', 'one output (N,)'),
                     ('one output (N,1)', [n for n in names if n not in ('negative_cam', 'mv_fea_aug')])),
@@ -121,28 +122,36 @@ same = {
 }
 
 # cells that are refused, and by which words
-two_parts,one_tensor = 'needs a network whose last part is both','the network must answer . images with one tensor .N,C.'
-no_wrong_class,no_classes = 'there is no wrong class','the targets must be classes, got numbers for {}; a network that predicts numbers'
+two_parts,one_tensor = ('needs a network whose last part is both',
+                        'the network must answer . images with one tensor .N,C.')
+no_wrong_class,no_classes = ('there is no wrong class',
+                             'the targets must be classes, got numbers for {}; a network that predicts numbers')
 def numbers(loss): return dict.fromkeys([*on_maps, *taught], no_classes.format(loss))
 def but_drops(why): return {n: why for n in names if n not in drops}
 one_output = {'negative_cam': no_wrong_class}
 refused = {
-    **dict.fromkeys(('LogSoftmax, NLLLoss', 'log_softmax, nll_loss', 'LogSoftmax, CrossEntropyLoss', 'Softmax, own loss',
-                     'Softmax, CrossEntropyLoss', 'several labels, Sigmoid, BCELoss'), {'cat_kd': 'needs a head for which CAM is exact'}),
-    **dict.fromkeys(('one output (N,1)', 'one output (N,1), targets (N,)', 'one output (N,1), whole numbers (N,)'), one_output),
+    **dict.fromkeys(('LogSoftmax, NLLLoss', 'log_softmax, nll_loss', 'LogSoftmax, CrossEntropyLoss',
+                     'Softmax, own loss', 'Softmax, CrossEntropyLoss', 'several labels, Sigmoid, BCELoss'),
+                    {'cat_kd': 'needs a head for which CAM is exact'}),
+    **dict.fromkeys(('one output (N,1)', 'one output (N,1), targets (N,)', 'one output (N,1), whole numbers (N,)'),
+                    one_output),
     'one output (N,)': one_output | {'mv_fea_aug': 'the head must answer with .N,C., .N,1. for one output'},
     'one output, Sigmoid, BCELoss': one_output | {'cat_kd': 'needs a head for which CAM is exact'},
     'numbers (N,3)': numbers('MSELoss'),
     'numbers (N,1)': numbers('MSELoss') | one_output,
     'numbers (N,)': numbers('SmoothL1Loss') | one_output | {'mv_fea_aug': 'the head must answer with .N,C.'},
     'bytes': {'mv_fea_aug': two_parts}, 'whole numbers': {'mv_fea_aug': two_parts}, # the network shown here is one part
-    'two inputs': dict.fromkeys(names, 'the network must have one input, a batch of images, got 2') | {'mv_fea_aug': two_parts},
+    'two inputs': (dict.fromkeys(names, 'the network must have one input, a batch of images, got 2')
+                   | {'mv_fea_aug': two_parts}),
     **dict.fromkeys(('dictionary', 'tuple', 'nested'), but_drops(one_tensor)),
     'answers (N,C,1,1)': dict.fromkeys(names, one_tensor),
     'segmentation': dict.fromkeys(names, one_tensor) | {'mv_fea_aug': two_parts},
-    'vectors': dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got a tensor float32 .8, 12.") | {'mv_fea_aug': two_parts},
-    'volumes': dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got a tensor float32") | {'mv_fea_aug': two_parts},
-    **{n: dict.fromkeys(tapped, 'the network is TorchScript') | {'mv_fea_aug': two_parts} for n in ('TorchScript', 'TorchScript, traced')},
+    'vectors': (dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got a tensor float32 .8, 12.")
+                | {'mv_fea_aug': two_parts}),
+    'volumes': (dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got a tensor float32")
+                | {'mv_fea_aug': two_parts}),
+    **{n: dict.fromkeys(tapped, 'the network is TorchScript') | {'mv_fea_aug': two_parts}
+       for n in ('TorchScript', 'TorchScript, traced')},
     'TorchScript within': dict.fromkeys(tapped, "module '0' is TorchScript"),
     'torch.fx': {'mv_fea_aug': two_parts}, 'not torch.fx': {'mv_fea_aug': two_parts},
 }
@@ -185,7 +194,8 @@ def test_works_or_is_refused(kind, name):
             row = columns_of(kind, name)
             assert all(map(math.isfinite, row)) and all(o>=0 for o in row), row
             other,methods = same.get(kind, (None, ()))
-            own = slice(2, None) if name=='mv_fea_aug' else slice(None) # a mean of views' log-probabilities is none any longer
+            # a mean of views' log-probabilities is none any longer
+            own = slice(2, None) if name=='mv_fea_aug' else slice(None)
             if name in methods: assert_close(row[own], columns_of(other, name)[own], eps=1e-4)
         else:
             with pytest.raises(ValueError, match=why): columns_of(kind, name)
@@ -193,7 +203,8 @@ def test_works_or_is_refused(kind, name):
 
 def test_the_tables_name_cells_that_are_there():
     for table in (same, {k: (k, v) for k,v in refused.items()}):
-        for kind,(other,methods) in table.items(): assert kind in nets and other in nets and set(methods)<=set(names), kind
+        for kind,(other,methods) in table.items():
+            assert kind in nets and other in nets and set(methods)<=set(names), kind
 
 @pytest.mark.parametrize('kind', ['LogSoftmax, NLLLoss', 'Softmax, own loss'])
 def test_the_term_does_not_fall_below_zero(kind):

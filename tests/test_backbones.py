@@ -6,7 +6,8 @@ from backbones import ARCHS, SAMPLE, find_archs, root, run_cell, own_methods
 from fastai_featreg import core
 
 table = pd.read_csv(root/'nbs/results/backbones.csv', keep_default_na=False).set_index(['arch', 'method'])
-cells = [pytest.param(a, m, id=f'{a.label}-{m}', marks=[] if a.label in SAMPLE else pytest.mark.slow) for a in ARCHS for m in own_methods()]
+cells = [pytest.param(a, m, id=f'{a.label}-{m}', marks=[] if a.label in SAMPLE else pytest.mark.slow)
+         for a in ARCHS for m in own_methods()]
 
 
 @pytest.mark.parametrize('arch, method', cells)
@@ -42,7 +43,8 @@ def test_a_term_that_does_nothing_is_seen(monkeypatch):
     assert 'a parameter of a head got no gradient' in status('feature_mining')
     monkeypatch.setattr(backbones.featreg.SelectScale, 'drop', lambda self, f, strength: f.clone())
     assert 'the weights are those of plain training' in status('select_scale')
-    monkeypatch.setattr(backbones.featreg.NegativeCAM, 'loss_term', lambda self, maps: maps.popitem()[1].sum()*float('nan'))
+    monkeypatch.setattr(backbones.featreg.NegativeCAM, 'loss_term',
+                        lambda self, maps: maps.popitem()[1].sum()*float('nan'))
     assert 'the loss is not finite' in status('negative_cam')
     def stumble(self, maps): raise ValueError('not of this library')
     monkeypatch.setattr(backbones.featreg.CCM, 'loss_term', stumble)

@@ -167,7 +167,8 @@ def test_c_by_a_schedule():
     seen = []
     class Watch(Callback):
         run_valid,order = False,60
-        def after_batch(self): seen.append((self.pct_train, self.cam_loss._fit.weight, self.cam_loss._fit.columns.counts['cam_loss']))
+        def after_batch(self):
+            seen.append((self.pct_train, self.cam_loss._fit.weight, self.cam_loss._fit.columns.counts['cam_loss']))
     learn = tiny_learner([CAMLoss(c=lambda pct: 4*pct if pct<.5 else 0., start=.25), Watch()], n=32)
     learn.fit(2)
     assert [w for _,w,_ in seen]==[0, 0, 1., 1.5, 0, 0, 0, 0] and [n for _,_,n in seen]==[0, 0, 1, 2, 0, 0, 0, 0]

@@ -1,5 +1,5 @@
 "Whatever is typed, the command says what is wrong: exit code 2, one line, at most about 400 characters, no traceback"
-import random, string, sys
+import random, sys
 import pytest, torch
 from fastai_featreg.all import *
 from fastai_featreg.archs import find_arch

@@ -24,7 +24,8 @@ from fastai_featreg.plan import parse_methods
 from fastai_featreg.rows import config_names, looks, read_results, result_columns
 
 module = sys.modules['fastai_featreg.compare']
-tiny = '--arch test_resnet --size 64 --bs 8 --n-train 32 --n-valid 20 --epochs 1 --seeds 2 --methods FeatureMining(),mixup'.split()
+tiny = ('--arch test_resnet --size 64 --bs 8 --n-train 32 --n-valid 20 --epochs 1 --seeds 2 '
+        '--methods FeatureMining(),mixup').split()
 order = [(0, 'plain'), (0, 'FeatureMining()'), (0, 'MixUp()'), (1, 'FeatureMining()'), (1, 'MixUp()'), (1, 'plain')]
 
 
@@ -64,7 +65,8 @@ def test_rows_and_picture(finished):
     assert df.accuracy.between(0, 1).all() and (df.step_ms>0).all() and (df.seconds>0).all()
     assert [float(c.split(';')[-1]) for c in df.curve]==pytest.approx(df.accuracy.tolist(), abs=1e-5)
     assert (df[config_names]==df[config_names].iloc[0]).all(axis=None), 'one configuration'
-    assert df[['data', 'arch', 'size', 'bs', 'epochs', 'n_train', 'n_valid', 'n_classes']].iloc[0].tolist()==['digits', 'test_resnet', '64', '8', '1', '32', '20', '10']
+    assert (df[['data', 'arch', 'size', 'bs', 'epochs', 'n_train', 'n_valid', 'n_classes']].iloc[0].tolist()
+            ==['digits', 'test_resnet', '64', '8', '1', '32', '20', '10'])
     assert Image.open(finished/'comparison.png').size[0]>1000
     files = ['.results.csv.lock', 'comparison.png', 'results.csv']
     assert sorted(p.name for p in finished.iterdir())==files, 'no temporary file is left; a lock stays, and is empty'
@@ -95,8 +97,8 @@ def at_start():
 def start(out):
     "The command in a process of its own"
     code = 'import sys; from fastai_featreg.command import main; sys.exit(main())'
-    return subprocess.Popen([sys.executable, '-c', code, 'compare', *tiny, '--out', str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=at_start)
+    return subprocess.Popen([sys.executable, '-c', code, 'compare', *tiny, '--out', str(out)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=at_start)
 
 def wait_for_rows(process, out, n):
     "Wait until `n` runs have ended"
@@ -142,7 +144,8 @@ def test_other_configurations_stay(tmp_path):
 
 
 def test_method_that_cannot_work_is_told_before_training(tmp_path, capsys):
-    assert compare(tmp_path, '--size', 32, '--seeds', 1)==2 # one position is left in the last map, and FeatureMining cannot divide it
+    # one position is left in the last map, and FeatureMining cannot divide it
+    assert compare(tmp_path, '--size', 32, '--seeds', 1)==2
     assert 'FeatureMining() cannot train' in (err := capsys.readouterr().err) and 'one position only' in err
     assert compare(tmp_path, '--seeds', 1, '--methods', "FeatureMining(layers='layer9')")==2
     assert not (tmp_path/'results.csv').exists()
@@ -200,9 +203,11 @@ def test_late_divergence_of_a_fine_tuned_run(monkeypatch):
         fits = 0
         def before_fit(self): self.fits += 1
         def after_loss(self):
-            if self.fits==2 and self.training and self.learn.epoch==1: self.learn.loss_grad = self.learn.loss = self.learn.loss*float('nan')
+            if self.fits==2 and self.training and self.learn.epoch==1:
+                self.learn.loss_grad = self.learn.loss = self.learn.loss*float('nan')
     make = runs.make_learner
-    monkeypatch.setattr(runs, 'make_learner', lambda dls, arch, pretrained, head: make(dls, arch, False, head)) # no download
+    # no download
+    monkeypatch.setattr(runs, 'make_learner', lambda dls, arch, pretrained, head: make(dls, arch, False, head))
     bad = runs.run_once(dls, lambda: [Second()], arch='test_resnet', epochs=2, pretrained=True)
     good = runs.run_once(dls, arch='test_resnet', epochs=2, pretrained=True)
     assert bad['error'].startswith('diverged') and bad['curve'].count(';')==1
@@ -231,7 +236,8 @@ def test_callbacks_and_classes_in_a_list(tmp_path):
 
 def test_part_of_a_folder(tmp_path, capsys):
     data = make_folder(tmp_path/'photos', cat=15, dog=15)
-    args = ['compare', str(data), *tiny[:6], '--methods', 'mixup', '--epochs', '1', '--seeds', '1', '--no-pretrained', '--out', str(tmp_path/'out')]
+    args = ['compare', str(data), *tiny[:6], '--methods', 'mixup', '--epochs', '1', '--seeds', '1', '--no-pretrained',
+            '--out', str(tmp_path/'out')]
     assert main([*args, '--n-train', '10', '--n-valid', '4'])==0
     assert rows(tmp_path/'out')[['n_train', 'n_valid']].drop_duplicates().values.tolist()==[['10', '4']]
     capsys.readouterr()
@@ -240,7 +246,8 @@ def test_part_of_a_folder(tmp_path, capsys):
 
 def test_own_folder(tmp_path, capsys):
     data = make_folder(tmp_path/'photos', cat=12, dog=12)
-    assert main(['compare', str(data), *tiny[:6], '--methods', 'mixup', '--epochs', '1', '--seeds', '1', '--no-pretrained', '--fp16', '--out', str(tmp_path/'out')])==0
+    assert main(['compare', str(data), *tiny[:6], '--methods', 'mixup', '--epochs', '1', '--seeds', '1',
+                 '--no-pretrained', '--fp16', '--out', str(tmp_path/'out')])==0
     df = rows(tmp_path/'out')
     assert df.data.tolist()==[str(data.resolve())]*2 and df.n_classes.tolist()==['2', '2']
     assert df['head'].tolist()==['default']*2 and df.pretrained.tolist()==['False']*2
@@ -327,14 +334,18 @@ def test_bad_arguments_and_help(capsys):
 
 
 def test_where_the_maps_look_is_a_column_where_boxes_are_known(tmp_path):
-    small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False, say=lambda s: None)
+    small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False,
+                 say=lambda s: None)
     digits = module.compare(methods='mixup', out=tmp_path/'a', **small)
     assert digits[looks].notna().all(axis=None) and digits.energy_inside.between(0, 1).all()
-    photos = module.compare(make_folder(tmp_path/'photos', cat=15, dog=15), methods='mixup', out=tmp_path/'b', **(small | dict(n_valid=4)))
+    photos = module.compare(make_folder(tmp_path/'photos', cat=15, dog=15), methods='mixup', out=tmp_path/'b',
+                            **(small | dict(n_valid=4)))
     assert photos[looks].isna().all(axis=None)
-    assert 'pointing' in report.summary_table(report.summarise(digits)) and 'pointing' not in report.summary_table(report.summarise(photos))
+    assert ('pointing' in report.summary_table(report.summarise(digits))
+            and 'pointing' not in report.summary_table(report.summarise(photos)))
     path = tmp_path/'a'/'results.csv'
-    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=looks).to_csv(path, index=False) # as files were before
+    # as files were before
+    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=looks).to_csv(path, index=False)
     assert read_results(path)[looks].isna().all(axis=None)
     again = module.compare(methods='mixup', out=tmp_path/'a', **small)
     assert len(again)==2 and again[looks].isna().all(axis=None), 'runs that are there are not repeated'
@@ -342,10 +353,12 @@ def test_where_the_maps_look_is_a_column_where_boxes_are_known(tmp_path):
 
 def test_a_teacher_from_a_file(tmp_path, capsys):
     "Methods that distil are told their teacher once; without one `all` leaves them out"
-    small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False, say=lambda s: None)
+    small = dict(arch='test_resnet', size=64, bs=8, n_train=16, n_valid=10, epochs=1, seeds=1, pretrained=False,
+                 say=lambda s: None)
     learn = archs.make_learner(fastai_featreg.all.digits_dls(n_train=16, n_valid=10, bs=8), 'test_resnet', head='gap')
     learn.export(tmp_path/'teacher.pkl')
-    df = module.compare(methods='ccm, KnowledgeDistillation(beta=0.9)', teacher=tmp_path/'teacher.pkl', out=tmp_path/'a', **small)
+    df = module.compare(methods='ccm, KnowledgeDistillation(beta=0.9)', teacher=tmp_path/'teacher.pkl',
+                        out=tmp_path/'a', **small)
     file = tmp_path/'teacher.pkl'
     told = lambda: repr(f'{file}#{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}')
     expected = lambda: [f'CCM(teacher={told()})', f'KnowledgeDistillation(teacher={told()}, beta=0.9)']
@@ -355,9 +368,11 @@ def test_a_teacher_from_a_file(tmp_path, capsys):
     again = module.compare(methods='ccm, KnowledgeDistillation(beta=0.9)', teacher=file, out=tmp_path/'a', **small)
     assert again.method.tolist()[1:]==expected() and set(again.method)&set(df.method)=={'plain'}
     labels = lambda **kwargs: {label.partition('(')[0] for label,_ in parse_methods('all', **kwargs)}
-    assert labels(teacher=tmp_path/'teacher.pkl') - labels()=={'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD'}
+    assert (labels(teacher=tmp_path/'teacher.pkl') - labels()
+            =={'KnowledgeDistillation', 'AttentionTransfer', 'CCM', 'CATKD'})
     one_sentence(capsys, main(['compare', '--methods', 'ccm', '--out', str(tmp_path/'b')]), 'needs a teacher')
-    one_sentence(capsys, main(['compare', '--methods', 'ccm', '--teacher', str(tmp_path/'none.pkl'), '--out', str(tmp_path/'b')]), 'there is no file')
+    one_sentence(capsys, main(['compare', '--methods', 'ccm', '--teacher', str(tmp_path/'none.pkl'),
+                               '--out', str(tmp_path/'b')]), 'there is no file')
 
 
 def test_a_refused_command_leaves_no_folder(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from fastai.callback.core import Callback
 from PIL import Image
 
-import fastai_featreg.all
+import fastai_featreg.all # noqa: F401 - registers the methods
 from fastai_featreg import core, report, runs
 from fastai_featreg.command import main
 from fastai_featreg.report import summarise
@@ -206,9 +206,9 @@ small = '--arch test_resnet --size 64 --bs 8 --n-train 16 --n-valid 10 --epochs 
 sys.exit(t.main(['compare', *small.split(), '--out', sys.argv[2]]))
 """
 
-def start(out, log, env={}, **kwargs):
+def start(out, log, env=None, **kwargs):
     args = [sys.executable, '-c', command, Path(__file__).parent, out, log]
-    return subprocess.Popen([str(a) for a in args], env=os.environ | env, **kwargs)
+    return subprocess.Popen([str(a) for a in args], env=os.environ | (env or {}), **kwargs)
 
 def test_two_commands_share_the_runs(tmp_path):
     quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

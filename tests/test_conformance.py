@@ -47,9 +47,19 @@ class Meddles(SpatialScale):
     def after_backward(self): self.learn.model[1][-1].bias.data.add_(1e-3)
 
 
-@pytest.mark.parametrize('cls,name', [(Draws, 'fit'), (Draws, 'neutral: fit'), (Draws, 'acts at its events and at no other'), (Stays, 'fit'), (Stays, 'exit: Ctrl-C'),
-    (Draws, 'fp16 and scaler on CUDA'), (Meddles, 'neutral: bf16 and channels_last on CUDA'), (Meddles, 'an overflow skips the step on CUDA'),
-    (Meddles, 'neutral: fit'), (Meddles, 'acts at its events and at no other'), (Inert, 'fit')])
+@pytest.mark.parametrize('cls,name', [
+    (Draws, 'fit'),
+    (Draws, 'neutral: fit'),
+    (Draws, 'acts at its events and at no other'),
+    (Stays, 'fit'),
+    (Stays, 'exit: Ctrl-C'),
+    (Draws, 'fp16 and scaler on CUDA'),
+    (Meddles, 'neutral: bf16 and channels_last on CUDA'),
+    (Meddles, 'an overflow skips the step on CUDA'),
+    (Meddles, 'neutral: fit'),
+    (Meddles, 'acts at its events and at no other'),
+    (Inert, 'fit'),
+])
 def test_the_suite_can_fail(cls, name):
     "What misbehaves is found"
     entry = Entry(cls, {'full rate': partial(cls, retain=1.)}, acts_of(cls))

@@ -6,7 +6,7 @@ import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
 from fastai_featreg.plan import parse_methods
 from fastai_featreg.distill import *
-from fastai_featreg.maps import mixed_classes
+from fastai_featreg.answers import mixed_classes
 from tiny import *
 
 
@@ -31,14 +31,16 @@ def test_the_teacher_is_left_as_it_was(name):
     teacher[1][-1].bias.grad = torch.ones(10)
     seen = []
     handle = teacher[0].register_forward_hook(lambda *_: seen.append(1))
-    before,flags = {k: v.clone() for k,v in teacher.state_dict().items()},[(m.training, len(m._forward_hooks)) for m in teacher.modules()]
+    before,flags = ({k: v.clone() for k,v in teacher.state_dict().items()},
+                    [(m.training, len(m._forward_hooks)) for m in teacher.modules()])
     learn = run(makers[name](teacher))
     assert_same(before, teacher.state_dict())
     assert flags==[(m.training, len(m._forward_hooks)) for m in teacher.modules()]
     assert [p.requires_grad for p in teacher.parameters()].count(False)==1 and (teacher[1][-1].bias.grad==1).all()
     assert all(p.grad is None for p in teacher.parameters() if p is not teacher[1][-1].bias)
     assert not any(p is q for g in learn.opt.param_lists for p in g for q in teacher.parameters())
-    assert not torch.equal(weights(run())['0.0.0.weight'], weights(learn)['0.0.0.weight']), 'the student has learnt something else'
+    assert not torch.equal(weights(run())['0.0.0.weight'], weights(learn)['0.0.0.weight']), (
+        'the student has learnt something else')
     assert next(cb for cb in learn.cbs if isinstance(cb, Taught)).guide is None, 'the view has gone'
     handle.remove()
 
@@ -57,12 +59,15 @@ def test_train_does_not_reach_the_view():
 def test_the_teacher_runs_under_the_students_autocast_and_memory_format():
     class Look(Callback):
         order,run_valid = 6,False
-        def after_loss(self): self.learn.noted = seen[-1],self.ccm.guide.net[0][0][0].weight.is_contiguous(memory_format=torch.channels_last)
+        def after_loss(self):
+            self.learn.noted = (
+                seen[-1], self.ccm.guide.net[0][0][0].weight.is_contiguous(memory_format=torch.channels_last))
     seen,teacher = [],tiny_teacher()
     teacher[1][-1].register_forward_hook(lambda m, i, o: seen.append(o.dtype))
     assert run([CCM(teacher), Look(), CpuMixedPrecision(), ChannelsLast()]).noted==(torch.bfloat16, True)
     assert run([CCM(teacher), Look()]).noted==(torch.float32, False)
-    assert not teacher[0][0][0].weight.is_contiguous(memory_format=torch.channels_last), "the owner's weights are where they were"
+    assert not teacher[0][0][0].weight.is_contiguous(memory_format=torch.channels_last), (
+        "the owner's weights are where they were")
 
 
 def test_losses_of_the_table_stay_the_task_loss():
@@ -75,7 +80,8 @@ def test_losses_of_the_table_stay_the_task_loss():
     assert learn.validate()==plain.validate()
 
 
-@pytest.mark.parametrize('make', [KnowledgeDistillation, AttentionTransfer, partial(AttentionTransfer, cam='grad_cam'), CATKD])
+@pytest.mark.parametrize('make', [KnowledgeDistillation, AttentionTransfer, partial(AttentionTransfer, cam='grad_cam'),
+                                  CATKD])
 def test_the_own_twin_has_nothing_to_teach(make):
     learn = tiny_learner()
     for m in learn.model.modules(): m.training = False
@@ -158,7 +164,10 @@ def test_schedules_and_lr_find():
     class Note(Callback):
         order,run_valid = 60,False
         def after_batch(self): weights_seen.append(tuple(self.ccm.now.values()))
-    learn = tiny_learner([CCM(tiny_teacher(), beta=SchedLin(0., 1.), gamma=lambda pct: float(pct<.5), tau=SchedLin(4, 2)), Note()], n=32)
+    learn = tiny_learner([
+        CCM(tiny_teacher(), beta=SchedLin(0., 1.), gamma=lambda pct: float(pct<.5), tau=SchedLin(4, 2)),
+        Note(),
+    ], n=32)
     learn.fit(2)
     assert weights_seen==[(pytest.approx(i/8), float(i<4), pytest.approx(4 - i/4)) for i in range(8)]
     learn.lr_find(num_it=5, show_plot=False)
@@ -180,17 +189,23 @@ def sized_learner(model, cbs, size=64, n=4):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pairs = Pairs(zip(torch.randn(n, 3, size, size), torch.randint(0, 10, (n,))))
-    learn = Learner(DataLoaders.from_dsets(pairs, pairs, bs=4, device='cpu', num_workers=0), model, loss_func=CrossEntropyLossFlat(), cbs=cbs)
+    learn = Learner(DataLoaders.from_dsets(pairs, pairs, bs=4, device='cpu', num_workers=0), model,
+                    loss_func=CrossEntropyLossFlat(), cbs=cbs)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
 
 
-swin = partial(timm.create_model, 'swin_tiny_patch4_window7_224', num_classes=10, img_size=64, embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2))
+swin = partial(timm.create_model, 'swin_tiny_patch4_window7_224', num_classes=10, img_size=64, embed_dim=24,
+               depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2))
 vit = partial(timm.create_model, 'vit_tiny_patch16_224', num_classes=10, img_size=64, depth=2)
 
-@pytest.mark.parametrize('teacher,method', [(swin, 'cam'), (partial(vit, global_pool='avg'), 'grad_cam'), (partial(timm.create_model, 'convnext_atto', num_classes=10), 'grad_cam'),
-                                            (partial(timm.create_model, 'resnet10t', num_classes=10), 'cam')])
+@pytest.mark.parametrize('teacher,method', [
+    (swin, 'cam'),
+    (partial(vit, global_pool='avg'), 'grad_cam'),
+    (partial(timm.create_model, 'convnext_atto', num_classes=10), 'grad_cam'),
+    (partial(timm.create_model, 'resnet10t', num_classes=10), 'cam'),
+])
 @pytest.mark.parametrize('make', [AttentionTransfer, CCM])
 def test_other_layouts_and_heads_teach(teacher, method, make):
     learn = sized_learner(tiny_model(), make(teacher()))
@@ -205,7 +220,8 @@ def test_a_class_token_teaches_no_maps(make):
     "The patches of the last map have no part in the logits, so that Grad-CAM would be zero"
     learn = sized_learner(tiny_model(), make(vit()))
     before = [p.clone() for p in learn.model.parameters()]
-    with pytest.raises(ValueError, match="teacher: there are no class maps of 'norm'.*class token.*global_pool='avg'"): learn.fit(1)
+    with pytest.raises(ValueError, match="teacher: there are no class maps of 'norm'.*class token.*global_pool='avg'"):
+        learn.fit(1)
     assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
     learn = sized_learner(tiny_model(), KnowledgeDistillation(vit()))
     learn.fit(1)

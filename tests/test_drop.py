@@ -16,7 +16,8 @@ rates = st.floats(0, 1)
 seeds = st.integers(0, 10**6)
 
 
-def draw_map(size, seed, dtype=torch.float32): return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def draw_map(size, seed, dtype=torch.float32):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 def factors(drop, f):
     "The factor of each channel, from a map and what a drop makes of it"
@@ -64,15 +65,22 @@ def test_selectout_drops_exactly_so_many_candidates(size, seed, t, share):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions(dtype):
     f = 100*draw_map((8, 20, 6, 6), 0, dtype)
-    for drop in (partial(spatial_dropout, p=.5), partial(spatial_scale, retain=0.), partial(select_scale, top_rate=.2, retain=0.), partial(selectout, top_rate=.2, p=.9)):
+    for drop in (partial(spatial_dropout, p=.5), partial(spatial_scale, retain=0.),
+                 partial(select_scale, top_rate=.2, retain=0.), partial(selectout, top_rate=.2, p=.9)):
         with isolated_rng(1): out = drop(f)
         with isolated_rng(1): full = drop(f.float())
         assert out.dtype==dtype and out.isfinite().all()
         torch.testing.assert_close(out.float(), full, rtol=.02, atol=.02)
 
 
-six = dict(feature_dropout=lambda **k: FeatureDropout(.5, **k), spatial_dropout=lambda **k: SpatialDropout(.5, **k), drop_block=lambda **k: DropBlock(.8, block_size=3, **k),
-           spatial_scale=lambda **k: SpatialScale(0., **k), selectout=lambda **k: Selectout(.3, .8, **k), select_scale=lambda **k: SelectScale(.3, 0., **k))
+six = dict(
+    feature_dropout=lambda **k: FeatureDropout(.5, **k),
+    spatial_dropout=lambda **k: SpatialDropout(.5, **k),
+    drop_block=lambda **k: DropBlock(.8, block_size=3, **k),
+    spatial_scale=lambda **k: SpatialScale(0., **k),
+    selectout=lambda **k: Selectout(.3, .8, **k),
+    select_scale=lambda **k: SelectScale(.3, 0., **k),
+)
 
 
 def test_a_reader_sees_the_changed_map():
@@ -102,9 +110,12 @@ def inputs_of_running_stats(model, x, layer=None):
     return seen
 
 
-@pytest.mark.parametrize('name', ['resnet26t', 'mobilenetv3_small_050', 'densenet121', 'regnety_002', 'efficientnet_lite0', 'resnetv2_50', 'ghostnet_050', 'seresnet18', 'test_vit', 'nf_resnet26', 'vgg11', 'convnext_atto'])
+@pytest.mark.parametrize('name', [
+    'resnet26t', 'mobilenetv3_small_050', 'densenet121', 'regnety_002', 'efficientnet_lite0', 'resnetv2_50',
+    'ghostnet_050', 'seresnet18', 'test_vit', 'nf_resnet26', 'vgg11', 'convnext_atto'])
 def test_where_on_timm_networks(name):
-    "In the last two stages something is found; scaling one channel there scales no single channel of a BatchNorm's input; and a training step works"
+    """In the last two stages something is found; scaling one channel there scales no single channel of a BatchNorm's
+    input; and a training step works"""
     if not timm.is_model(name): pytest.skip(f"timm {timm.__version__} has no {name}")
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
@@ -119,7 +130,8 @@ def test_where_on_timm_networks(name):
             changed = (inp!=plain[n]).transpose(0, 1).flatten(1).any(1).sum()
             assert changed!=1, f'{s.name} runs into {n}'
     pairs = Pairs(zip(x, y))
-    learn = Learner(DataLoaders.from_dsets(pairs, pairs, bs=2, device='cpu', num_workers=0), model, loss_func=CrossEntropyLossFlat(), cbs=SelectScale())
+    learn = Learner(DataLoaders.from_dsets(pairs, pairs, bs=2, device='cpu', num_workers=0), model,
+                    loss_func=CrossEntropyLossFlat(), cbs=SelectScale())
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     learn.fit(1)
@@ -137,14 +149,18 @@ def test_the_numerical_check_can_fail():
 
 class Renorm(nn.Module):
     "A normalisation of somebody's own"
-    def __init__(self, n): super().__init__(); self.register_buffer('running_mean', torch.zeros(n)); self.register_buffer('running_var', torch.ones(n))
+    def __init__(self, n):
+        super().__init__()
+        self.register_buffer('running_mean', torch.zeros(n))
+        self.register_buffer('running_var', torch.ones(n))
     def forward(self, x): return (x - self.running_mean[:,None,None])/self.running_var[:,None,None].sqrt()
 
 class ByHand(nn.Module):
     "Functional convolution, channels put together by assignment, a gate"
     def __init__(self):
         super().__init__()
-        self.conv1,self.abn,self.conv2,self.weight = nn.Conv2d(3, 8, 3, 2, 1),Renorm(8),nn.Conv2d(8, 8, 3, 2, 1),nn.Parameter(torch.randn(8, 8, 3, 3)*.1)
+        self.conv1,self.abn,self.conv2,self.weight = (
+            nn.Conv2d(3, 8, 3, 2, 1), Renorm(8), nn.Conv2d(8, 8, 3, 2, 1), nn.Parameter(torch.randn(8, 8, 3, 3)*.1))
         self.gate,self.last,self.fc = nn.Conv2d(8, 8, 1),nn.BatchNorm2d(16),nn.Linear(16, 10)
     def forward(self, x):
         x = self.abn(self.conv1(x)).relu()
@@ -285,7 +301,8 @@ def test_what_is_left_out_is_what_a_BatchNorm_follows():
     assert len(plan.acts)==3 and {arrived(n) for n in plan.acts_on}=={0}
 
 
-@pytest.mark.parametrize('head', [{}, dict(concat_pool=False, lin_ftrs=[], ps=0.), linear], ids=['default', 'gap', 'linear'])
+@pytest.mark.parametrize('head', [{}, dict(concat_pool=False, lin_ftrs=[], ps=0.), linear],
+                         ids=['default', 'gap', 'linear'])
 @pytest.mark.parametrize('net', [resnet20, wrn16_4])
 def test_the_baselines_of_feature_mining(net, head):
     "They run where the paper has them, and warn if and only if a BatchNorm follows"
@@ -303,7 +320,8 @@ def test_the_baselines_of_feature_mining(net, head):
         assert cb.asked==n and list(cb.acts_on)==[f'0.0.stage{i}' for i in ((2,) if n==1 else (1, 2))]
         assert (cb.idle=='')==harmless and len(cb.harmful)==(0 if harmless else n)
         assert repr(eval(repr(cb)))==repr(cb).split('  #')[0]
-    for t,cb in zip(texts, drops): assert t.startswith(type(cb).__name__) and '\n' not in t and 'inference; to avoid it' in t
+    for t,cb in zip(texts, drops):
+        assert t.startswith(type(cb).__name__) and '\n' not in t and 'inference; to avoid it' in t
 
 
 def test_a_stem_in_front_of_grouped_convolutions_is_left_alone():
@@ -315,7 +333,8 @@ def test_a_stem_in_front_of_grouped_convolutions_is_left_alone():
 def test_an_end_of_a_name_is_enough_if_there_is_one():
     a = anatomy_of(resnet8)
     assert a.find('stage2')==a.find('0.0.stage2')==a.find([1]) and a.find('stage1.0')[0].name=='0.0.stage1.0'
-    with pytest.raises(ValueError, match=r"'convs' is the end of 3 names, '0.0.stage1.0.convs'.*more of the name"): a.find('convs')
+    with pytest.raises(ValueError, match=r"'convs' is the end of 3 names, '0.0.stage1.0.convs'.*more of the name"):
+        a.find('convs')
     assert a.find('0')[0].name=='0' # a whole name wins over ends
 
 

@@ -50,7 +50,8 @@ def test_ctrl_c_in_lr_find_gives_the_heads_back():
     for p,q in zip(before, learn.feature_mining.state_dict()['heads'].values()): assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_batch', 'after_epoch'])
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward',
+                                   'before_step', 'after_batch', 'after_epoch'])
 @pytest.mark.parametrize('order', [-5, 20])
 def test_removed_or_added_in_the_middle(event, order):
     "Another callback removes ours at any event, and another run adds it there"
@@ -93,9 +94,11 @@ def test_ctrl_c_at_random_moments():
                 hits += 1
                 where.add(traceback.extract_tb(e.__traceback__)[-2].name) # the last frame is `interrupt` itself
             finally: signal.setitimer(signal.ITIMER_REAL, 0)
-            if not learn.training: torch.set_grad_enabled(True) # fastai's validation, hit inside `no_grad().__enter__`, leaves gradients off
+            # fastai's validation, hit inside `no_grad().__enter__`, leaves gradients off
+            if not learn.training: torch.set_grad_enabled(True)
             assert torch.is_grad_enabled()
-            assert_clean(learn, guard=False) # hit between `before_epoch` and the epoch, the stand-in waits for the next event
+            # hit between `before_epoch` and the epoch, the stand-in waits for the next event
+            assert_clean(learn, guard=False)
             assert len(learn.validate())==1 and learn.metrics==[]
             assert_clean(learn)
             learn.fit(1)

@@ -26,7 +26,9 @@ def plant(root: Path, text: str) -> Path:
             continue
         name,_,target = word.partition('->')
         file = root/name
-        if name.endswith('/'): file.mkdir(parents=True, exist_ok=True); continue
+        if name.endswith('/'):
+            file.mkdir(parents=True, exist_ok=True)
+            continue
         file.parent.mkdir(parents=True, exist_ok=True)
         first,_,last = file.stem.partition('-')
         if target: file.symlink_to(os.path.relpath(root/target, file.parent) if target!='.' else root)

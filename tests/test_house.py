@@ -1,4 +1,5 @@
-"What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, methods that do not import each other"
+"""What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, lines of
+120 columns, methods that do not import each other"""
 import ast
 from pathlib import Path
 import pytest
@@ -25,16 +26,21 @@ def public_functions(tree: ast.Module):
     "(name, function) of public functions, of methods of public classes, and of what is patched into classes"
     public = exported(tree)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and (node.name in public or patched(node)): yield node.name,node
+        if (isinstance(node, ast.FunctionDef) and not node.name.startswith('_')
+                and (node.name in public or patched(node))):
+            yield node.name,node
         if not isinstance(node, ast.ClassDef) or node.name not in public: continue
         for f in node.body:
-            if isinstance(f, ast.FunctionDef) and (f.name=='__init__' or not f.name.startswith('_')) and f.name!='extra_repr': yield f'{node.name}.{f.name}',f
+            if (isinstance(f, ast.FunctionDef) and (f.name=='__init__' or not f.name.startswith('_'))
+                    and f.name!='extra_repr'):
+                yield f'{node.name}.{f.name}',f
 
 
 def arguments(f: ast.FunctionDef) -> list:
     "All but `self` and `**kwargs`, which `delegates` explains"
     a = f.args
-    return [x for x in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg])] if x.arg not in ('self', 'cls')]
+    return [x for x in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg])]
+            if x.arg not in ('self', 'cls')]
 
 
 @pytest.mark.parametrize('name', modules)
@@ -55,9 +61,20 @@ def test_bodies_are_short(name):
         if isinstance(f, ast.FunctionDef): assert f.end_lineno - f.body[0].lineno < 40, f'{f.name} is too long'
 
 
+@pytest.mark.parametrize('name', modules)
+def test_lines_are_of_120_columns(name):
+    "But for `__all__`: nbdev breaks the list at 120 and writes ten columns in front of it"
+    of_nbdev = [n for n in ast.parse(modules[name]).body
+                if isinstance(n, ast.Assign) and ast.unparse(n.targets[0])=='__all__']
+    rows = {row for n in of_nbdev for row in range(n.lineno, n.end_lineno + 1)}
+    wrong = [row for row,line in enumerate(modules[name].splitlines(), 1) if len(line)>120 and row not in rows]
+    assert not wrong, wrong
+
+
 @pytest.mark.parametrize('name', methods)
 def test_methods_do_not_import_each_other(name):
-    sources = {n.module.split('.')[-1] for n in ast.walk(ast.parse(modules[name])) if isinstance(n, ast.ImportFrom) and (n.level or n.module.startswith('fastai_featreg'))}
+    sources = {n.module.split('.')[-1] for n in ast.walk(ast.parse(modules[name])) if isinstance(n, ast.ImportFrom)
+               and (n.level or n.module.startswith('fastai_featreg'))}
     assert sources <= set(rooms), sources
 
 

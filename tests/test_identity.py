@@ -62,7 +62,8 @@ def test_another_learner_another_start():
     first_fold = [p.clone() for p in cb.aux_heads.parameters()]
     learn = tiny_learner()
     learn.fit(1, cbs=cb)
-    for p,q in zip(first_fold, cb.aux_heads.parameters()): assert torch.equal(p, q), 'the same seed, the same data, the same heads'
+    for p,q in zip(first_fold, cb.aux_heads.parameters()):
+        assert torch.equal(p, q), 'the same seed, the same data, the same heads'
     learn.fit(1, cbs=cb)
     assert any(not torch.equal(p, q) for p,q in zip(first_fold, cb.aux_heads.parameters())), 'the same learner goes on'
 
@@ -90,7 +91,8 @@ def test_accumulated_equals_one_big_batch_for_heads_too():
         learn.fit(1, 0.1, cbs=[cb] + extra)
         assert heads_moved(cb)
         return cb.aux_heads
-    for p,q in zip(heads(16, []).parameters(), heads(8, [GradientAccumulation(16)]).parameters()): torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    for p,q in zip(heads(16, []).parameters(), heads(8, [GradientAccumulation(16)]).parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 def test_table_column_only_in_training():
@@ -107,7 +109,8 @@ def test_table_column_only_in_training():
 def test_several_methods_share_a_tap_and_the_table():
     learn = tiny_learner([FeatureMining(2), Inert(2)], metrics=accuracy)
     learn.fit(1)
-    assert list(learn.recorder.metric_names)==['epoch', 'train_loss', 'valid_loss', 'accuracy', 'fm_loss', 'inert', 'time']
+    assert list(learn.recorder.metric_names)==['epoch', 'train_loss', 'valid_loss', 'accuracy', 'fm_loss', 'inert',
+                                               'time']
     alone = tiny_learner(FeatureMining(2), metrics=accuracy)
     alone.fit(1)
     assert_same(weights(learn), weights(alone))

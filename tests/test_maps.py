@@ -15,7 +15,8 @@ from fastai_featreg.maps import *
 from fastai_featreg.nets import resnet20
 from tiny import tiny_learner, tiny_model, weights, assert_same
 
-for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # pytest would take fastai's helpers for tests
+# pytest would take fastai's helpers for tests
+for name in [o for o in globals() if o.startswith('test')]: del globals()[name]
 
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 7), st.integers(1, 7))
 seeds = st.integers(0, 10**6)
@@ -44,7 +45,8 @@ def test_cam_and_caam_equal_the_sums(size, seed, k, last):
     check(caam(layout), expected[-1].float())
     torch.testing.assert_close(cam_and_caam(f.double(), w[:,0]), expected[[0,-1]], rtol=1e-10, atol=1e-10)
     both = cam_and_caam(layout, w[:,0])
-    check(both[0], cam(layout, w[:,0])); check(both[1], caam(layout))
+    check(both[0], cam(layout, w[:,0]))
+    check(both[1], caam(layout))
 
 
 @settings(deadline=None, max_examples=100)
@@ -59,14 +61,17 @@ def test_half_precision_is_finite_and_near(size, seed, dtype, autocast):
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), seeds, st.floats(-3, 3), st.floats(-5, 5), st.booleans())
+@given(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), seeds, st.floats(-3, 3), st.floats(-5, 5),
+       st.booleans())
 def test_minmax(size, seed, exponent, shift, relu):
     a = randn(seed, *size).relu() if relu else randn(seed, *size)
     a = (a*10**exponent + shift).requires_grad_()
     got = minmax(a)
     assert got.isfinite().all() and got.min()>=0 and got.max()<=1
     for one,o in zip(a.detach(), got.detach()):
-        if one.max()-one.min() > 4e-6*one.abs().max(): check(o, (one - one.min())/(one.max() - one.min()), atol=1e-5); assert o.max()==1 and o.min()==0
+        if one.max()-one.min() > 4e-6*one.abs().max():
+            check(o, (one - one.min())/(one.max() - one.min()), atol=1e-5)
+            assert o.max()==1 and o.min()==0
         elif one.max()==one.min(): assert not o.any()
     check(minmax(got.detach()), got.detach(), atol=1e-5)
     (got*randn(seed + 1, *size)).sum().backward()
@@ -95,7 +100,8 @@ def test_gradients_of_nearly_vanished_maps_are_finite(exponent, seed):
 class Head(nn.Module):
     def __init__(self, d, c, hidden, seed):
         super().__init__()
-        with isolated_rng(seed): self.layers = nn.Sequential(nn.Linear(d, 8), nn.Tanh(), nn.Linear(8, c)) if hidden else nn.Linear(d, c)
+        with isolated_rng(seed):
+            self.layers = nn.Sequential(nn.Linear(d, 8), nn.Tanh(), nn.Linear(8, c)) if hidden else nn.Linear(d, c)
     def forward(self, f): return self.layers(f.mean((2, 3)))
 
 
@@ -116,11 +122,13 @@ def one_by_one(head, f, y, pp):
 @settings(deadline=None, max_examples=80)
 @given(sizes, seeds, st.booleans(), st.booleans())
 def test_grad_cam_equals_a_loop_over_images(size, seed, hidden, pp):
-    f,y = randn(seed, *size).relu().requires_grad_(),torch.randint(0, 4, (size[0],), generator=torch.Generator().manual_seed(seed))
+    f,y = (randn(seed, *size).relu().requires_grad_(),
+           torch.randint(0, 4, (size[0],), generator=torch.Generator().manual_seed(seed)))
     head = Head(size[1], 4, hidden, seed)
     fn,score = (grad_cam_pp if pp else grad_cam),head(f)[range(len(y)),y]
     expected = one_by_one(head, f, y, pp)
-    check(fn(f, score, relu=False), expected, atol=1e-5); check(fn(f, score), expected.relu(), atol=1e-5)
+    check(fn(f, score, relu=False), expected, atol=1e-5)
+    check(fn(f, score), expected.relu(), atol=1e-5)
     if not hidden and not pp: check(fn(f, score, relu=False)*size[2]*size[3], cam(f, head.layers.weight[y]))
     got = fn(f, score, relu=False)
     got.sum().backward()
@@ -140,10 +148,14 @@ def test_grad_cam_in_half_precision(size, seed, dtype, pp):
     check(got, expected, rtol=.05, atol=.05*max(1e-3, expected.abs().max().item()))
 
 
-# -- pytorch-grad-cam ---------------------------------------------------------------------------------------------------------------------------------
+# -- pytorch-grad-cam --------------------------------------------------------------------------------------------------
 
-nets = {'torchvision': lambda: torchvision.models.resnet18(num_classes=10), 'timm': lambda: timm.create_model('convnext_atto', num_classes=10),
-        'timm, exact': lambda: timm.create_model('resnet10t', num_classes=10), 'cifar': lambda: resnet20(n_out=10)}
+nets = {
+    'torchvision': lambda: torchvision.models.resnet18(num_classes=10),
+    'timm': lambda: timm.create_model('convnext_atto', num_classes=10),
+    'timm, exact': lambda: timm.create_model('resnet10t', num_classes=10),
+    'cifar': lambda: resnet20(n_out=10),
+}
 
 @pytest.mark.parametrize('name', nets)
 @pytest.mark.parametrize('pp', [False, True])
@@ -151,7 +163,8 @@ def test_agrees_with_pytorch_grad_cam(name, pp):
     package = pytest.importorskip('pytorch_grad_cam')
     with isolated_rng(0): model,x,y = nets[name]().eval(),torch.randn(3, 3, 96, 96),[1, 7, 3]
     classifier = dict(model.named_modules())[get_anatomy(model).classifier]
-    with torch.no_grad(): classifier.weight.mul_(1e4 if pp else 100) # the package's small constants, 1e-6 and 1e-7, must be small beside the gradients
+    # the package's small constants, 1e-6 and 1e-7, must be small beside the gradients
+    with torch.no_grad(): classifier.weight.mul_(1e4 if pp else 100)
     make = CamMaker(model, 'grad_cam_pp' if pp else 'grad_cam')
     ours = minmax(resize_maps(minmax(make(x, y)['maps']), 96))
     theirs = (package.GradCAMPlusPlus if pp else package.GradCAM)(model=model, target_layers=[make.stage.module])
@@ -159,26 +172,35 @@ def test_agrees_with_pytorch_grad_cam(name, pp):
     check(ours, torch.from_numpy(theirs(input_tensor=x, targets=target)), rtol=1e-3, atol=2e-3)
     assert ours.std()>.05, 'a map that says something'
     assert bool(make.anatomy.cam_exact) == (name!='timm'), make.anatomy.cam_why
-    if make.anatomy.cam_exact and not pp: check(minmax(CamMaker(model)(x, y)['maps'].relu()), minmax(make(x, y)['maps']), atol=1e-3)
+    if make.anatomy.cam_exact and not pp:
+        check(minmax(CamMaker(model)(x, y)['maps'].relu()), minmax(make(x, y)['maps']), atol=1e-3)
 
 
-# -- class weights ------------------------------------------------------------------------------------------------------------------------------------
+# -- class weights -----------------------------------------------------------------------------------------------------
 
-def head_of(*layers): return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), *layers)
+def head_of(*layers):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+                         nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), *layers)
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(['bn', 'linear', 'nobias', 'dropout', 'identity']), max_size=4), seeds)
 def test_class_weights_of_random_affine_heads(kinds, seed):
     with isolated_rng(seed):
-        make = dict(bn=lambda: nn.BatchNorm1d(8), linear=lambda: nn.Linear(8, 8), nobias=lambda: nn.Linear(8, 8, bias=False), dropout=lambda: nn.Dropout(.5), identity=nn.Identity)
+        make = dict(bn=lambda: nn.BatchNorm1d(8), linear=lambda: nn.Linear(8, 8),
+                    nobias=lambda: nn.Linear(8, 8, bias=False), dropout=lambda: nn.Dropout(.5), identity=nn.Identity)
         model = head_of(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *[make[k]() for k in kinds], nn.Linear(8, 4))
         for m in model:
-            if isinstance(m, nn.BatchNorm1d): m.running_mean.normal_(); m.running_var.uniform_(.5, 2); nn.init.normal_(m.weight); nn.init.normal_(m.bias)
+            if isinstance(m, nn.BatchNorm1d):
+                m.running_mean.normal_()
+                m.running_var.uniform_(.5, 2)
+                nn.init.normal_(m.weight)
+                nn.init.normal_(m.bias)
         x = torch.randn(4, 3, 64, 64)
     anatomy = get_anatomy(model)
     got = ClassWeights(model, anatomy)
     assert got.layers is not None
-    check(got(), got.probed()); assert not got().requires_grad
+    check(got(), got.probed())
+    assert not got().requires_grad
     model.eval()
     with torch.no_grad(): f,logits = model[:6](x),model(x)
     rest = logits - cam(f, got()[None].expand(4, -1, -1)).mean((2, 3))
@@ -187,8 +209,11 @@ def test_class_weights_of_random_affine_heads(kinds, seed):
     check(got(), got.probed()) # as the weights are now
 
 
-@pytest.mark.parametrize('model', [head_of(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 4)), head_of(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
-                                   head_of(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))])
+@pytest.mark.parametrize('model', [
+    head_of(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 4)),
+    head_of(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    head_of(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)),
+])
 def test_not_exact_has_no_class_weights(model):
     with pytest.raises(ValueError, match='CAM is not exact'): class_weights(model)
     assert CamMaker(model).method=='grad_cam' and 'because' in CamMaker(model).why
@@ -204,7 +229,8 @@ class Scaled(nn.Module):
 def test_a_class_token_has_maps_of_earlier_layers_only():
     with isolated_rng(0): vit = timm.create_model('vit_tiny_patch16_224', num_classes=10, img_size=64, depth=2)
     for method in ('auto', 'grad_cam', 'grad_cam_pp'):
-        with pytest.raises(ValueError, match="there are no class maps of 'norm'.*name an earlier layer"): CamMaker(vit, method)
+        with pytest.raises(ValueError, match="there are no class maps of 'norm'.*name an earlier layer"):
+            CamMaker(vit, method)
     got = CamMaker(vit, layer='blocks.0', relu=False)(randn(0, 2, 3, 64, 64))
     assert got['maps'].shape==(2, 4, 4) and (got['maps'].flatten(1).std(1)>0).all()
 
@@ -217,7 +243,7 @@ def test_parameters_outside_known_layers_are_probed():
     check(got(), 2*model.fc.weight.detach())
 
 
-# -- measures -----------------------------------------------------------------------------------------------------------------------------------------
+# -- measures ----------------------------------------------------------------------------------------------------------
 
 def draw_boxes(seed, n, size):
     with isolated_rng(seed): a,b = torch.randint(0, size, (n, 2)).float(),torch.randint(1, size + 1, (n, 2)).float()
@@ -236,9 +262,11 @@ def test_measures(n, side, size, seed, threshold):
         if side>1:
             check(energy_inside(a, boxes, size)[i], big[i,y0:y1,x0:x1].sum()/big[i].sum())
             check(pointing_game(a, boxes, size)[i], (big[i,y0:y1,x0:x1]==1).sum()/(big[i]==1).sum())
-            check(mask_iou_at(a, masks, threshold=threshold)[i], ((big[i]>=threshold) & masks[i]).sum()/((big[i]>=threshold) | masks[i]).sum())
+            check(mask_iou_at(a, masks, threshold=threshold)[i],
+                  ((big[i]>=threshold) & masks[i]).sum()/((big[i]>=threshold) | masks[i]).sum())
     for fn in (pointing_game, energy_inside): check(fn(a, boxes, size), fn(a, masks))
-    check(box_iou_at(a, boxes, size, threshold), torchvision.ops.box_iou(map_boxes(a, size, threshold), boxes).diagonal())
+    check(box_iou_at(a, boxes, size, threshold),
+          torchvision.ops.box_iou(map_boxes(a, size, threshold), boxes).diagonal())
     if side==1: check(energy_inside(a, boxes, size), masks.float().mean((1, 2)))
 
 
@@ -266,23 +294,28 @@ def test_distance(n, side, seed, distance, positions):
     assert not caam_cam_distance(a, a, distance, positions).any()
 
 
-# -- learners -----------------------------------------------------------------------------------------------------------------------------------------
+# -- learners ----------------------------------------------------------------------------------------------------------
 
 def digits_learner(metrics=None, **kwargs):
     set_seed(0)
-    learn = Learner(digits_dls(n_train=32, n_valid=16, bs=16, size=32), tiny_model(), loss_func=CrossEntropyLossFlat(), metrics=metrics, **kwargs)
+    learn = Learner(digits_dls(n_train=32, n_valid=16, bs=16, size=32), tiny_model(), loss_func=CrossEntropyLossFlat(),
+                    metrics=metrics, **kwargs)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
 
 def test_metrics_do_not_change_training():
-    measured = digits_learner([CamMetric(pointing_game), CamMetric(energy_inside, of='caam', method='grad_cam'), CamMetric(caam_cam_distance)])
+    measured = digits_learner([CamMetric(pointing_game), CamMetric(energy_inside, of='caam', method='grad_cam'),
+                               CamMetric(caam_cam_distance)])
     plain = digits_learner()
-    for l in (plain, measured): set_seed(3); l.fit_one_cycle(2, 1e-2)
+    for l in (plain, measured):
+        set_seed(3)
+        l.fit_one_cycle(2, 1e-2)
     assert_same(weights(plain), weights(measured))
     assert list(measured.recorder.metric_names)[3:6]==['pointing_game', 'caam_energy_inside', 'caam_cam_distance']
     table = localisation(measured)
-    assert np.isclose(measured.recorder.values[-1][2], table.pointing_game['cam'], atol=1e-5) and np.isclose(measured.recorder.values[-1][4], table.distance_to_cam['caam'], atol=1e-5)
+    assert (np.isclose(measured.recorder.values[-1][2], table.pointing_game['cam'], atol=1e-5)
+            and np.isclose(measured.recorder.values[-1][4], table.distance_to_cam['caam'], atol=1e-5))
 
 def test_metrics_are_exported(tmp_path):
     learn = digits_learner([CamMetric(pointing_game)])
@@ -291,16 +324,21 @@ def test_metrics_are_exported(tmp_path):
     learn.export(tmp_path/'a.pkl')
     items = learn.dls.valid.dataset.items[:3]
     loaded = load_learner(tmp_path/'a.pkl')
-    for target in ('predicted', 'target', 4): check(loaded.cams(items, target=target).maps, learn.cams([0, 1, 2], target=target).maps)
+    for target in ('predicted', 'target', 4):
+        check(loaded.cams(items, target=target).maps, learn.cams([0, 1, 2], target=target).maps)
 
 @pytest.mark.parametrize('method', ['cam', 'grad_cam', 'grad_cam_pp'])
 def test_same_maps_in_every_dress(method):
     learn = digits_learner()
     expected = learn.cams([3, 5], method=method)
-    for change in (lambda m: m.train(), lambda m: m.eval(), lambda m: m.to(memory_format=torch.channels_last), lambda m: m.requires_grad_(False), nn.DataParallel, lambda m: m.module, lambda m: m.compile(backend='eager') or m):
+    for change in (lambda m: m.train(), lambda m: m.eval(), lambda m: m.to(memory_format=torch.channels_last),
+                   lambda m: m.requires_grad_(False), nn.DataParallel, lambda m: m.module,
+                   lambda m: m.compile(backend='eager') or m):
         learn.model = change(learn.model)
         got = learn.cams([3, 5], method=method)
-        check(got.maps, expected.maps); check(got.caam, expected.caam); assert torch.equal(got.boxes, expected.boxes)
+        check(got.maps, expected.maps)
+        check(got.caam, expected.caam)
+        assert torch.equal(got.boxes, expected.boxes)
     with torch.no_grad(): check(learn.cams([3, 5], method=method).maps, expected.maps)
     with torch.autocast('cpu', torch.bfloat16): check(learn.cams([3, 5], method=method).maps, expected.maps)
     learn.model = digits_learner().model.bfloat16()
@@ -325,10 +363,12 @@ def test_a_batch_of_maps_is_its_images_one_by_one():
 @pytest.mark.cuda
 def test_on_a_gpu(device):
     learn = digits_learner()
-    learn.dls.cpu(); learn.model.cpu()
+    learn.dls.cpu()
+    learn.model.cpu()
     expected = {m: learn.cams([0, 1, 2], method=m) for m in ('cam', 'grad_cam', 'grad_cam_pp')}
     table = localisation(learn)
-    learn.dls.to(torch.device(device)); learn.model.to(device)
+    learn.dls.to(torch.device(device))
+    learn.model.to(device)
     for m,o in expected.items(): check(learn.cams([0, 1, 2], method=m).maps, o.maps, rtol=1e-2, atol=1e-3)
     np.testing.assert_allclose(localisation(learn), table, atol=1e-2)
     f,w = torch.randn(4, 64, 7, 7, device=device).half(),torch.randn(4, 64, device=device)

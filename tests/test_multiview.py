@@ -1,4 +1,5 @@
-"The multi-view head in a learner: it is part of the model, whichever way it came in and wherever the model goes; what every method has to stand is in the conformance suite"
+"""The multi-view head in a learner: it is part of the model, whichever way it came in and wherever the model goes; what
+every method has to stand is in the conformance suite"""
 import subprocess, sys, textwrap
 from copy import deepcopy
 from functools import partial
@@ -26,9 +27,14 @@ def in_order(learn):
     assert set(groups[-1])=={id(p) for p in learn.model[-1].parameters()}
 
 
-ways = dict(fit=lambda l, cb: l.fit(2, 1e-2, cbs=cb), one_cycle=lambda l, cb: l.fit_one_cycle(2, 1e-2, cbs=cb), fine_tune=lambda l, cb: l.add_cb(cb).fine_tune(1, 1e-2),
-            frozen=lambda l, cb: (l.freeze(), l.add_cb(cb), l.fit(1), l.unfreeze(), l.fit(1, slice(1e-3, 1e-2))), lr_find=lambda l, cb: (l.add_cb(cb), l.lr_find(num_it=4, show_plot=False), l.fit(1)),
-            again=lambda l, cb: (l.fit(1), l.fit(1, cbs=cb), l.fit(1, cbs=cb)))
+ways = dict(
+    fit=lambda l, cb: l.fit(2, 1e-2, cbs=cb),
+    one_cycle=lambda l, cb: l.fit_one_cycle(2, 1e-2, cbs=cb),
+    fine_tune=lambda l, cb: l.add_cb(cb).fine_tune(1, 1e-2),
+    frozen=lambda l, cb: (l.freeze(), l.add_cb(cb), l.fit(1), l.unfreeze(), l.fit(1, slice(1e-3, 1e-2))),
+    lr_find=lambda l, cb: (l.add_cb(cb), l.lr_find(num_it=4, show_plot=False), l.fit(1)),
+    again=lambda l, cb: (l.fit(1), l.fit(1, cbs=cb), l.fit(1, cbs=cb)),
+)
 
 
 @pytest.mark.parametrize('classifier', [None, 'mlp'])
@@ -73,7 +79,8 @@ def test_layers_frozen_by_hand_stay_frozen_and_momentum_stays():
     in_order(learn)
 
 
-def own_opt(params, **kwargs): return OptimWrapper(opt=torch.optim.SGD(list(built_for.parameters()), lr=.1, momentum=.9))
+def own_opt(params, **kwargs):
+    return OptimWrapper(opt=torch.optim.SGD(list(built_for.parameters()), lr=.1, momentum=.9))
 
 def three_groups(m): return L(m[0], m[1][:2], m[1][2:]).map(params) # indices that do not know of the new layer
 
@@ -88,7 +95,8 @@ def test_parameters_that_the_optimiser_does_not_know(how):
     learn.add_cb(views(classifier='linear' if 'another' in how else None))
     before = {k: v.clone() for k,v in learn.model.named_parameters()}
     learn.fit(2, .1)
-    assert not any(torch.equal(v, dict(learn.model.named_parameters())[k]) for k,v in before.items()), 'a parameter was not trained'
+    assert not any(torch.equal(v, dict(learn.model.named_parameters())[k]) for k,v in before.items()), (
+        'a parameter was not trained')
     assert_clean(learn)
 
 
@@ -137,21 +145,31 @@ def make_dls(size=64, n=8, n_out=4):
 
 heads = dict(default={}, gap=dict(concat_pool=False, lin_ftrs=[], ps=0.), hidden=dict(concat_pool=False, lin_ftrs=[16]))
 
-@pytest.mark.parametrize('arch', [tv.resnet18, 'resnet10t', 'convnext_atto', Truncated(tv.resnet18), Truncated('mobilenetv3_small_050')])
+@pytest.mark.parametrize('arch', [tv.resnet18, 'resnet10t', 'convnext_atto', Truncated(tv.resnet18),
+                                  Truncated('mobilenetv3_small_050')])
 @pytest.mark.parametrize('head', heads)
 def test_vision_learner(arch, head):
-    learn = vision_learner(make_dls(), arch, pretrained=False, loss_func=CrossEntropyLossFlat(), cbs=MVFeaAug(k=4), normalize=False, **heads[head])
+    learn = vision_learner(make_dls(), arch, pretrained=False, loss_func=CrossEntropyLossFlat(), cbs=MVFeaAug(k=4),
+                           normalize=False, **heads[head])
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     keys = [k for k in learn.model.state_dict() if not k.startswith('1.aux')]
-    assert keys==list(vision_learner(make_dls(), arch, pretrained=False, loss_func=CrossEntropyLossFlat(), normalize=False, **heads[head]).model.state_dict())
+    assert keys==list(vision_learner(make_dls(), arch, pretrained=False, loss_func=CrossEntropyLossFlat(),
+                                     normalize=False, **heads[head]).model.state_dict())
     learn.fine_tune(1)
     in_order(learn)
     assert np.isfinite(learn.recorder.values[-1]).all() and find_views(learn.model).is_affine()==(head=='gap')
 
 
-@pytest.mark.parametrize('make', [partial(tv.resnet18, num_classes=4), partial(tv.densenet121, num_classes=4), partial(tv.mobilenet_v2, num_classes=4), partial(timm.create_model, 'convnext_atto', num_classes=4),
-                                  partial(timm.create_model, 'mobilenetv3_small_050', num_classes=4), partial(timm.create_model, 'efficientnet_b0', num_classes=4), partial(resnet8, 4)])
+@pytest.mark.parametrize('make', [
+    partial(tv.resnet18, num_classes=4),
+    partial(tv.densenet121, num_classes=4),
+    partial(tv.mobilenet_v2, num_classes=4),
+    partial(timm.create_model, 'convnext_atto', num_classes=4),
+    partial(timm.create_model, 'mobilenetv3_small_050', num_classes=4),
+    partial(timm.create_model, 'efficientnet_b0', num_classes=4),
+    partial(resnet8, 4),
+])
 def test_plain_networks_in_two_parts(make):
     net = make()
     learn = Learner(make_dls(), net, loss_func=CrossEntropyLossFlat())
@@ -159,16 +177,23 @@ def test_plain_networks_in_two_parts(make):
     assert learn.model is net and not hasattr(learn, 'mv_fea_aug')
     x = torch.randn(2, 3, 64, 64)
     plain = net.eval()(x)
-    learn = Learner(make_dls(), body_head(net), loss_func=CrossEntropyLossFlat(), cbs=MVFeaAug(k=1, sizes=(99,))).remove_cb(ProgressCallback)
-    torch.testing.assert_close(learn.model.eval()(x), plain, rtol=1e-3, atol=1e-4) # one view that is the whole map changes nothing
+    learn = Learner(make_dls(), body_head(net), loss_func=CrossEntropyLossFlat(),
+                    cbs=MVFeaAug(k=1, sizes=(99,))).remove_cb(ProgressCallback)
+    # one view that is the whole map changes nothing
+    torch.testing.assert_close(learn.model.eval()(x), plain, rtol=1e-3, atol=1e-4)
     find_views(learn.model).set_views(k=4, sizes=(3,))
     learn.logger = noop
     learn.fit(1)
     assert np.isfinite(learn.recorder.values[-1]).all()
 
 
-@pytest.mark.parametrize('model,why', [(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)), 'body_head'),
-                                       (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Sequential(nn.Linear(4, 10))), 'gives no map')])
+@pytest.mark.parametrize('model,why', [
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)),
+        'body_head'),
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                           nn.Sequential(nn.Linear(4, 10))),
+        'gives no map'),
+])
 @pytest.mark.parametrize('early', [True, False])
 def test_refused_networks_are_left_alone(model, why, early):
     learn = tiny_learner()
@@ -220,7 +245,8 @@ def test_distillation_takes_its_share_of_the_views_loss():
     loss = F.cross_entropy(got[1], y) + F.cross_entropy(got[0].flatten(0, 1), y.repeat_interleave(got[0].shape[1]))
     with torch.no_grad(): answers = teacher(x)
     (.3*loss + .7*kd_loss(pred, answers)).backward()
-    for p,q in zip(net.parameters(), learn.model.parameters()): torch.testing.assert_close(p - .1*p.grad, q, rtol=1e-4, atol=1e-5)
+    for p,q in zip(net.parameters(), learn.model.parameters()):
+        torch.testing.assert_close(p - .1*p.grad, q, rtol=1e-4, atol=1e-5)
 
 
 def test_a_callback_that_comes_to_a_compiled_network():
@@ -267,7 +293,8 @@ def test_a_head_that_is_gone_is_told():
 
 
 def test_export_loads_in_a_fresh_process_and_names_the_library_if_it_is_missing(tmp_path):
-    learn = vision_learner(make_dls(), 'resnet10t', pretrained=False, loss_func=CrossEntropyLossFlat(), cbs=MVFeaAug(k=4), path=tmp_path, normalize=False)
+    learn = vision_learner(make_dls(), 'resnet10t', pretrained=False, loss_func=CrossEntropyLossFlat(),
+                           cbs=MVFeaAug(k=4), path=tmp_path, normalize=False)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     learn.fit(1)
@@ -282,7 +309,8 @@ def test_export_loads_in_a_fresh_process_and_names_the_library_if_it_is_missing(
         import __main__
         from fastai.learner import load_learner
         learn = load_learner({str(tmp_path/'views.pkl')!r})
-        with torch.no_grad(): np.save({str(tmp_path/'y.npy')!r}, learn.model.eval()(torch.tensor(np.load({str(tmp_path/'x.npy')!r}))).numpy())
+        x = torch.tensor(np.load({str(tmp_path/'x.npy')!r}))
+        with torch.no_grad(): np.save({str(tmp_path/'y.npy')!r}, learn.model.eval()(x).numpy())
     """
     subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], check=True)
     with torch.no_grad(): torch.testing.assert_close(torch.tensor(np.load(tmp_path/'y.npy')), learn.model.eval()(x))
@@ -292,12 +320,18 @@ def test_export_loads_in_a_fresh_process_and_names_the_library_if_it_is_missing(
         sys.modules['fastai_featreg'] = None
         torch.load({str(tmp_path/'net.pkl')!r}, weights_only=False)
     """
-    got = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(missing)], capture_output=True, text=True)
+    got = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(missing)], capture_output=True,
+                         text=True)
     assert got.returncode and 'fastai_featreg' in got.stderr.splitlines()[-1] and 'ModuleNotFoundError' in got.stderr
 
 
-kinds = dict(linear=lambda: MultiViewHead(8, 5), mlp=lambda: MultiViewHead(8, 5, 'mlp'), prototype=lambda: MultiViewHead(8, 5, 'prototype'),
-             default=lambda: MultiViewHead.from_head(create_head(8, 5), 8, 5), gap=lambda: MultiViewHead.from_head(create_head(8, 5, lin_ftrs=[], concat_pool=False), 8, 5))
+kinds = dict(
+    linear=lambda: MultiViewHead(8, 5),
+    mlp=lambda: MultiViewHead(8, 5, 'mlp'),
+    prototype=lambda: MultiViewHead(8, 5, 'prototype'),
+    default=lambda: MultiViewHead.from_head(create_head(8, 5), 8, 5),
+    gap=lambda: MultiViewHead.from_head(create_head(8, 5, lin_ftrs=[], concat_pool=False), 8, 5),
+)
 
 @pytest.mark.parametrize('kind', kinds)
 def test_torch_export_and_onnx_give_the_same(kind, tmp_path):
@@ -348,4 +382,5 @@ def test_formats_of_memory_give_the_same():
     head = MultiViewHead(8, 5).eval()
     f = torch.randn(2, 8, 14, 14)
     torch.testing.assert_close(head(f.to(memory_format=torch.channels_last)), head(f))
-    torch.testing.assert_close(local_pool(f.to(memory_format=torch.channels_last), idx := anchors(f[:,0], 9), (3, 5)), local_pool(f, idx, (3, 5)))
+    torch.testing.assert_close(local_pool(f.to(memory_format=torch.channels_last), idx := anchors(f[:,0], 9), (3, 5)),
+                               local_pool(f, idx, (3, 5)))

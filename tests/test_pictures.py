@@ -324,7 +324,8 @@ def test_every_loader_gives_the_same_maps(dl):
     with torch.no_grad():
         f = learn.model.eval()[0](x[:4])
         expected = torch.stack([sum(learn.model[1][2].weight[y[i],k]*f[i,k] for k in range(16)) for i in range(4)])
-        check(got.maps, expected); check(got.logits, learn.model(x[:4]))
+        check(got.maps, expected)
+        check(got.logits, learn.model(x[:4]))
     axs = shown(learn)
     for i in (0, 1):
         p = int(got.logits[i].argmax())
@@ -416,7 +417,8 @@ def test_mining_parts_add_up():
     axs = np.array(plt.gcf().axes).reshape(2, 5)
     for row in axs:
         whole,mask,one,two = [torch.as_tensor(np.asarray(ax.images[0].get_array())) for ax in row[1:]]
-        check(one + two, whole); check(one, whole*mask)
+        check(one + two, whole)
+        check(one, whole*mask)
     x = learn.dls.valid.dataset.columns[0][:2]
     with torch.no_grad(): check(drawn(axs[1,1]), learn.model.eval()[0](x)[1].mean(0))
     assert axs[0,0].get_title()=='mean of 2 channels'

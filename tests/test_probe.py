@@ -1,4 +1,5 @@
-"A probe is not the user's pass: it has their shape, their hooks do not see it, and it leaves nothing on a module or a parameter"
+"""A probe is not the user's pass: it has their shape, their hooks do not see it, and it leaves nothing on a module or a
+parameter"""
 from functools import partial
 import pytest, timm
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
@@ -31,14 +32,16 @@ def learner_of(model, batches, cbs=None, n_out=10):
 
 def vit(depth=2, **kwargs):
     with isolated_rng(0):
-        return timm.create_model('vit_tiny_patch16_224', depth=depth, num_classes=10, dynamic_img_size=True, global_pool='avg', **kwargs)
+        return timm.create_model('vit_tiny_patch16_224', depth=depth, num_classes=10, dynamic_img_size=True,
+                                 global_pool='avg', **kwargs)
 
 shapes = [(32, 128), (128, 32), (64, 64), (48, 96), (16, 64), (80, 48)]
 
 def rows_of_tokens(model, x, layer):
     "The tokens of `layer`, put one by one where their patch is in the image"
     out = []
-    with model.get_submodule(layer).register_forward_hook(lambda m, i, o: out.append(o)), torch.no_grad(): model.eval()(x)
+    with model.get_submodule(layer).register_forward_hook(lambda m, i, o: out.append(o)), torch.no_grad():
+        model.eval()(x)
     tokens,(h, w) = out[0][:,model.num_prefix_tokens:],(x.shape[2]//16, x.shape[3]//16)
     res = torch.empty(len(x), tokens.shape[2], h, w)
     for i in range(h):
@@ -94,7 +97,8 @@ def test_a_teacher_of_tokens_is_laid_out_too():
 def test_a_guess_is_refused():
     model = vit()
     stage = get_anatomy(model, x=torch.randn(2, 3, 32, 128)).last
-    with pytest.raises(ValueError, match='gave 36 tokens, where the images that were probed give 2x8.*would be a guess'):
+    with pytest.raises(ValueError,
+                       match='gave 36 tokens, where the images that were probed give 2x8.*would be a guess'):
         stage.to_nchw(torch.randn(1, 37, 192))
     fixed = timm.create_model('vit_tiny_patch16_224', depth=1, img_size=64)
     with pytest.raises(ValueError, match='rows and columns are unknown for images of'):
@@ -105,7 +109,8 @@ class Views(nn.Module):
     "Flattens by a number of columns, so that images of another size become other rows"
     def __init__(self, rows=-1):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1),
+                                  nn.ReLU())
         self.fc,self.rows = nn.Linear(8*4*8, 10),rows
     def forward(self, x): return self.fc(self.body(x).view(self.rows, 8*4*8))
 
@@ -130,7 +135,8 @@ class ChannelsLast(nn.Module):
     "As many channels as rows and columns, last"
     def __init__(self):
         super().__init__()
-        self.conv,self.norm,self.block,self.fc = nn.Conv2d(3, 8, 1),nn.LayerNorm(8),nn.Sequential(nn.Tanh()),nn.Linear(8, 10)
+        self.conv,self.norm,self.block,self.fc = (
+            nn.Conv2d(3, 8, 1), nn.LayerNorm(8), nn.Sequential(nn.Tanh()), nn.Linear(8, 10))
     def forward(self, x): return self.fc(self.block(self.norm(self.conv(x).permute(0, 2, 3, 1))).mean((1, 2)))
 
 def test_a_tie_of_layouts_goes_by_what_made_the_map():
@@ -152,8 +158,9 @@ def watched(model, seen):
     def note(kind): return lambda *args: seen.append(kind)
     res,part = [],[m for n,m in model.named_modules() if n.startswith('0')]
     for m in part:
-        res += [m.register_forward_hook(lambda m, i, o: seen.append((m.training, tuple(o.shape), torch.is_grad_enabled()))),
-                m.register_forward_pre_hook(note('pre'), with_kwargs=True)]
+        res += [
+            m.register_forward_hook(lambda m, i, o: seen.append((m.training, tuple(o.shape), torch.is_grad_enabled()))),
+            m.register_forward_pre_hook(note('pre'), with_kwargs=True)]
     res.append(part[1].register_full_backward_hook(note('back')))
     res.append(part[1].register_full_backward_pre_hook(note('before back')))
     res += [p.register_hook(note('gradient')) for p in list(model.parameters())[:2]]
@@ -180,13 +187,15 @@ def test_global_hooks_see_no_probe():
                where.register_module_forward_pre_hook(lambda m, i: seen.append('pre')),
                where.register_module_full_backward_hook(lambda m, i, o: seen.append('back'))]
     try:
-        before = [list(d.items()) for d in (where._global_forward_hooks, where._global_forward_pre_hooks, where._global_backward_hooks)]
+        before = [list(d.items())
+                  for d in (where._global_forward_hooks, where._global_forward_pre_hooks, where._global_backward_hooks)]
         model = tiny_model()
         a = get_anatomy(model)
         class_weights(model)
         plan_drops(a)
         assert not seen
-        assert before==[list(d.items()) for d in (where._global_forward_hooks, where._global_forward_pre_hooks, where._global_backward_hooks)]
+        assert before==[list(d.items()) for d in (where._global_forward_hooks, where._global_forward_pre_hooks,
+                                                  where._global_backward_hooks)]
         with torch.no_grad(): model(torch.randn(2, 3, 16, 16))
         assert seen, 'otherwise the test could not fail'
     finally:
@@ -227,15 +236,21 @@ class Keeper:
 def test_hooks_that_a_network_computes_with_run(way): assert get_anatomy(OwnHooks(way)).last.name=='body.1'
 
 
-old_ways = dict(weight_norm=weight_norm, spectral_norm=spectral_norm, prune=lambda m: prune.l1_unstructured(m, 'weight', .5),
-                new_weight_norm=parametrizations.weight_norm, new_spectral_norm=parametrizations.spectral_norm)
+old_ways = dict(
+    weight_norm=weight_norm,
+    spectral_norm=spectral_norm,
+    prune=lambda m: prune.l1_unstructured(m, 'weight', .5),
+    new_weight_norm=parametrizations.weight_norm,
+    new_spectral_norm=parametrizations.spectral_norm,
+)
 
 @pytest.mark.parametrize('wrap', old_ways.values(), ids=old_ways)
 def test_weights_made_on_the_way(wrap):
     "The class weights are those of the weight as it would be computed now, and nothing of it moves"
     with isolated_rng(0): model = tiny_model()
     wrap(model[1][3])
-    with torch.no_grad(): [p.add_(.5) for p in model[1][3].parameters()] # as an optimiser does; old-style weights lag behind
+    # as an optimiser does; old-style weights lag behind
+    with torch.no_grad(): [p.add_(.5) for p in model[1][3].parameters()]
     before = state_of(model)
     w = ClassWeights(model).probed()
     assert_same_state(before, state_of(model))
@@ -250,7 +265,8 @@ def state_of(model):
     def value(v):
         if isinstance(v, nn.Module): return id(v)
         if isinstance(v, Tensor):
-            return id(v),v._version,v.requires_grad,v.detach().clone(),sorted(v.__dict__),None if v.grad is None else value(v.grad)
+            return (id(v), v._version, v.requires_grad, v.detach().clone(), sorted(v.__dict__),
+                    None if v.grad is None else value(v.grad))
         if isinstance(v, dict): return [(k if isinstance(k, (str, int)) else id(k), value(o)) for k,o in v.items()]
         if isinstance(v, (list, tuple, set)): return type(v),[value(o) for o in v]
         return v if isinstance(v, (str, int, float, bool, type(None))) else id(v)
@@ -285,8 +301,12 @@ class Rude(nn.Module):
 
 class Counting(nn.Module):
     "A parametrisation that notes each time it runs"
-    def __init__(self): super().__init__(); self.n = 0
-    def forward(self, w): self.n += 1; return w*1
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+    def forward(self, w):
+        self.n += 1
+        return w*1
 
 def rude_model():
     "With everything that a look could disturb: hooks, gradients, frozen and tied parameters, flags, parametrisations"
@@ -304,12 +324,23 @@ def rude_model():
 
 def no_learner(model): return learner_of(model, [(4, 3, 16, 16)])
 looks = dict(
-    get_anatomy=get_anatomy, channel_readers=lambda m: channel_readers(get_anatomy(m)), plan_drops=plan_drops, find_drop_layers=find_drop_layers,
-    like_last=lambda m: like_last(a := get_anatomy(m), a.stages), cut_after=lambda m: cut_after(m, -2), body_head=lambda m: body_head(nn.Sequential(m[0], *m[1])),
-    feature_maps=lambda m: feature_maps(m, torch.randn(2, 3, 16, 16), 2), trace=lambda m: Trace(m, torch.randn(2, 3, 16, 16)),
-    class_weights=class_weights, probed=lambda m: ClassWeights(m).probed(), cam=lambda m: CamMaker(m, 'cam')(torch.randn(2, 3, 16, 16)),
-    grad_cam=lambda m: CamMaker(m, 'grad_cam')(torch.randn(2, 3, 16, 16)), show_drop_layers=show_drop_layers,
-    get_cams=lambda m: get_cams(no_learner(m), torch.randn(2, 3, 16, 16)), mined_stages=lambda m: feature_mining.mined_stages(get_anatomy(m), 1))
+    get_anatomy=get_anatomy,
+    channel_readers=lambda m: channel_readers(get_anatomy(m)),
+    plan_drops=plan_drops,
+    find_drop_layers=find_drop_layers,
+    like_last=lambda m: like_last(a := get_anatomy(m), a.stages),
+    cut_after=lambda m: cut_after(m, -2),
+    body_head=lambda m: body_head(nn.Sequential(m[0], *m[1])),
+    feature_maps=lambda m: feature_maps(m, torch.randn(2, 3, 16, 16), 2),
+    trace=lambda m: Trace(m, torch.randn(2, 3, 16, 16)),
+    class_weights=class_weights,
+    probed=lambda m: ClassWeights(m).probed(),
+    cam=lambda m: CamMaker(m, 'cam')(torch.randn(2, 3, 16, 16)),
+    grad_cam=lambda m: CamMaker(m, 'grad_cam')(torch.randn(2, 3, 16, 16)),
+    show_drop_layers=show_drop_layers,
+    get_cams=lambda m: get_cams(no_learner(m), torch.randn(2, 3, 16, 16)),
+    mined_stages=lambda m: feature_mining.mined_stages(get_anatomy(m), 1),
+)
 
 @pytest.mark.parametrize('look', looks.values(), ids=looks)
 def test_a_look_leaves_nothing(look):
@@ -340,8 +371,12 @@ def test_a_look_that_fails_leaves_nothing():
 def test_a_look_between_forward_and_backward():
     "Buffers that the graph of a batch has saved are not written to"
     class Scale(nn.Module):
-        def __init__(self): super().__init__(); self.register_buffer('s', torch.ones(1))
-        def forward(self, x): self.s.add_(1); return x*self.s
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('s', torch.ones(1))
+        def forward(self, x):
+            self.s.add_(1)
+            return x*self.s
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), Scale(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     loss = model(torch.randn(2, 3, 16, 16)).sum()
     class_weights(model)
@@ -389,9 +424,18 @@ def test_noise_is_not_written_into_parameters(monkeypatch):
 
 # ---- what is given ----
 
-takes_any = dict(get_anatomy=get_anatomy, plan_drops=plan_drops, find_drop_layers=find_drop_layers, channel_readers=channel_readers,
-                 like_last=lambda o: like_last(o, []), cut_after=lambda o: cut_after(o, 0), class_weights=class_weights, cam_maker=CamMaker,
-                 feature_maps=lambda o: feature_maps(o, torch.zeros(2, 3, 16, 16)), show_drop_layers=show_drop_layers)
+takes_any = dict(
+    get_anatomy=get_anatomy,
+    plan_drops=plan_drops,
+    find_drop_layers=find_drop_layers,
+    channel_readers=channel_readers,
+    like_last=lambda o: like_last(o, []),
+    cut_after=lambda o: cut_after(o, 0),
+    class_weights=class_weights,
+    cam_maker=CamMaker,
+    feature_maps=lambda o: feature_maps(o, torch.zeros(2, 3, 16, 16)),
+    show_drop_layers=show_drop_layers,
+)
 
 @pytest.mark.parametrize('f', takes_any.values(), ids=takes_any)
 def test_a_network_and_its_learner_do_alike(f):
@@ -401,7 +445,16 @@ def test_a_network_and_its_learner_do_alike(f):
     if isinstance(one, (dict, list)): assert repr(one)==repr(other)
     if isinstance(one, Tensor): assert torch.equal(one, other)
 
-wrong = dict(function=tiny_model, cls=nn.Conv2d, name='resnet18', nothing=None, number=3, tensor=torch.zeros(2, 3, 16, 16), loaders=DataLoaders(), weights={})
+wrong = dict(
+    function=tiny_model,
+    cls=nn.Conv2d,
+    name='resnet18',
+    nothing=None,
+    number=3,
+    tensor=torch.zeros(2, 3, 16, 16),
+    loaders=DataLoaders(),
+    weights={},
+)
 
 @pytest.mark.parametrize('what', wrong.values(), ids=wrong)
 @pytest.mark.parametrize('f', [*takes_any.values(), body_head], ids=[*takes_any, 'body_head'])
@@ -410,6 +463,8 @@ def test_anything_else_gets_a_sentence(f, what):
     assert '\n' not in str(e.value) and len(str(e.value))<300
 
 def test_the_learner_of_a_network_in_one_part():
-    learn = learner_of(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)), [(2, 3, 16, 16)])
+    learn = learner_of(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                     nn.Linear(8, 10)),
+                       [(2, 3, 16, 16)])
     assert [len(o) for o in body_head(learn)]==[len(o) for o in body_head(learn.model)]
     with pytest.raises(ValueError, match='two parts already'): body_head(tiny_learner())

@@ -1,4 +1,5 @@
-"The README's snippets, pasted one by one, run in a fresh process; what its table and the pages of results show is what the CSV files say"
+"""The README's snippets, pasted one by one, run in a fresh process; what its table and the pages of results show is
+what the CSV files say"""
 import os, re, subprocess, sys
 from pathlib import Path
 import pytest
@@ -13,7 +14,8 @@ def test_snippets_run(tmp_path):
     snippets = re.findall(r'```python\n(.*?)```', readme, re.S)
     assert len(snippets)>=3
     (tmp_path/'pasted.py').write_text('\n'.join(snippets))
-    done = subprocess.run([sys.executable, '-W', 'ignore', 'pasted.py'], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='Agg'))
+    done = subprocess.run([sys.executable, '-W', 'ignore', 'pasted.py'], cwd=tmp_path, capture_output=True, text=True,
+                          env=dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='Agg'))
     assert done.returncode==0, done.stderr
     assert 'fm_loss' in done.stdout
 
@@ -26,7 +28,8 @@ def test_every_local_link_and_picture_exists():
 
 def markdown_of(cell) -> list:
     "Markdown among the outputs of a cell, with the spaces of the README"
-    return [''.join(o['data']['text/markdown']) for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    return [''.join(o['data']['text/markdown'])
+            for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})]
 
 
 @pytest.mark.parametrize('name', ['index', 'results/cards', 'results/cost'])

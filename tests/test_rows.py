@@ -283,7 +283,7 @@ def test_processes_lose_no_row(tmp_path, n):
 
 @pytest.mark.skipif(os.name=='nt', reason='signals')
 def test_kills_lose_only_what_had_not_ended(tmp_path):
-    path,rng,ps = tmp_path/'results.csv',np.random.default_rng(0),[]
+    path,rng = tmp_path/'results.csv',np.random.default_rng(0)
     start = lambda k: python(write_many, make_row(), path, tmp_path/f'{k}.txt', 100*k, 100*k + 100)
     steady = start(99)
     for k in range(12):

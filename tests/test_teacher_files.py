@@ -1,5 +1,5 @@
 "A teacher's file: what it may hold, what is run when it is opened, and what its images are"
-import logging, os, pickle, re, sys
+import os, pickle, re, sys
 import pytest, timm, torchvision
 from safetensors.torch import save_file
 from fastai_featreg import plan,teachers
@@ -168,7 +168,7 @@ written = {'text': b'no network', 'empty': b'', 'zeros': bytes(100), 'a zip': b'
 def test_files_that_hold_nothing(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'a.pt').write_bytes(written[what])
-    for arch in (None, 'resnet18'): sentence(lambda: open_teacher('a.pt', arch), "teacher: 'a.pt'")
+    for arch in (None, 'resnet18'): sentence(partial(open_teacher, 'a.pt', arch), "teacher: 'a.pt'")
     assert not (tmp_path/'boom').exists()
 
 nowhere = {'': 'is a folder', '.': 'is a folder', '\x00': 'there is no file', 'none.pt': 'there is no file',
@@ -249,8 +249,12 @@ class Own(nn.Module):
         return self.net((x - getattr(self, self.names[0]))/getattr(self, self.names[1]))
 
 class Seen(nn.Module):
-    def __init__(self, net): super().__init__(); self.net,self.seen = net,[]
-    def forward(self, x): self.seen.append(x.detach().clone()); return self.net(x)
+    def __init__(self, net):
+        super().__init__()
+        self.net,self.seen = net,[]
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return self.net(x)
 
 student_stats = ([.4, .5, .6], [.2, .3, .25])
 
@@ -314,7 +318,9 @@ def test_settings_of_timm_are_compared(caplog):
     assert own_images(net, (tensor(cfg['mean']), tensor(cfg['std'])))[1]==''
 
 class Noise(nn.Module):
-    def __init__(self): super().__init__(); self.mean,self.std = 0.,.1
+    def __init__(self):
+        super().__init__()
+        self.mean,self.std = 0.,.1
     def forward(self, x): return x
 
 @pytest.mark.parametrize('net',

@@ -12,7 +12,8 @@ from fastai_featreg.taps import TapHook
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8') # without it cuBLAS need not give the same bits again
 
-for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # pytest would take fastai's helpers for tests
+# pytest would take fastai's helpers for tests
+for name in [o for o in globals() if o.startswith('test')]: del globals()[name]
 
 
 class Pairs(list):
@@ -27,7 +28,8 @@ class Inert(FeatureCallback):
     column = 'inert'
     def make_heads(self, stages, n_out): return nn.ModuleList(nn.Linear(s.channels, n_out) for s in stages)
     def loss_term(self, maps):
-        return sum(self.learn.loss_func(h(f.detach().float().mean((2, 3))), *self.learn.yb) for h,f in zip(self.aux_heads, maps.values()))
+        return sum(self.learn.loss_func(h(f.detach().float().mean((2, 3))), *self.learn.yb)
+                   for h,f in zip(self.aux_heads, maps.values()))
 
 
 class CpuMixedPrecision(MixedPrecision):
@@ -70,7 +72,8 @@ def bf16():
 def tiny_model(n_out=10):
     block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
     body = nn.Sequential(block(3, 8), block(8, 8), block(8, 16))
-    return nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, n_out)))
+    return nn.Sequential(body,
+                         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, n_out)))
 
 
 def tiny_teacher(seed=5, hidden=False, n_out=10, d=12):
@@ -79,13 +82,17 @@ def tiny_teacher(seed=5, hidden=False, n_out=10, d=12):
         torch.manual_seed(seed)
         block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
         head = [nn.Linear(d, 8), nn.ReLU(), nn.Linear(8, n_out)] if hidden else [nn.Linear(d, n_out)]
-        return nn.Sequential(nn.Sequential(block(3, 8), nn.Dropout(.5), block(8, d)), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head))
+        return nn.Sequential(nn.Sequential(block(3, 8), nn.Dropout(.5), block(8, d)),
+                             nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head))
 
 
 class Checkpointed(nn.Module):
     "Runs its module again in the backward pass"
-    def __init__(self, m, reentrant=False): super().__init__(); self.m,self.reentrant = m,reentrant
-    def forward(self, x): return torch.utils.checkpoint.checkpoint(self.m, x.requires_grad_(), use_reentrant=self.reentrant)
+    def __init__(self, m, reentrant=False):
+        super().__init__()
+        self.m,self.reentrant = m,reentrant
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.m, x.requires_grad_(), use_reentrant=self.reentrant)
 
 
 def tiny_learner(cbs=None, n=48, bs=8, path=None, seed=1, **kwargs):
@@ -94,7 +101,8 @@ def tiny_learner(cbs=None, n=48, bs=8, path=None, seed=1, **kwargs):
     dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=bs,
                                   device=torch.device(where.device), num_workers=0)
     path = path or Path(tempfile.mkdtemp())
-    learn = Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cbs, splitter=lambda m: [params(m[0]), params(m[1])], path=path, **kwargs)
+    learn = Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cbs,
+                    splitter=lambda m: [params(m[0]), params(m[1])], path=path, **kwargs)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
@@ -108,7 +116,8 @@ def assert_same(a, b):
 
 def assert_clean(learn, guard=True):
     "Nothing of ours acts on the model, stands in the optimiser, or sits on the learner"
-    for m in learn.model.modules(): assert not any(isinstance(h, TapHook) for h in m._forward_hooks.values()), 'a tap is left'
+    for m in learn.model.modules():
+        assert not any(isinstance(h, TapHook) for h in m._forward_hooks.values()), 'a tap is left'
     own = {id(p) for p in learn.model.parameters()}
     if learn.opt is not None:
         assert {id(p) for g in learn.opt.param_lists for p in g}==own, 'a parameter of ours is left in the optimiser'

@@ -1,5 +1,5 @@
-"""Two processes with gloo, each with its own part of the data. One pair of processes runs every scenario, as starting them takes longest;
-`results(name)` starts it when first asked, and gives what both ranks have kept"""
+"""Two processes with gloo, each with its own part of the data. One pair of processes runs every scenario, as starting
+them takes longest; `results(name)` starts it when first asked, and gives what both ranks have kept"""
 import os, socket, subprocess, sys, tempfile, time, traceback
 from contextlib import ExitStack
 from functools import lru_cache, partial
@@ -8,7 +8,8 @@ from unittest.mock import patch
 import torch
 
 
-def flat(module): return torch.cat([torch.zeros(0)] + [p.detach().flatten().clone() for p in (module.parameters() if module else ())])
+def flat(module):
+    return torch.cat([torch.zeros(0)] + [p.detach().flatten().clone() for p in (module.parameters() if module else ())])
 
 def fit_together(learn, *args):
     "One fit of a learner on both ranks; what a rank draws by itself differs"
@@ -27,10 +28,12 @@ def of_method(row):
     return flat(learn.model),flat(row and own(learn).aux_heads)
 
 def four_methods(cam, mixup=False, gaps=False):
-    "Mining, a drop and both losses on maps together; `gaps`: each rank has a batch without a term; start='auto': one rank is right always, the other never"
+    """Mining, a drop and both losses on maps together; `gaps`: each rank has a batch without a term; start='auto': one
+    rank is right always, the other never"""
     import fastai_featreg.cam_loss as module
     from conformance import FeatureMining, MixUp, NegativeCAM, SelectScale, assert_clean, tiny_learner
-    learn,rank = tiny_learner([FeatureMining(2), SelectScale(retain=0.), cam, NegativeCAM(cam='grad_cam')], n=64),int(os.environ['RANK'])
+    learn,rank = (tiny_learner([FeatureMining(2), SelectScale(retain=0.), cam, NegativeCAM(cam='grad_cam')], n=64),
+                  int(os.environ['RANK']))
     if mixup: learn.add_cb(MixUp())
     term = FeatureMining.loss_term
     with ExitStack() as stack:
@@ -38,13 +41,16 @@ def four_methods(cam, mixup=False, gaps=False):
         if cam.start=='auto':
             replace(module, 'n_right', lambda pred, classes, weights: len(pred)*(1 - rank)) # half of both ranks' images
             replace(module, 'start_accuracy', lambda n_out: .49)
-        if gaps: replace(FeatureMining, 'loss_term', lambda self, maps: None if self.learn.iter==rank else term(self, maps))
+        if gaps:
+            replace(FeatureMining, 'loss_term', lambda self, maps: None if self.learn.iter==rank else term(self, maps))
         fit_together(learn, 1, 0.)
         start = flat(learn.feature_mining.aux_heads)
         fit_together(learn, 2, .1)
     state = torch.Generator()
     state.set_state(learn.select_scale.state_dict()['generator'])
-    assert learn.select_scale.acts_on and not torch.equal(state.get_state(), torch.Generator().manual_seed(learn.select_scale.start_seed + 1).get_state()), 'no drop has drawn'
+    assert learn.select_scale.acts_on and not torch.equal(
+        state.get_state(),
+        torch.Generator().manual_seed(learn.select_scale.start_seed + 1).get_state()), 'no drop has drawn'
     assert learn.cam_loss.started and learn.recorder.values[-1][3]>0, 'CAM-loss has not acted'
     if cam.start=='auto': assert cam.started=="since epoch 0, batch 0: 50.0% of an epoch's images right", cam.started
     assert (flat(learn.feature_mining.aux_heads) - start).abs().max() > 1e-3, 'the heads were not trained'
@@ -73,7 +79,8 @@ def scenarios():
 def work(out):
     "In one of the processes: run all scenarios, keep what they give or why they fail"
     import torch.distributed as dist, fastai.distributed as fd
-    fd.DistributedDL._broadcast = lambda self, t, rank: (dist.broadcast(t := torch.as_tensor(t), rank), t.tolist())[1] # fastai's calls .cuda()
+    # fastai's calls .cuda()
+    fd.DistributedDL._broadcast = lambda self, t, rank: (dist.broadcast(t := torch.as_tensor(t), rank), t.tolist())[1]
     for name,scenario in scenarios().items():
         file = Path(out)/f'{name} {os.environ["RANK"]}'
         try: torch.save(scenario(), file)
@@ -89,8 +96,11 @@ def both():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    started = [subprocess.Popen([sys.executable, '-W', 'ignore', __file__, out], env=dict(os.environ, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
-               MASTER_PORT=str(port), OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')) for r in range(2)]
+    started = [subprocess.Popen([sys.executable, '-W', 'ignore', __file__, out],
+                                env=dict(os.environ, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2',
+                                         MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1',
+                                         ACCELERATE_USE_CPU='true'))
+               for r in range(2)]
     end = time.time() + 300
     while any(p.poll() is None for p in started):
         if any(p.poll() for p in started) or time.time()>end: [p.kill() for p in started]

@@ -1,4 +1,5 @@
-"Write README.md from nbs/index.ipynb (markdown cells, code cells, their text and picture-free outputs); `--check` only compares."
+"""Write README.md from nbs/index.ipynb (markdown cells, code cells, their text and picture-free outputs); `--check`
+only compares."""
 import re, sys
 from pathlib import Path
 from fastcore.nbio import read_nb
@@ -31,7 +32,8 @@ def main() -> int:
     "Write or check README.md"
     cells = map(cell_markdown, read_nb(root/'nbs/index.ipynb').cells)
     text = '<!-- made from nbs/index.ipynb by tools/readme.py -->\n\n' + '\n\n'.join(filter(None, cells)) + '\n'
-    text = re.sub(r'\]\((results/|\d\d_)', r'](nbs/\1', text).replace('](../', '](') # links from nbs/ to links from the root
+    # links from nbs/ to links from the root
+    text = re.sub(r'\]\((results/|\d\d_)', r'](nbs/\1', text).replace('](../', '](')
     if '--check' not in sys.argv: readme.write_text(text)
     elif not readme.exists() or readme.read_text() != text:
         print('README.md differs from nbs/index.ipynb: run python tools/readme.py', file=sys.stderr)

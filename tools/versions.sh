@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The fast tests and two notebooks with the lowest or the newest fastai, torch and timm that settings.ini admits, in a fresh virtual environment.
+# The fast tests and two notebooks with the lowest or the newest fastai, torch and timm that settings.ini admits, in a
+# fresh virtual environment.
 # usage: [VENV=folder] tools/versions.sh lowest|newest [--record]
 # --record writes a row of nbs/results/versions.csv; VENV keeps the environment and uses it again
 set -euo pipefail
@@ -15,8 +16,10 @@ export MPLBACKEND=Agg
 # torchvision follows torch: pip takes the release that was made for it
 touch "$work/constraints.txt"
 if [ "$1" = lowest ]; then
-  awk -F= '$1 ~ /^requirements/ {sub(/^[^=]*= */, ""); print}' settings.ini | tr ' ' '\n' | sed -nE 's/^(fastai|torch|timm)>=(.*)$/\1==\2/p' > "$work/constraints.txt"
-  [ "$(wc -l < "$work/constraints.txt")" = 3 ] || { echo "settings.ini must give a lower bound of fastai, torch and timm" >&2; exit 1; }
+  awk -F= '$1 ~ /^requirements/ {sub(/^[^=]*= */, ""); print}' settings.ini | tr ' ' '\n' |
+    sed -nE 's/^(fastai|torch|timm)>=(.*)$/\1==\2/p' > "$work/constraints.txt"
+  [ "$(wc -l < "$work/constraints.txt")" = 3 ] ||
+    { echo "settings.ini must give a lower bound of fastai, torch and timm" >&2; exit 1; }
 fi
 pip install -q --upgrade -c "$work/constraints.txt" -e '.[dev]'
 pip uninstall -q -y onnxscript # torch 2.4 cannot be imported beside today's release of it; the tests below do without

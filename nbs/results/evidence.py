@@ -1,4 +1,5 @@
-"What was measured, read from the CSV files beside this module: for the README's table, the method cards and the cost report"
+"""What was measured, read from the CSV files beside this module: for the README's table, the method cards and the cost
+report"""
 import importlib,inspect,pkgutil,re
 from collections.abc import Iterable
 from functools import cache
@@ -20,10 +21,13 @@ first_sets = ['digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifa
               'cifar100_distill']
 first_methods = ['feature_mining', 'cam_loss', 'negative_cam', 'select_scale', 'selectout', 'spatial_scale',
                  'spatial_dropout', 'drop_block', 'feature_dropout']
-settings = {'cpu_resnet18_64px_bs32': 'ResNet-18, 64 px, batch 32', 'cpu_resnet56_32px_bs128': 'ResNet-56, 32 px, batch 128', 'cpu_resnet50_128px_bs8': 'ResNet-50, 128 px, batch 8'}
+settings = {'cpu_resnet18_64px_bs32': 'ResNet-18, 64 px, batch 32',
+            'cpu_resnet56_32px_bs128': 'ResNet-56, 32 px, batch 128',
+            'cpu_resnet50_128px_bs8': 'ResNet-50, 128 px, batch 8'}
 # step time / plain that a callback should not exceed
 budgets = {'feature_mining': 1.02, 'feature_mining, 2 layers': 1.02, 'cam_loss': 1.02, 'select_scale': 1.04}
-ccm_budget,views_budget = 1.01,1.05 # over distillation alone; 200 views on 14 x 14, over average pooling and a linear layer
+# over distillation alone; 200 views on 14 x 14, over average pooling and a linear layer
+ccm_budget,views_budget = 1.01,1.05
 
 
 def markdown(rows: list) -> str:
@@ -133,7 +137,8 @@ def hyper_parameters(name: str) -> str:
     "Table of the callback's arguments"
     taken = inspect.signature(methods[name]).parameters
     default = lambda k: 'needed' if taken[k].default is inspect.Parameter.empty else f'`{taken[k].default!r}`'
-    return markdown([['argument', 'default', 'meaning']] + [[f'`{k}`', default(k), v.docment or ''] for k,v in parameters(name).items()])
+    return markdown([['argument', 'default', 'meaning']]
+                    + [[f'`{k}`', default(k), v.docment or ''] for k,v in parameters(name).items()])
 
 
 looks = {'pointing_game': 'pointing game, %', 'max_box_acc': 'boxes found, %'}
@@ -141,7 +146,8 @@ looks = {'pointing_game': 'pointing game, %', 'max_box_acc': 'boxes found, %'}
 
 def gain_row(where: str, folder: str, label: str, r: pd.Series, plain: pd.Series) -> dict:
     "One row of `gains`; a column that has nothing to say is left out"
-    row = {'data and budget': where, 'callback': f'`{label}`', 'plain, %': f'{100*plain.accuracy:.1f}', 'points over plain (95 % interval)': gain(r)}
+    row = {'data and budget': where, 'callback': f'`{label}`', 'plain, %': f'{100*plain.accuracy:.1f}',
+           'points over plain (95 % interval)': gain(r)}
     over = over_distillation(runs(folder))
     if label in over.index: row['points over distillation alone'] = gain(over.loc[label])
     row |= {title: f'{100*plain[look]:.1f} → {100*r[look]:.1f}' for look,title in looks.items() if pd.notna(r[look])}
@@ -151,7 +157,8 @@ def gain_row(where: str, folder: str, label: str, r: pd.Series, plain: pd.Series
 def gains(name: str) -> str:
     "Table of the accuracies of a callback's runs, and of its class activation maps where objects have known boxes"
     of = methods[name].__name__ + '('
-    rows = [gain_row(where, sets[where], label, r, s.loc['plain']) for where,s in summaries().items() for label,r in s.iterrows() if label.startswith(of)]
+    rows = [gain_row(where, sets[where], label, r, s.loc['plain']) for where,s in summaries().items()
+            for label,r in s.iterrows() if label.startswith(of)]
     if not rows: return 'Not measured: no committed run has it.'
     df = pd.DataFrame(rows).fillna('')
     df = df[[c for c in df if c!='seeds'] + ['seeds']]
@@ -162,9 +169,11 @@ def costs(name: str) -> str:
     "Table of a callback's step times and memory"
     df = overhead()
     taught = bool(df[df.method==name].over_kd_median.notna().any()) and name!='knowledge_distillation'
-    head = ['network', 'callback', 'step time / plain'] + ['step time / distillation alone']*taught + ['memory / plain', 'plain again']
+    head = (['network', 'callback', 'step time / plain'] + ['step time / distillation alone']*taught
+            + ['memory / plain', 'plain again'])
     again = lambda r: f'{r.again_q1:.2f} to {r.again_q3:.2f}'
-    rows = [[r.network, r.method.replace('_', ' '), spread(r)] + [spread(r, 'over_kd')]*taught + [f'{r.memory_ratio:.2f}', again(r)]
+    rows = [[r.network, r.method.replace('_', ' '), spread(r)] + [spread(r, 'over_kd')]*taught
+            + [f'{r.memory_ratio:.2f}', again(r)]
             for _,r in df.iterrows() if re.match(rf'{name}\b(?!.*literal)', r.method)]
     return markdown([head, *rows]) if rows else 'Not measured.'
 
@@ -183,7 +192,8 @@ def works_with(name: str) -> str:
     beside = conf.cell.str.startswith('beside ')
     other = lambda r: r.cell.removeprefix('beside ') if r.method==name else r.method
     n,refused = nets.status.value_counts(),nets[nets.status=='refused'].arch
-    ways = listed(f'{n[s]} {s}' for s in ('works', 'works by Grad-CAM', 'works in two parts', 'fails') if s in n).replace('works', 'work')
+    ways = listed(f'{n[s]} {s}' for s in ('works', 'works by Grad-CAM', 'works in two parts', 'fails') if s in n
+                  ).replace('works', 'work')
     lines = [f'- networks ({len(nets)}): {ways or "not measured"}'
              + (f'; {len(refused)} refused: {listed(refused)}' if len(refused) else '')]
     for what,df in {'circumstances': conf[~beside], 'together with each of the other methods': conf[beside]}.items():
@@ -294,7 +304,8 @@ def documented() -> list:
             seen.add(id(o))
             res.append((info.name, name, o))
             members = vars(o).items() if inspect.isclass(o) else ()
-            res += [(info.name, f'{name}.{k}', getattr(o, k)) for k,m in members if isinstance(m, classmethod) or inspect.isfunction(m)]
+            res += [(info.name, f'{name}.{k}', getattr(o, k)) for k,m in members
+                    if isinstance(m, classmethod) or inspect.isfunction(m)]
     return res
 
 
