@@ -2,9 +2,10 @@
 from fastai_featreg.anatomy import Anatomy, body_head, cut_after, get_anatomy, Stage
 from fastai_featreg.core import FeatureCallback, LossCallback, register_method
 from fastai_featreg.taps import feature_maps, to_torch
-from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, CamCallback,
-                                 centre_map, class_weights, ClassWeights, energy_inside, grad_cam, grad_cam_pp, map_boxes,
-                                 mask_iou_at, max_box_acc, minmax, pointing_game, pooled_map, resize_maps)
+from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, centre_map,
+                                 energy_inside, grad_cam, grad_cam_pp, map_boxes, mask_iou_at, max_box_acc, minmax,
+                                 pointing_game, resize_maps)
+from fastai_featreg.class_maps import CamCallback, class_weights, ClassWeights, pooled_map
 from fastai_featreg.look import Cams, get_cams, show_cams
 from fastai_featreg.localise import CamMetric, localisation
 from fastai_featreg.teachers import open_teacher

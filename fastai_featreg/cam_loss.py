@@ -14,11 +14,11 @@ from fastai.vision.all import *
 from .anatomy import Anatomy
 from .answers import mixed_classes
 from .checks import check_choice,check_count,check_distance,check_number,what_is,widen
+from .class_maps import CamCallback,pooled_map
 from .core import register_method,Variant
 from .guard import is_validating
 from .look import channel_note,decoded_images,get_cams
-from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,minmax
-from .maps import pooled_map,_held_maps
+from .maps import caam_cam_distance,cam,cam_and_caam,held_maps,minmax
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
@@ -40,8 +40,8 @@ def cam_loss(
     own,everything = maps[:-1],maps[-1:]
     if f.dtype==torch.float16:
         slopes = (w[:,None] if w.ndim==2 else w).detach().float().abs().amax(2).T[...,None,None]
-        own = _held_maps(own, f.dtype, slopes.to(own.device), positions)
-        everything = _held_maps(everything, f.dtype, 1., positions)
+        own = held_maps(own, f.dtype, slopes.to(own.device), positions)
+        everything = held_maps(everything, f.dtype, 1., positions)
     distances = caam_cam_distance(own, everything.expand_as(own), distance, positions).T
     if weights is None: return distances.mean()
     if not isinstance(weights, Tensor) or weights.shape!=distances.shape:

@@ -16,9 +16,8 @@ from .answers import answer_form,bare_loss,check_answer,class_scores,mixed_class
 from .checks import check_count,check_distance,check_flag,check_maps,check_number
 from .checks import plain_tensor,what_is,widen
 from .core import LossCallback,register_method,Variant
-from .maps import CamCallback,ClassWeights,caam,caam_cam_distance,cam,grad_cam,grad_cam_pp
-from .maps import pooled_map,resize_maps
-from .maps import _check_in_use,_held_maps,_like_model,_run_from,_Start
+from .class_maps import CamCallback,ClassWeights,MapStart,check_in_use,like_model,pooled_map,run_from
+from .maps import caam,caam_cam_distance,cam,grad_cam,grad_cam_pp,held_maps,resize_maps
 from .taps import remove_taps
 from .teachers import check_teacher,open_teacher,own_images
 
@@ -174,7 +173,7 @@ def _class_maps(name, arg, f, w, positions='mean'):
     "CAMs by class weights, which are constants; without weights `f` holds class maps already"
     if w is not None:
         maps = cam(f, _constant(w))
-        return _held_maps(maps, f.dtype, _slope(w).to(maps.device), positions)
+        return held_maps(maps, f.dtype, _slope(w).to(maps.device), positions)
     check_maps(name, f, arg)
     return f
 
@@ -228,7 +227,7 @@ def ccm_loss(
     Reading (CL 3.3): of two maps of different size the larger is resized to the smaller, before both are normalised.
     Reading (CL 3.3): the expectation over the classes of a mixed target, the mean over those of several labels.
     """
-    own = _held_maps(caam(fs), fs.dtype, 1., positions)
+    own = held_maps(caam(fs), fs.dtype, 1., positions)
     theirs = _class_maps('ccm_loss', 'ft', _constant(ft), wt)
     if theirs.ndim==4: own = own[:,None].expand(-1, theirs.shape[1], -1, -1)
     return _expected_distance('ccm_loss', own, theirs, distance, positions, weights)
@@ -241,7 +240,7 @@ def _small_cams(f, w, size):
     maps = cam(F.adaptive_avg_pool2d(widen(f), size), w.detach().expand(len(f), -1, -1)).flatten(2)
     unit = _unit(maps, 2)
     if f.dtype!=torch.float16: return unit
-    faint = maps.detach().abs().amax(2, True)<2**-14*_slope(w)[:,0].to(maps.device) # as in `_held_maps`
+    faint = maps.detach().abs().amax(2, True)<2**-14*_slope(w)[:,0].to(maps.device) # as in `held_maps`
     return torch.where(faint, unit.detach(), unit)
 
 def cat_loss(
@@ -343,7 +342,7 @@ class Guide:
             raise ValueError(f"teacher: cam='cam' needs a head for which CAM is exact, but {self.anatomy.cam_why}; "
                              "take a teacher with average pooling and one linear layer "
                              "(or cam='auto', in AttentionTransfer and CCM)")
-        _check_in_use(self.anatomy, 'teacher')
+        check_in_use(self.anatomy, 'teacher')
         self.method = ('cam' if exact else 'grad_cam') if cam=='auto' else cam
         self.weights = ClassWeights(self.net, self.anatomy)() if self.method=='cam' else None
 
@@ -353,7 +352,7 @@ class Guide:
         "Normalised in the teacher's way, in the teacher's precision"
         x = plain_tensor(x)
         if self.as_given: return x
-        return _like_model(self.net, x if self.renorm is None else x*self.renorm[0] + self.renorm[1])
+        return like_model(self.net, x if self.renorm is None else x*self.renorm[0] + self.renorm[1])
 
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)
@@ -375,8 +374,8 @@ class Guide:
         x = self.images(x)
         if read is None: return class_scores(plain_tensor(self.net(x)), self.form),None
         lay_out(self.net, [self.anatomy.last], x)
-        start = _Start(self.anatomy.last, grad=self.method!='cam')
-        logits = class_scores(_run_from(self.net, x, start), self.form)
+        start = MapStart(self.anatomy.last, grad=self.method!='cam')
+        logits = class_scores(run_from(self.net, x, start), self.form)
         return logits.detach(),read(start.f, logits).detach()
 
 # %% ../nbs/40_distill.ipynb #05e556aa
@@ -770,7 +769,7 @@ class AttentionTransfer(TeacherCallback):
     )->Tensor: # scalar
         "`at_loss` of the student's maps of the target's classes"
         own = self.class_maps(f, classes)[0].transpose(0, 1)
-        own = _held_maps(own, f.dtype, 1., self.positions)
+        own = held_maps(own, f.dtype, 1., self.positions)
         return at_loss(own, None, theirs, None, self.distance, self.positions, weights)
 
 @register_method('ccm', paper='Wang et al. 2021',

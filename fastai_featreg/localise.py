@@ -12,7 +12,8 @@ from .anatomy import untouched,unwrap
 from .checks import check_choice,plain_tensor,what_is
 from .data import get_boxes,has_boxes
 from .look import as_batch,class_number,first_images,is_loader,loader_untouched,n_images,valid_loader
-from .maps import CamMaker,box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
+from .class_maps import CamMaker
+from .maps import box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
 from .maps import pointing_game,resize_maps
 
 # %% ../nbs/05_localise.ipynb #4401825c

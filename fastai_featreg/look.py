@@ -16,7 +16,8 @@ from fastai.vision.all import *
 from .anatomy import untouched,unwrap
 from .checks import plain_tensor,what_is
 from .data import has_boxes
-from .maps import CamMaker,cam_names,class_labels,images_for,minmax,resize_maps
+from .class_maps import CamMaker,cam_names,class_labels,images_for
+from .maps import minmax,resize_maps
 
 # %% ../nbs/04_look.ipynb #d6af41b6
 @contextmanager

@@ -22,7 +22,7 @@ from .guard import is_validating
 from .heads import VisitingParams,isolated_rng
 from .look import (answer_text,batch_to_look_at,channel_note,decoded_images,draw_boxes,is_right,label_text,
                                  overlay,title_colour)
-from .maps import _like_model
+from .class_maps import like_model as _like_model
 from .taps import TapHook,is_compiled
 
 # %% ../nbs/50_multiview.ipynb #df5bf74e
