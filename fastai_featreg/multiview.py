@@ -20,9 +20,10 @@ from .checks import plain_tensor,what_is,widen
 from .core import FeatureCallback,register_method
 from .guard import is_validating
 from .heads import VisitingParams,isolated_rng
-from .look import (answer_text,batch_to_look_at,channel_note,decoded_images,draw_boxes,is_right,label_text,
-                                 overlay,title_colour)
+from .batches import batch_to_look_at
 from .class_maps import like_model as _like_model
+from .look import (answer_text,channel_note,decoded_images,draw_boxes,is_right,label_text,overlay,
+                                 title_colour)
 from .taps import TapHook,is_compiled
 
 # %% ../nbs/50_multiview.ipynb #df5bf74e
