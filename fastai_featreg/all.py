@@ -9,6 +9,9 @@ from fastai_featreg.class_maps import CamCallback, class_weights, ClassWeights, 
 from fastai_featreg.look import Cams, get_cams, show_cams
 from fastai_featreg.localise import CamMetric, localisation
 from fastai_featreg.teachers import open_teacher
+from fastai_featreg.distill_losses import (at_loss, binary_kd_loss, cat_loss, ccm_loss, dist_loss, dkd_loss, kd_loss, standardise,
+                                           standardised_kd_loss)
+from fastai_featreg.taught import Taught
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digit_scenes, digits_dls, folder_dls, get_boxes, load_data, show_boxes
 from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
@@ -20,9 +23,8 @@ from fastai_featreg.methods import modules as _modules
 
 # Of a module with a method all that it exports, but for what one asks the module itself for: parts of a machinery, and
 # names that are too general for a user's notebook.
-_by_module = {'AnswerCache', 'channel_scores', 'default_score', 'eased', 'Ensemble', 'frozen_view', 'Guide', 'InputTap',
-              'inside_views', 'linear_curriculum', 'loss_on_views', 'mined_stages', 'n_right', 'normalisation',
-              'open_teacher', 'over_ranks', 'renormaliser', 'RunningAccuracy', 'start_accuracy', 'Views',
+_by_module = {'channel_scores', 'default_score', 'eased', 'Ensemble', 'InputTap', 'inside_views', 'linear_curriculum',
+              'loss_on_views', 'mined_stages', 'n_right', 'over_ranks', 'RunningAccuracy', 'start_accuracy', 'Views',
               'wrong_classes'}
 globals().update({_name: getattr(_module, _name) for _module in _modules.values() for _name in _module.__all__
                   if _name not in _by_module})

@@ -6,7 +6,7 @@ from fastai_featreg.methods import method_modules, own_methods
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
 parts = ['checks', 'taps', 'heads', 'columns', 'guard'] # of the core
-rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'class_maps', 'batches', 'look', 'teachers'] # what methods may import
+rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'class_maps', 'batches', 'look', 'teachers', 'distill_losses', 'guide', 'taught'] # what methods may import
 methods = method_modules()
 modules = {p.stem: p.read_text() for p in sorted(folder.glob('*.py')) if not p.stem.startswith('_')}
 
