@@ -146,8 +146,9 @@ def standardise(
     Float16 logits whose spread is below 2^-14 have no gradient.
     """
     own = widen(z)
+    centred = own - own.mean(1, True)
     spread = (own.var(1, keepdim=True) + 1e-14).sqrt()
-    return _steady((own - own.mean(1, True))/spread, z, 1)
+    return _steady(centred/spread, z, 1)
 
 def standardised_kd_loss(
     student:Tensor, # logits, (N,C)
