@@ -3,12 +3,16 @@ from fastai_featreg.anatomy import Anatomy, body_head, cut_after, get_anatomy, S
 from fastai_featreg.fits import LossCallback
 from fastai_featreg.core import FeatureCallback, register_method
 from fastai_featreg.taps import feature_maps, to_torch
-from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, CamCallback,
-                                 centre_map, class_weights, ClassWeights, energy_inside, grad_cam, grad_cam_pp, map_boxes,
-                                 mask_iou_at, max_box_acc, minmax, pointing_game, pooled_map, resize_maps)
+from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, centre_map,
+                                 energy_inside, grad_cam, grad_cam_pp, map_boxes, mask_iou_at, max_box_acc, minmax,
+                                 pointing_game, resize_maps)
+from fastai_featreg.class_maps import CamCallback, class_weights, ClassWeights, pooled_map
 from fastai_featreg.look import Cams, get_cams, show_cams
 from fastai_featreg.localise import CamMetric, localisation
 from fastai_featreg.teachers import open_teacher
+from fastai_featreg.distill_losses import (at_loss, binary_kd_loss, cat_loss, ccm_loss, dist_loss, dkd_loss, kd_loss,
+                                           standardise, standardised_kd_loss)
+from fastai_featreg.taught import Taught
 from fastai_featreg.views import ada_cam, anchors, local_pool, view_boxes, view_weights
 from fastai_featreg.view_head import (find_views, install_views, MultiViewHead, pooled_classifier, PrototypeClassifier,
                                       remove_views)
@@ -27,10 +31,8 @@ from fastai_featreg.methods import modules as _modules
 
 # Of a module with a method all that it exports, but for what one asks the module itself for: parts of a machinery, and
 # names that are too general for a user's notebook.
-_by_module = {'AnswerCache', 'channel_scores', 'default_score', 'eased', 'frozen_view', 'Guide', 'InputTap',
-              'linear_curriculum', 'loss_on_views', 'mined_stages', 'n_right', 'normalisation',
-              'open_teacher', 'over_ranks', 'renormaliser', 'RunningAccuracy', 'start_accuracy', 'Views',
-              'wrong_classes'}
+_by_module = {'channel_scores', 'default_score', 'eased', 'InputTap', 'linear_curriculum', 'loss_on_views',
+              'mined_stages', 'n_right', 'over_ranks', 'RunningAccuracy', 'start_accuracy', 'Views', 'wrong_classes'}
 globals().update({_name: getattr(_module, _name) for _module in _modules.values() for _name in _module.__all__
                   if _name not in _by_module})
 

@@ -14,11 +14,11 @@ from fastai.vision.all import *
 from .anatomy import Anatomy
 from .answers import mixed_classes
 from .checks import check_choice,check_count,check_distance,check_number,what_is,widen
+from .class_maps import CamCallback,pooled_map
 from .core import register_method,Variant
 from .guard import is_validating
 from .look import channel_note,decoded_images,get_cams
-from .maps import CamCallback,caam_cam_distance,cam,cam_and_caam,minmax
-from .maps import pooled_map,_held_maps
+from .maps import caam_cam_distance,cam,cam_and_caam,held_maps,minmax
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
@@ -40,8 +40,8 @@ def cam_loss(
     own,everything = maps[:-1],maps[-1:]
     if f.dtype==torch.float16:
         slopes = (w[:,None] if w.ndim==2 else w).detach().float().abs().amax(2).T[...,None,None]
-        own = _held_maps(own, f.dtype, slopes.to(own.device), positions)
-        everything = _held_maps(everything, f.dtype, 1., positions)
+        own = held_maps(own, f.dtype, slopes.to(own.device), positions)
+        everything = held_maps(everything, f.dtype, 1., positions)
     distances = caam_cam_distance(own, everything.expand_as(own), distance, positions).T
     if weights is None: return distances.mean()
     if not isinstance(weights, Tensor) or weights.shape!=distances.shape:
@@ -151,8 +151,8 @@ def _check_times(start, latest):
 class CAMLoss(CamCallback):
     """Pull the class-agnostic activation map towards the map of the target class (CAM-loss, 2021)
 
-    Departure (CL 4.2): the paper's experiments set c = 3 and t = 20 epochs, of 160 on CIFAR (a share of 0.125) and of 120
-        on ImageNet, while 3.2 finds t = 30 best on CIFAR-100; here the start that 3.2 recommends is the default, since
+    Departure (CL 4.2): the paper's experiments set c = 3 and t = 20 epochs, of 160 on CIFAR (a share of 0.125) and of
+        120 on ImageNet, while 3.2 finds t = 30 best on CIFAR-100; here the start that 3.2 recommends is the default, since
         fine-tuning runs are short; letter: `start=20`.
     Reading (CL 3.2): "the epoch when training accuracy exceeds 50 %" has come once more than half of as many training
         images as an epoch has, the last ones of all ranks together, were right; this need not be at the end of an
@@ -228,7 +228,8 @@ class CAMLoss(CamCallback):
     ):
         "Switch the term on, and say so"
         self.started = f"since epoch {self.learn.epoch}, batch {self.learn.iter}: {why}"
-        if not self.in_lr_find: _log.info(f"CAMLoss acts {self.started}") # what is done there is undone
+        # what is done there is undone
+        if not self.in_lr_find: _log.info(f"CAMLoss acts {self.started}")
 
     def after_pred(self):
         "Until the start: count right predictions"
@@ -245,7 +246,8 @@ class CAMLoss(CamCallback):
     )->Tensor|None: # scalar; None where nothing can learn or no image has a class
         "Expected distance over the target's classes; images without a class are left out (Eq. 4)"
         f = first(maps.values())
-        if not f.requires_grad: return None # nothing before the map can learn
+        # nothing before the map can learn
+        if not f.requires_grad: return None
         classes,weights = mixed_classes(self.learn)
         if not (weights.sum(1)>0).any(): return None
         return cam_loss(pooled_map(f, self.anatomy), self.channel_weights(f, classes), self.distance, weights)
@@ -287,7 +289,8 @@ def wrong_classes(
 )->tuple[Tensor,Tensor]: # classes (N,k), and (N,k): which of them are wrong ones
     "The `k` classes with the highest scores that are not the target's; fewer where there are not so many"
     shares = torch.zeros_like(logits, dtype=torch.float32).scatter_add_(1, classes, weights.float())
-    right = shares > 1/(2*logits.shape[1]) # soft targets give a little to all
+    # soft targets give a little to all
+    right = shares > 1/(2*logits.shape[1])
     no_label = weights.sum(1, keepdim=True)==0
     scores,found = logits.detach().float().masked_fill(right | no_label, -math.inf).topk(k, 1)
     return found,scores>-math.inf
@@ -313,7 +316,8 @@ def negative_cam_loss(
     maps = widen(maps).flatten(2)
     if mode=='zero': evidence = maps.relu().mean(2).T
     else:
-        maps = maps - maps.detach().amax(2, keepdim=True) # exp cannot overflow, and a flat map gives log 1 = 0 exactly
+        # exp cannot overflow, and a flat map gives log 1 = 0 exactly
+        maps = maps - maps.detach().amax(2, keepdim=True)
         evidence = (maps.exp().mean(2).log() - maps.mean(2)).T
     return evidence.mean() if counts is None else (evidence*counts).sum()/counts.sum().clamp(min=1)
 
@@ -363,7 +367,8 @@ class NegativeCAM(CamCallback):
     )->Tensor|None: # scalar; None where nothing can learn
         "Mean evidence for the `k` strongest wrong classes"
         f = first(maps.values())
-        if not f.requires_grad: return None # nothing before the map can learn
+        # nothing before the map can learn
+        if not f.requires_grad: return None
         wrong,counts = wrong_classes(self.scores, *mixed_classes(self.learn), min(self.k, self.scores.shape[1]))
         own = cam(pooled_map(f, self.anatomy), self.channel_weights(f, wrong))
         return negative_cam_loss(own.transpose(0, 1), counts, self.mode)

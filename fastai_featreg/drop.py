@@ -19,7 +19,7 @@ from .anatomy import Anatomy,Stage,anatomy_of,channel_readers,get_anatomy,has_ru
 from .checks import check_count,check_map,check_number
 from .core import FeatureCallback,register_method,Variant
 from .heads import isolated_rng
-from .look import Batch,first_images,loader_untouched,valid_loader
+from .batches import Batch,first_images,loader_untouched,valid_loader
 from .taps import tapped
 
 # %% ../nbs/20_drop.ipynb #986c9b4a

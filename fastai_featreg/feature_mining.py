@@ -12,7 +12,8 @@ from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,like_last
 from .checks import check_choice,check_flag,check_map,check_number
 from .core import FeatureCallback,register_method,Variant
-from .look import batch_to_look_at,channel_note,decoded_images
+from .batches import batch_to_look_at
+from .look import channel_note,decoded_images
 from .taps import feature_maps
 
 # %% ../nbs/10_feature_mining.ipynb #33ab5241

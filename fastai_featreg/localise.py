@@ -9,10 +9,12 @@ __all__ = ['localisation', 'CamMetric']
 from torch.utils.data import IterableDataset,SequentialSampler
 from fastai.vision.all import *
 from .anatomy import untouched,unwrap
+from .batches import as_batch,first_images,is_loader,loader_untouched,n_images,valid_loader
 from .checks import check_choice,plain_tensor,what_is
 from .boxes import get_boxes,has_boxes
-from .look import as_batch,class_number,first_images,is_loader,loader_untouched,n_images,valid_loader
-from .maps import CamMaker,box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
+from .class_maps import CamMaker
+from .look import class_number
+from .maps import box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
 from .maps import pointing_game,resize_maps
 
 # %% ../nbs/05_localise.ipynb #4401825c
@@ -21,7 +23,8 @@ def _keeps_order(dl):
     if isinstance(dl, DataLoader): return not dl.shuffle
     if isinstance(dl, list) or isinstance(dl.dataset, IterableDataset): return True
     if dl.batch_sampler is None: return isinstance(dl.sampler, SequentialSampler)
-    return isinstance(getattr(dl.batch_sampler, 'sampler', None), SequentialSampler) # `dl.sampler` may be another
+    # `dl.sampler` may be another
+    return isinstance(getattr(dl.batch_sampler, 'sampler', None), SequentialSampler)
 
 def _boxes_of(dl, name, boxes=None):
     "Boxes in the order of a loader, given or known"
@@ -41,7 +44,8 @@ def _boxes_of(dl, name, boxes=None):
 def _cam_batches(make, dl, target, boxes):
     "For each batch of `dl`: result of `make`, boxes, image size"
     i = 0
-    with untouched(make.model, watched=True), loader_untouched(dl): # also keeps the random states from what the loader draws
+    # also keeps the random states from what the loader draws
+    with untouched(make.model, watched=True), loader_untouched(dl):
         for b in map(as_batch, dl):
             here,(h,w) = boxes[i:i+len(b)],b.x.shape[-2:]
             if (here[:,2:]>tensor([w, h])+1).any():
@@ -52,13 +56,21 @@ def _cam_batches(make, dl, target, boxes):
 
 def _measures(maps, sums, boxes, size, threshold, baselines):
     "Name of a map -> its measures, (4+T,N): three, then IoUs at `threshold` and at each of `box_thresholds`"
-    base = dict(centre=centre_map(size).expand(len(maps), -1, -1), uniform=torch.ones_like(maps)) if baselines else {}
-    res = {}
-    for name,a in dict(cam=maps, caam=sums, **base).items():
-        big,distance = resize_maps(a, size),caam_cam_distance(maps, resize_maps(a, tuple(maps.shape[1:])))
-        first_three = [pointing_game(big, boxes, size), energy_inside(big, boxes, size), distance]
-        res[name] = torch.stack(first_three + [box_iou_at(big, boxes, size, t) for t in (threshold, *box_thresholds)])
+    res,of = {},dict(cam=maps, caam=sums)
+    if baselines:
+        centre = centre_map(size).expand(len(maps), -1, -1)
+        of |= dict(centre=centre, uniform=torch.ones_like(maps))
+    for name,a in of.items():
+        big,small = resize_maps(a, size),resize_maps(a, tuple(maps.shape[1:]))
+        found = [pointing_game(big, boxes, size), energy_inside(big, boxes, size), caam_cam_distance(maps, small)]
+        found += [box_iou_at(big, boxes, size, t) for t in (threshold, *box_thresholds)]
+        res[name] = torch.stack(found)
     return res
+
+def _means(o):
+    "Means of a map's measures, (4+T,N), over the images; of the IoUs the share above 0.5 at the best threshold"
+    shares = (o[4:]>=.5).float().mean(1)
+    return [*o[:4].mean(1).tolist(), shares.max().item()]
 
 def localisation(
     learn:Learner, # trained learner
@@ -72,15 +84,17 @@ def localisation(
 )->pd.DataFrame: # a row for CAM, CAAM and each baseline, a column for each measure
     "How well the maps of a learner find the objects, over the whole validation set, with baselines"
     dl = valid_loader(learn, 'localisation') if dl is None else dl
-    boxes,parts = _boxes_of(dl, 'localisation', boxes),defaultdict(list)
-    with untouched(unwrap(learn.model)): sample = first_images(dl, 1).x # random states too
+    boxes = _boxes_of(dl, 'localisation', boxes)
+    # random states too
+    with untouched(unwrap(learn.model)): sample = first_images(dl, 1).x
     make = CamMaker(learn.model, method, layer, x=sample)
+    parts = defaultdict(list)
     for o,here,size in _cam_batches(make, dl, class_number(learn, target), boxes):
         found = _measures(o['maps'].cpu(), o['caam'].cpu(), here, size, threshold, baselines)
         for name,values in found.items(): parts[name].append(values)
-    means = lambda o: [*o[:4].mean(1).tolist(), (o[4:]>=.5).float().mean(1).max().item()]
     columns = ['pointing_game', 'energy_inside', 'distance_to_cam', 'box_iou', 'max_box_acc']
-    res = pd.DataFrame({k: means(torch.cat(v, 1)) for k,v in parts.items()}, index=columns).T
+    means = {k: _means(torch.cat(v, 1)) for k,v in parts.items()}
+    res = pd.DataFrame(means, index=columns).T
     res.attrs['why'] = make.why
     return res
 
@@ -112,17 +126,20 @@ class CamMetric(Metric):
         if num_distrib()>1:
             raise ValueError('CamMetric runs in one process, the boxes of a loader that is split over several ranks '
                              'are unknown; call localisation after training')
-        if learn.training: return # fastai's `train_metrics`: shuffled batches, maps of a network that changes
+        # fastai's `train_metrics`: shuffled batches, maps of a network that changes
+        if learn.training: return
         x,n = plain_tensor(learn.xb[0]),self._n
+        y = plain_tensor(learn.yb[0]) if len(learn.yb) else None
         by_distance = self.func is caam_cam_distance
         if self._make is None:
             self._make = CamMaker(learn.model, self.method, self.layer, x=x, relu=not by_distance)
-        o = self._make(x, class_number(learn, self.target), plain_tensor(learn.yb[0]) if len(learn.yb) else None)
+        o = self._make(x, class_number(learn, self.target), y)
         self._n += len(x)
         if by_distance: values = self.measure(o['maps'], o['caam'])
         else:
             boxes = _boxes_of(learn.dl, 'CamMetric')[n:self._n]
-            values = self.measure(o['maps' if self.of=='cam' else 'caam'].cpu(), boxes, tuple(x.shape[-2:]))
+            maps = o['maps' if self.of=='cam' else 'caam'].cpu()
+            values = self.measure(maps, boxes, tuple(x.shape[-2:]))
         self._values.append(values.cpu())
 
     @property

@@ -15,7 +15,8 @@ from .answers import mixing,task_loss
 from .checks import check_choice,check_count,check_number,plain_tensor,widen
 from .core import FeatureCallback,register_method
 from .guard import is_validating
-from .look import answer_text,batch_to_look_at,channel_note,decoded_images,draw_boxes
+from .batches import batch_to_look_at
+from .look import answer_text,channel_note,decoded_images,draw_boxes
 from .look import is_right,label_text,overlay,title_colour
 from .taps import TapHook,is_compiled
 from .view_head import check_classifier,find_views,install_views,kind_of

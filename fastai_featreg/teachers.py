@@ -21,18 +21,24 @@ _accepted = ("a network (nn.Module), a Learner, or the path of an exported learn
 
 def _short(text, n=120):
     "Text on one line, without what a terminal would obey, and not longer than `n`"
-    text = ' '.join(''.join(c if c.isprintable() else ' ' for c in re.sub(r'\x1b\[[0-9;]*m', '', str(text))).split())
-    return text if len(text)<=n else f'{text[:n*2//3]} ... {text[-n//3 + 5:]}'
+    text = re.sub(r'\x1b\[[0-9;]*m', '', str(text))
+    text = ''.join(c if c.isprintable() else ' ' for c in text)
+    text = ' '.join(text.split())
+    if len(text)<=n: return text
+    begin,end = text[:n*2//3],text[-n//3 + 5:]
+    return f'{begin} ... {end}'
 
 def _at_home(text):
     try: return Path(text).expanduser()
-    except RuntimeError: return Path(text) # there is no such user
+    # there is no such user
+    except RuntimeError: return Path(text)
 
 def located(
     teacher:str|Path, # path, with `~` and with `#` and a mark if you like
 )->tuple[Path,str]: # the path, and the digits that its content must begin with; '' for none
     "Path and mark"
-    path,(whole,_,mark) = _at_home(teacher),str(teacher).rpartition('#')
+    path = _at_home(teacher)
+    whole,_,mark = str(teacher).rpartition('#')
     try:
         if path.exists() or not whole or not re.fullmatch('[0-9a-f]{8,64}', mark): return path,''
     except OSError: return path,''
@@ -105,7 +111,10 @@ def _content(path, mark):
                      f"#{digest[:8]} now), so it is not opened; start again if the new file is meant")
 
 # %% ../nbs/41_teachers.ipynb #7e0a0013
-def _is_safetensors(data): return data[8:9]==b'{' and int.from_bytes(data[:8], 'little')<=len(data) - 8
+def _is_safetensors(data):
+    "They begin with the length of a JSON header"
+    length = int.from_bytes(data[:8], 'little')
+    return data[8:9]==b'{' and length<=len(data) - 8
 
 def _safetensors(path, data):
     try: from safetensors.torch import load
@@ -115,11 +124,13 @@ def _safetensors(path, data):
     except Exception as e: raise _cannot_open(path, e) from e
 
 def _cannot_open(path, e):
-    return ValueError(f"teacher: '{_short(path)}' cannot be opened ({type(e).__name__}: {_short(e)}); give {_accepted}")
+    why = f'{type(e).__name__}: {_short(e)}'
+    return ValueError(f"teacher: '{_short(path)}' cannot be opened ({why}); give {_accepted}")
 
 def _without_code(data):
     "What PyTorch reads without running code; fastai's list, which `learn.save` writes, is harmless"
-    allow = getattr(torch.serialization, 'safe_globals', None) # from torch 2.5
+    # from torch 2.5
+    allow = getattr(torch.serialization, 'safe_globals', None)
     with allow([L]) if allow else nullcontext():
         return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
 
@@ -144,7 +155,8 @@ def file_content(
     try: return _without_code(data)
     except Exception as e:
         if run_code: return _by_running_code(path, data, digest)
-        raise ValueError(f"teacher: '{_short(path)}' is no file of weights alone ({type(e).__name__}: {_short(e)}), "
+        why = f'{type(e).__name__}: {_short(e)}'
+        raise ValueError(f"teacher: '{_short(path)}' is no file of weights alone ({why}), "
                          "and with teacher_arch no code of a file is run; save model.state_dict(), or leave "
                          "teacher_arch out for a network or learner saved whole") from e
 
@@ -152,16 +164,19 @@ def file_content(
 _inside = 'model state_dict model_state_dict model_ema ema net network teacher weights'.split()
 _prefixes = 'module.','_orig_mod.'
 
+def _all_begin(weights, prefix): return weights and all(k.startswith(prefix) for k in weights)
+
 def find_weights(
     found:dict, # what a file holds
 )->dict: # name -> tensor
     "The weights in a dictionary: nested or not, without the prefixes of wrappers"
-    while (key := next((k for k in _inside if isinstance(found.get(k), dict)), None)): found = found[key]
+    while (inner := [k for k in _inside if isinstance(found.get(k), dict)]): found = found[inner[0]]
     weights = {k: v for k,v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    while (p := next((p for p in _prefixes if weights and all(k.startswith(p) for k in weights)), None)):
-        weights = {k.removeprefix(p): v for k,v in weights.items()}
+    while (shared := [p for p in _prefixes if _all_begin(weights, p)]):
+        weights = {k.removeprefix(shared[0]): v for k,v in weights.items()}
     if weights: return weights
-    keys = ', '.join(_short(repr(k), 30) for k in list(found)[:5]) or 'none'
+    keys = [_short(repr(k), 30) for k in list(found)[:5]]
+    keys = ', '.join(keys) or 'none'
     raise ValueError(f"holds a dictionary without weights (its keys: {keys}); save model.state_dict()")
 
 def _differences(net, weights):
@@ -173,8 +188,10 @@ def _differences(net, weights):
     told = dict(missing=missing, unexpected=unexpected, misshaped=misshaped)
     for what,keys in told.items():
         if not keys: continue
-        shapes = f" is {tuple(weights[keys[0]].shape)}, not {tuple(own[keys[0]].shape)}" if what=='misshaped' else ''
-        res.append(f"{len(keys)} {what} (first '{_short(keys[0], 60)}'{shapes})")
+        k,shapes = keys[0],''
+        if what=='misshaped':
+            shapes = f" is {tuple(weights[k].shape)}, not {tuple(own[k].shape)}"
+        res.append(f"{len(keys)} {what} (first '{_short(k, 60)}'{shapes})")
     return ', '.join(res),sum(map(len, told.values()))
 
 def _own_nets(arch, made):
@@ -191,17 +208,20 @@ def _own_nets(arch, made):
 def _comparison_nets(made):
     "Ways to make the networks of `make_learner`, one for each head"
     def build(n, c, **kwargs):
-        if callable(made): return create_vision_model(made, n, pretrained=False, n_in=c, **kwargs)
-        return create_timm_model(made, n, default_split, pretrained=False, n_in=c, **kwargs)[0]
+        kwargs |= dict(pretrained=False, n_in=c)
+        if callable(made): return create_vision_model(made, n, **kwargs)
+        return create_timm_model(made, n, default_split, **kwargs)[0]
     return {f'the head {k!r}': partial(build, **v) for k,v in heads.items()}
 
 def _fitting(build, weights, odd=1009):
     "The network with as many classes and channels as the weights have; the order of the weights says nothing"
     probe = build(odd, 3).state_dict()
-    ends = [k for k,v in probe.items() if v.ndim and v.shape[0]==odd and k in weights and weights[k].ndim]
+    known = {k: weights[k] for k in probe if k in weights}
+    ends = [o for k,o in known.items() if o.ndim and probe[k].ndim and probe[k].shape[0]==odd]
+    n_out = ends[0].shape[0] if ends else odd
     stem = next((k for k,v in probe.items() if v.ndim==4), None)
-    n_in = weights[stem].shape[1] if stem in weights and weights[stem].ndim==4 else 3
-    return build(weights[ends[0]].shape[0] if ends else odd, n_in)
+    n_in = known[stem].shape[1] if stem in known and known[stem].ndim==4 else 3
+    return build(n_out, n_in)
 
 def network_with(
     teacher_arch:str, # name of the network, see `find_arch`
@@ -212,15 +232,18 @@ def network_with(
     is_ours = {k.partition('.')[0] for k in weights}=={'0', '1'}
     ways = _comparison_nets(made) if is_ours else _own_nets(teacher_arch, made)
     nearest,why = math.inf,'it has no classifier of its own'
-    with torch.random.fork_rng(devices=[]): # the weights that are drawn here are thrown away
+    # the weights that are drawn here are thrown away
+    with torch.random.fork_rng(devices=[]):
         for what,build in ways.items():
             try: net = _fitting(build, weights)
-            except Exception as e: told,n = f"it cannot be built ({type(e).__name__}: {_short(e)})",math.inf
+            except Exception as e:
+                told,n = f"it cannot be built ({type(e).__name__}: {_short(e)})",math.inf
             else: told,n = _differences(net, weights)
             if not n:
                 net.load_state_dict(weights, strict=False)
                 return net
-            if n<nearest or why.startswith('it has'): nearest,why = n,f"with {what}, {told}"
+            if n<nearest or why.startswith('it has'):
+                nearest,why = n,f"with {what}, {told}"
     raise ValueError(f"holds weights that do not fit '{_short(teacher_arch, 60)}': {why}; "
                      "name the network that they were trained in by teacher_arch (--teacher-arch)")
 
@@ -232,9 +255,11 @@ def open_teacher(
     check_teacher('open_teacher', teacher, teacher_arch)
     if not isinstance(teacher, (str, Path)): return teacher
     got = file_content(teacher, run_code=teacher_arch is None)
-    if isinstance(got, dict) and isinstance(got.get('model'), nn.Module): got = got['model'] # as YOLO saves it
+    # as YOLO saves it
+    if isinstance(got, dict) and isinstance(got.get('model'), nn.Module): got = got['model']
     if isinstance(got, (nn.Module, Learner)): return got
-    what,path = f'holds a {type(got).__name__}; give {_accepted}',_short(located(teacher)[0])
+    what = f'holds a {type(got).__name__}; give {_accepted}'
+    path = _short(located(teacher)[0])
     if isinstance(got, dict) and teacher_arch is None:
         what = ("holds weights without a network: say which by teacher_arch (--teacher-arch), such as 'resnet18', or "
                 "build it, load them by load_state_dict, and give the network")
@@ -247,7 +272,8 @@ def open_teacher(
 _called = [('mean', 'std'), ('pixel_mean', 'pixel_std'), ('image_mean', 'image_std')]
 
 def _numbers(o):
-    if not isinstance(o, (Tensor, list, tuple)): return None # single numbers are more often those of a noise
+    # single numbers are more often those of a noise
+    if not isinstance(o, (Tensor, list, tuple)): return None
     try: o = torch.as_tensor(o, dtype=torch.float32).detach().flatten().cpu()
     except (TypeError, ValueError, RuntimeError): return None
     return o if 0<len(o)<=16 and o.isfinite().all() else None
@@ -259,28 +285,35 @@ def own_normalisation(
     for name,m in unwrap(model).named_modules():
         for pair in _called:
             mean,std = [_numbers(getattr(m, k, None)) for k in pair]
-            if mean is not None and std is not None and len(mean)==len(std) and (std>0).all(): return name,mean,std
+            if mean is None or std is None: continue
+            if len(mean)==len(std) and (std>0).all(): return name,mean,std
         if any(o is not None for o in m._parameters.values()): return None
+
+def _told(numbers): return '(' + ', '.join(f'{v:.4g}' for v in numbers) + ')'
+
+def _near(a, b): return torch.allclose(a, b, atol=1e-3)
 
 def own_images(
     model:nn.Module, # network
     stats:tuple|None, # mean and standard deviation by which the student's images are normalised; None: they are not
 )->tuple[tuple|None,str]: # statistics of the images that the network wants, and what to tell about them
     "The statistics for a network that comes without a learner"
-    found,tell = own_normalisation(model),lambda o: '(' + ', '.join(f'{v:.4g}' for v in o) + ')'
+    found = own_normalisation(model)
     if found is not None:
         name,mean,std = found
-        bytes_ = mean.max()>2 # in units of 0 to 255
+        # in units of 0 to 255
+        bytes_ = mean.max()>2
         got = 'images from 0 to 255' if bytes_ else "the student's images without their normalisation"
         where = f"by its module '{name}'" if name else 'itself'
         own = (torch.zeros(1), torch.full((1,), 1/255 if bytes_ else 1.))
-        note = (f"the teacher normalises its images {where} (mean {tell(mean)}, std {tell(std)}), so it gets {got}; "
+        note = (f"the teacher normalises its images {where} (mean {_told(mean)}, std {_told(std)}), so it gets {got}; "
                 "teacher_stats=(mean, std) says otherwise")
         return (own, note) if bytes_ or stats is not None else (stats, '')
     cfg = getattr(unwrap(model), 'pretrained_cfg', None) or {}
-    mean,std = [_numbers(cfg.get(k)) for k in ('mean', 'std')] if isinstance(cfg, dict) else (None, None)
-    if stats is None or mean is None or std is None or len(mean)!=len(stats[0]): return stats,''
-    if torch.allclose(mean, stats[0], atol=1e-3) and torch.allclose(std, stats[1], atol=1e-3): return stats,''
-    return stats,(f"the teacher's own settings (pretrained_cfg) name mean {tell(mean)} and std {tell(std)}, the "
-                  f"student's images have {tell(stats[0])} and {tell(stats[1])}, and are taken to be right for it; "
+    if stats is None or not isinstance(cfg, dict): return stats,''
+    mean,std = [_numbers(cfg.get(k)) for k in ('mean', 'std')]
+    if mean is None or std is None or len(mean)!=len(stats[0]): return stats,''
+    if _near(mean, stats[0]) and _near(std, stats[1]): return stats,''
+    return stats,(f"the teacher's own settings (pretrained_cfg) name mean {_told(mean)} and std {_told(std)}, the "
+                  f"student's images have {_told(stats[0])} and {_told(stats[1])}, and are taken to be right for it; "
                   "teacher_stats=(mean, std) says otherwise")

@@ -13,7 +13,7 @@ from .anatomy import get_anatomy,untouched,unwrap
 from .answers import check_answer
 from .checks import check_count,plain_tensor
 from .heads import VisitingParams,isolated_rng
-from .maps import _like_model
+from .class_maps import like_model
 from .views import ada_cam,anchors,check_sizes,local_pool,view_weights
 
 # %% ../nbs/49_view_head.ipynb #2f490866
@@ -284,7 +284,7 @@ def _map_before_head(net):
 def _check_pooling(head, channels, n_out):
     "`ValueError` unless the head begins with average pooling of the whole map, or fastai's of average and maximum"
     # only then can it answer the mean of a view in the map's place
-    x = _like_model(head, torch.randn(2, channels, 5, 5))
+    x = like_model(head, torch.randn(2, channels, 5, 5))
     try:
         with untouched(head), torch.no_grad():
             whole,one = head(x),head(x.mean((2, 3), keepdim=True))

@@ -5,7 +5,7 @@ import pytest, timm
 from tiny import *
 import fastai_featreg.cam_loss as module
 from fastai_featreg.cam_loss import RunningAccuracy
-from fastai_featreg.maps import CamCallback
+from fastai_featreg.class_maps import CamCallback
 
 
 def run(cbs=None, n=48, **kwargs):
@@ -303,7 +303,7 @@ def test_frozen_body(make, head):
 
 def test_training_maps_are_those_of_evaluation():
     "Dropout and BatchNorm behind the map do not touch Grad-CAM's weights; nor does the pass move what it passes"
-    from fastai_featreg.maps import head_weights
+    from fastai_featreg.class_maps import head_weights
     torch.manual_seed(0)
     model = TwoPart()
     anatomy,x,classes = get_anatomy(model),torch.randn(6, 3, 16, 16),torch.randint(0, 10, (6, 2))

@@ -7,8 +7,11 @@ from fastai_featreg.methods import method_modules, own_methods
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
 parts = ['checks', 'taps', 'heads', 'columns', 'guard', 'fits'] # of the core
+looking = ['batches', 'look']
+of_teachers = ['teachers', 'distill_losses', 'guide', 'taught']
+of_views = ['views', 'view_head']
 # what methods may import
-rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'look', 'teachers', 'views', 'view_head']
+rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'class_maps', *looking, *of_teachers, *of_views]
 methods = method_modules()
 modules = {p.stem: p.read_text() for p in sorted(folder.glob('*.py')) if not p.stem.startswith('_')}
 

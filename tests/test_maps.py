@@ -6,6 +6,8 @@ import torchvision
 from hypothesis import given, settings, strategies as st
 from fastai.vision.all import *
 from fastai_featreg.anatomy import get_anatomy
+from fastai_featreg.batches import *
+from fastai_featreg.class_maps import *
 from fastai_featreg.heads import isolated_rng
 from fastai_featreg.boxes import get_boxes
 from fastai_featreg.data import digits_dls

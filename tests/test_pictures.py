@@ -10,8 +10,8 @@ import pytest
 import torch.utils.data as tud
 from fastai.vision.all import *
 from fastai_featreg.all import *
-from fastai_featreg.look import (as_batch, batch_to_look_at, channel_note, decoded_images, first_images, is_right,
-                                 label_text)
+from fastai_featreg.batches import as_batch, batch_to_look_at, first_images
+from fastai_featreg.look import channel_note, decoded_images, is_right, label_text
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # pytest would take fastai's helpers
 

@@ -8,11 +8,11 @@ import conformance
 from tiny import *
 from fastai_featreg import feature_mining
 from fastai_featreg.anatomy import Trace, channel_readers, cut_after, lay_out, like_last, untouched
-from fastai_featreg.distill import Guide
+from fastai_featreg.class_maps import CamMaker, ClassWeights, class_weights
+from fastai_featreg.guide import Guide
 from fastai_featreg.heads import isolated_rng
 from fastai_featreg.drop import show_drop_layers
 from fastai_featreg.look import get_cams
-from fastai_featreg.maps import CamMaker, ClassWeights, class_weights
 
 rows = conformance.rows() + conformance.rows(variants=True)
 methods = dict(argvalues=rows, ids=[r.name for r in rows])
