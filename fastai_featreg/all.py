@@ -1,5 +1,7 @@
 "What a notebook needs: `from fastai_featreg.all import *`. The machinery behind it stays in its modules."
-from fastai_featreg.anatomy import Anatomy, body_head, cut_after, get_anatomy, Stage
+from fastai_featreg.anatomy import Anatomy, get_anatomy
+from fastai_featreg.parting import body_head, cut_after
+from fastai_featreg.stages import Stage
 from fastai_featreg.core import FeatureCallback, LossCallback, register_method
 from fastai_featreg.taps import feature_maps, to_torch
 from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, CamCallback,

@@ -12,7 +12,9 @@ from copy import copy,deepcopy
 from dataclasses import dataclass
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
-from .anatomy import Anatomy,get_anatomy,lay_out,Stage,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out
+from .probe import unwrap
+from .stages import Stage
 from .answers import answer_form,check_answer,check_classes,check_inputs,class_scores,head_form,in_form
 from .answers import task_loss
 from .columns import Acted,Columns

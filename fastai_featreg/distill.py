@@ -11,7 +11,8 @@ __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 
 import logging,math
 from copy import deepcopy
 from fastai.vision.all import *
-from .anatomy import Anatomy,get_anatomy,lay_out,untouched,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out
+from .probe import untouched,unwrap
 from .answers import answer_form,bare_loss,check_answer,class_scores,mixed_classes,task_loss
 from .checks import check_count,check_distance,check_flag,check_maps,check_number
 from .checks import plain_tensor,what_is,widen

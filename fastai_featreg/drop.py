@@ -15,7 +15,10 @@ from dataclasses import dataclass,field
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from torchvision.ops import drop_block2d
-from .anatomy import Anatomy,Stage,anatomy_of,channel_readers,get_anatomy,has_running_stats,is_norm,untouched
+from .anatomy import Anatomy,anatomy_of,get_anatomy
+from .channels import channel_readers,has_running_stats,is_norm
+from .probe import untouched
+from .stages import Stage
 from .checks import check_count,check_map,check_number
 from .core import FeatureCallback,register_method,Variant
 from .heads import isolated_rng

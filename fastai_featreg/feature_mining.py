@@ -9,7 +9,8 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'mined_s
 # %% ../nbs/10_feature_mining.ipynb #0760576f
 import math,numbers
 from fastai.vision.all import *
-from .anatomy import Anatomy,get_anatomy,like_last
+from .anatomy import Anatomy,get_anatomy
+from .channels import like_last
 from .checks import check_choice,check_flag,check_map,check_number
 from .core import FeatureCallback,register_method,Variant
 from .look import batch_to_look_at,channel_note,decoded_images

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader as TorchDL,IterableDataset
 import matplotlib.patheffects as effects
 from fastai.vision.all import *
-from .anatomy import untouched,unwrap
+from .probe import untouched,unwrap
 from .checks import plain_tensor,what_is
 from .data import has_boxes
 from .maps import CamMaker,cam_names,class_labels,images_for,minmax,resize_maps

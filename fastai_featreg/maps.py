@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from torch.nn.utils.parametrize import is_parametrized
 from scipy import ndimage
 from fastai.vision.all import *
-from .anatomy import Anatomy,Stage,get_anatomy,hooked,lay_out,network_of,untouched,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out,network_of
+from .probe import hooked,untouched,unwrap
+from .stages import Stage
 from .answers import class_scores,mixed_classes
 from .checks import check_choice,check_distance,check_map,check_maps,plain_tensor,what_is,widen
 from .core import FeatureCallback

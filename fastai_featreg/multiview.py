@@ -13,7 +13,9 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastai.vision.all import *
-from .anatomy import Anatomy,get_anatomy,Stage,untouched,unwrap
+from .anatomy import Anatomy,get_anatomy
+from .probe import untouched,unwrap
+from .stages import Stage
 from .answers import check_answer,mixing,task_loss
 from .checks import check_choice,check_count,check_map,check_maps,check_number
 from .checks import plain_tensor,what_is,widen

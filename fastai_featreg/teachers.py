@@ -11,7 +11,7 @@ import hashlib,io,re
 from contextlib import nullcontext
 import timm
 from fastai.vision.all import *
-from .anatomy import unwrap
+from .probe import unwrap
 
 # %% ../nbs/41_teachers.ipynb #7e0a0007
 _accepted = ("a network (nn.Module), a Learner, or the path of an exported learner, of a network saved whole by "

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from tiny import *
 from fastai_featreg.heads import isolated_rng
 import fastai_featreg.drop
-from fastai_featreg.anatomy import channel_readers, has_running_stats, is_norm
+from fastai_featreg.channels import channel_readers, has_running_stats, is_norm
 from fastai_featreg.drop import channel_scores
 from fastai_featreg.nets import nets
 
