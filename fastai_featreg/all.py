@@ -18,14 +18,17 @@ from fastai_featreg.nets import (resnet8, resnet20, resnet56, resnet110, resnet1
                                  densenet_bc190_40, pyramidnet110_270, pyramidnet200_240, Truncated)
 from fastai_featreg.compare import compare, plot_comparison, read_results, summarise, summary_table, verdicts
 from fastai_featreg.methods import modules as _modules
+from fastai_featreg import drop_effects as _effects, drop_functions as _functions, drop_layers as _layers
 
-# Of a module with a method all that it exports, but for what one asks the module itself for: parts of a machinery, and
-# names that are too general for a user's notebook.
-_by_module = {'AnswerCache', 'channel_scores', 'default_score', 'eased', 'Ensemble', 'frozen_view', 'Guide', 'InputTap',
+# Of a module with a method, and of the pages behind the drops, all that they export, but for what one asks the module
+# itself for: parts of a machinery, and names that are too general for a user's notebook.
+_by_module = {'AnswerCache', 'channel_scores', 'check_rates', 'check_same_shape', 'check_score', 'check_selectout',
+              'default_score', 'eased', 'Ensemble', 'frozen_view', 'Guide', 'idle_text', 'InputTap',
               'inside_views', 'linear_curriculum', 'loss_on_views', 'mined_stages', 'n_right', 'normalisation',
               'open_teacher', 'over_ranks', 'renormaliser', 'RunningAccuracy', 'start_accuracy', 'Views',
-              'wrong_classes'}
-globals().update({_name: getattr(_module, _name) for _module in _modules.values() for _name in _module.__all__
-                  if _name not in _by_module})
+              'where_text', 'wrong_classes'}
+globals().update({_name: getattr(_module, _name)
+                  for _module in (*_modules.values(), _functions, _layers, _effects)
+                  for _name in _module.__all__ if _name not in _by_module})
 
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -8,7 +8,7 @@ from tiny import *
 from fastai_featreg.heads import isolated_rng
 import fastai_featreg.drop
 from fastai_featreg.channels import channel_readers, has_running_stats, is_norm
-from fastai_featreg.drop import channel_scores
+from fastai_featreg.drop_functions import channel_scores
 from fastai_featreg.nets import nets
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 24), st.integers(1, 5), st.integers(1, 5))

@@ -7,7 +7,8 @@ from fastai_featreg.methods import method_modules, own_methods
 folder = Path(__file__).parent.parent/'fastai_featreg'
 parts = ['checks', 'taps', 'heads', 'columns', 'guard'] # of the core
 looks = ['probe', 'stages', 'exact', 'anatomy', 'channels', 'parting'] # at a network, before it is trained
-rooms = [*looks, 'answers', *parts, 'core', 'maps', 'look', 'teachers'] # what methods may import
+of_drops = ['drop_functions', 'drop_layers'] # functions of a map, and places, without a method
+rooms = [*looks, *of_drops, 'answers', *parts, 'core', 'maps', 'look', 'teachers'] # what methods may import
 methods = method_modules()
 modules = {p.stem: p.read_text() for p in sorted(folder.glob('*.py')) if not p.stem.startswith('_')}
 

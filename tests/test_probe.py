@@ -13,7 +13,7 @@ from fastai_featreg.probe import untouched
 from fastai_featreg.stages import Trace
 from fastai_featreg.distill import Guide
 from fastai_featreg.heads import isolated_rng
-from fastai_featreg.drop import show_drop_layers
+from fastai_featreg.drop_layers import show_drop_layers
 from fastai_featreg.look import get_cams
 from fastai_featreg.maps import CamMaker, ClassWeights, class_weights
 
