@@ -19,8 +19,10 @@ from .stages import find_stages, Stage, Trace
 def _leaves_of(out):
     "The tensors within an answer, at any depth"
     if isinstance(out, Tensor): return [out]
-    if isinstance(out, Mapping): out = out.values()
-    elif not isinstance(out, (list, tuple)): return []
+    if isinstance(out, Mapping):
+        out = out.values()
+    elif not isinstance(out, (list, tuple)):
+        return []
     return [t for o in out for t in _leaves_of(o)]
 
 def _n_out(trace, alone):
@@ -80,7 +82,8 @@ def _images(x):
 
 def _usual_channels(model, x):
     "The numbers of channels to try in turn"
-    if x is not None: return [x.shape[1]]
+    if x is not None:
+        return [x.shape[1]]
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     # 3 also where a space-to-depth layer comes first
     return [conv.in_channels if conv else 3, 3]
@@ -136,7 +139,8 @@ class Anatomy:
     @property
     def last(self)->Stage:
         "The stage whose map is pooled and classified"
-        if self.doubt: raise ValueError(self.doubt)
+        if self.doubt:
+            raise ValueError(self.doubt)
         return self.stages[-1]
 
     def __repr__(self):
@@ -189,9 +193,11 @@ def _best_look(model, x, size, alone):
     own = None if size is not None else _first_look(model, _own_shapes(x), alone, failed, wrong)
     if own and own.sure: return own
     usual = _first_look(model, _usual_shapes(model, x, size), alone, failed, wrong)
-    if own and usual and usual.sure: return _laid_out(usual, own)
+    if own and usual and usual.sure:
+        return _laid_out(usual, own)
     if own or usual: return own or usual
-    if wrong: raise wrong[0]
+    if wrong:
+        raise wrong[0]
     raise ValueError('the model accepted no noise image, pass a sample batch as `x` or its image size as `size`. '
                      f'Tried {"; ".join(map(_why_failed, failed))}') from failed[-1].failed
 
@@ -226,7 +232,8 @@ def network_of(
 )->nn.Module: # the bare network
     "The network that is meant; a `ValueError` where there is none"
     if isinstance(model, Learner): model = model.model
-    if isinstance(model, nn.Module): return unwrap(model)
+    if isinstance(model, nn.Module):
+        return unwrap(model)
     what,remedy = f'a {type(model).__name__}','make one first, by vision_learner or timm.create_model'
     if isinstance(model, type) or callable(model):
         what = f'the function or class {getattr(model, "__name__", model)!r}'
@@ -284,7 +291,8 @@ def _full_name(self:Anatomy, name):
 def _by_name(self:Anatomy, name):
     "`Stage` of the module `name`, or a `ValueError` that says why it cannot be tapped"
     name = self._full_name(name)
-    if name in self.taps: return self.taps[name]
+    if name in self.taps:
+        return self.taps[name]
     if name not in self.calls:
         close = difflib.get_close_matches(name, self.taps, 3, .5) or [s.name for s in self.stages]
         raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? '
@@ -299,13 +307,15 @@ def _by_name(self:Anatomy, name):
 def _by_number(self:Anatomy, i):
     "Stage number `i`"
     n = len(self.stages)
-    if -n<=i<n: return self.stages[i]
+    if -n<=i<n:
+        return self.stages[i]
     raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module.')
 
 @patch
 def _one(self:Anatomy, o):
     "The `Stage` that one element of `layers` means"
-    if isinstance(o, str): return self._by_name(o)
+    if isinstance(o, str):
+        return self._by_name(o)
     if isinstance(o, numbers.Integral) and not isinstance(o, bool):
         return self._by_number(int(o))
     if not isinstance(o, nn.Module):
@@ -325,7 +335,8 @@ def find(self:Anatomy,
         n = len(self.stages)
         if self.doubt:
             raise ValueError(f'layers={layers}: {self.doubt}')
-        if 0<layers<=n: return self.stages[n-int(layers):]
+        if 0<layers<=n:
+            return self.stages[n-int(layers):]
         raise ValueError(f'layers={layers} must be the number of last stages, from 1 to {n} in this model; '
                          'for one stage by its number use a list, e.g. [-1].')
     found = [self._one(o) for o in (layers if is_listy(layers) else [layers])]

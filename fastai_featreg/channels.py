@@ -112,7 +112,8 @@ def _activated(anatomy, flow, norm):
     later = names[names.index(norm)+1:]
     n = next((n for n in later if not is_skipped(anatomy.modules[n])), norm)
     inside = next(anatomy.modules[n].children(), None) is not None
-    if inside or is_norm(anatomy.modules[n]): return norm
+    if inside or is_norm(anatomy.modules[n]):
+        return norm
     return n if flow.get(n)==flow.get(norm) else norm
 
 def _final_norm(anatomy, flow):
@@ -120,7 +121,8 @@ def _final_norm(anatomy, flow):
     ends = flow.get(anatomy.stages[-1].name, set())
     makers = [n for n,m in anatomy.modules.items()
               if _reads(m) and flow.get(n, set()) & ends]
-    if len(makers)!=1 or makers[0] not in anatomy.taps: return None
+    if len(makers)!=1 or makers[0] not in anatomy.taps:
+        return None
     return makers[0] if is_norm(anatomy.modules[makers[0]]) else None
 
 def like_last(
@@ -131,12 +133,14 @@ def like_last(
     anatomy = anatomy_of(anatomy, 'like_last')
     flow = channel_readers(anatomy)
     final,last = _final_norm(anatomy, flow),anatomy.stages[-1]
-    if final is None or anatomy.doubt: return list(stages)
+    if final is None or anatomy.doubt:
+        return list(stages)
     order = {n:i for i,n in enumerate(anatomy.taps)}
     act = _activated(anatomy, flow, final)
     active = final!=act and order[act]<=order[last.name]
     def like(stage):
         norm = next(iter(_norms_at(anatomy, flow, stage.name)), None)
-        if norm is None or order[stage.name]>=order[last.name]: return stage
+        if norm is None or order[stage.name]>=order[last.name]:
+            return stage
         return anatomy.taps[_activated(anatomy, flow, norm) if active else norm]
     return [like(s) for s in stages]

@@ -15,41 +15,50 @@ from .channels import channel_readers,has_running_stats,is_norm
 # %% ../nbs/22_drop_layers.ipynb #26233ff1
 def _hurts(anatomy, flow, name):
     "Name of a layer with running statistics that the output of `name` runs into, else None"
-    return next((n for n in sorted(flow.get(name, ())) if has_running_stats(anatomy.modules[n])), None)
+    for n in sorted(flow.get(name, ())):
+        if has_running_stats(anatomy.modules[n]): return n
 
 def _stage_of(anatomy):
     "Name of a tap -> number of the stage during which it runs; what runs later is left out"
     order = {n:i for i,n in enumerate(anatomy.taps)}
     ends = [order[s.name] for s in anatomy.stages]
-    return {n: next(k for k,e in enumerate(ends) if i<=e) for n,i in order.items() if i<=ends[-1]}
+    return {n: next(k for k,e in enumerate(ends) if i<=e)
+            for n,i in order.items()
+            if i<=ends[-1]}
 
 def _grouped(modules):
     "Names of the grouped convolutions; a depthwise one is none"
-    return [n for n,m in modules.items() if isinstance(m, nn.Conv2d) and 1<m.groups<m.in_channels]
+    return [n for n,m in modules.items()
+            if isinstance(m, nn.Conv2d) and 1<m.groups<m.in_channels]
 
 def _around(grouped, names, flow):
     "Those of `names` directly before and after a grouped convolution, all of them if there is none"
     def near(n):
-        return n in grouped or any(g in flow.get(n, ()) or n in flow.get(g, ()) for g in grouped)
+        if n in grouped: return True
+        return any(g in flow.get(n, ()) or n in flow.get(g, ()) for g in grouped)
     return [n for n in names if near(n)] or names
 
 def _chosen_in(anatomy, flow, names, grouped):
     "The layers in `names` to act behind, and layer -> BatchNorm of those that run into one"
-    is_conv = lambda n: isinstance(anatomy.modules[n], nn.Conv2d)
-    kinds = [[n for n in names if is_norm(anatomy.modules[n])], [n for n in names if is_conv(n)]]
-    kinds = [_around(grouped, k, flow) for k in kinds if k]
-    harmless = [[n for n in k if not _hurts(anatomy, flow, n)] for k in kinds]
-    left_out = {n:bn for n in (kinds[0] if kinds else []) if (bn := _hurts(anatomy, flow, n))}
+    norms = [n for n in names if is_norm(anatomy.modules[n])]
+    convs = [n for n in names if isinstance(anatomy.modules[n], nn.Conv2d)]
+    kinds = [_around(grouped, k, flow) for k in (norms, convs) if k]
+    hurt = {n:bn for k in kinds for n in k if (bn := _hurts(anatomy, flow, n))}
+    harmless = [[n for n in k if n not in hurt] for k in kinds]
+    left_out = {n:bn for n,bn in hurt.items() if n in kinds[0]}
     return next((found for found in harmless if found), []),left_out
 
 def _by_stage(anatomy, flow):
     "For each stage, the `Stage`s to act behind, and layer -> BatchNorm of those left out because they run into one"
     stage_of,grouped = _stage_of(anatomy),_grouped(anatomy.modules)
-    start = min((stage_of[n] for n in grouped if n in stage_of), default=0) # ResNeXt's stem is not acted on
-    smallest = [math.prod(s.size) for s in anatomy.stages]
+    # ResNeXt's stem is not acted on
+    start = min((stage_of[n] for n in grouped if n in stage_of), default=0)
     res = []
-    for k in range(len(anatomy.stages)):
-        names = [n for n,s in anatomy.taps.items() if stage_of.get(n)==k>=start and math.prod(s.size)>=smallest[k]]
+    for k,stage in enumerate(anatomy.stages):
+        # the gates of squeeze-and-excitation have smaller maps
+        smallest = math.prod(stage.size)
+        names = [n for n,s in anatomy.taps.items()
+                 if stage_of.get(n)==k>=start and math.prod(s.size)>=smallest]
         found,left_out = _chosen_in(anatomy, flow, names, grouped)
         res.append(([anatomy.taps[n] for n in found], left_out))
     return res
@@ -57,12 +66,16 @@ def _by_stage(anatomy, flow):
 # %% ../nbs/22_drop_layers.ipynb #a30b15be
 def _part(layers, of=''):
     "(name, strength) pairs of one strength as text"
-    span = ' ... '.join(dict.fromkeys((layers[0][0], layers[-1][0])))
-    return f"{len(layers)}{of} layer{'s'*(of!='' or len(layers)>1)} at strength {layers[0][1]:g} ({span})"
+    (first_name,strength),(last_name,_) = layers[0],layers[-1]
+    span = first_name if first_name==last_name else f'{first_name} ... {last_name}'
+    s = 's' if of or len(layers)>1 else ''
+    return f"{len(layers)}{of} layer{s} at strength {strength:g} ({span})"
 
 def _into(flow):
     "The first of `flow`, as text"
-    return (', such as ' if len(flow)>1 else ': ') + "'{}' into '{}'".format(*first(flow.items()))
+    layer,bn = first(flow.items())
+    such_as = ', such as ' if len(flow)>1 else ': '
+    return f"{such_as}'{layer}' into '{bn}'"
 
 def where_text(
     acts_on:dict, # name of a layer -> strength
@@ -72,11 +85,16 @@ def where_text(
     "Where a drop acts, and where it does not or had better not, as one line"
     groups,n = list(groupby(acts_on.items(), itemgetter(1)).values()),len(acts_on)
     of = f' of {n+len(left_out)}' if left_out else ''
-    text = _part(groups[0], of) if len(groups)==1 else f'{n}{of} layers: '*bool(of) + ', '.join(map(_part, groups))
+    if len(groups)==1:
+        text = _part(groups[0], of)
+    else:
+        text = f'{n}{of} layers: ' if of else ''
+        text += ', '.join(map(_part, groups))
     if left_out:
         run = 'runs' if len(left_out)==1 else 'run'
         text += f"; {len(left_out)} {run} into a BatchNorm" + _into(left_out)
-    if harmful: text += f"; {len(harmful)} named in front of a BatchNorm" + _into(harmful)
+    if harmful:
+        text += f"; {len(harmful)} named in front of a BatchNorm" + _into(harmful)
     return 'acts on ' + text
 
 def idle_text(
@@ -85,10 +103,13 @@ def idle_text(
     harmful:dict, # the same, of named layers
 )->str:
     "What is not as asked, or had better not be, for a row of a table; '' if there is nothing to say"
-    if left_out: return f'acts on {n} of {n+len(left_out)} layers: the others run into a BatchNorm'
+    if left_out:
+        return f'acts on {n} of {n+len(left_out)} layers: the others run into a BatchNorm'
     if len(harmful)>1:
         return f'{len(harmful)} named layers run into a BatchNorm{_into(harmful)}'
-    return "named layer '{}' runs into BatchNorm '{}'".format(*first(harmful.items())) if harmful else ''
+    if not harmful: return ''
+    layer,bn = first(harmful.items())
+    return f"named layer '{layer}' runs into BatchNorm '{bn}'"
 
 @dataclass
 class DropPlan:
@@ -119,17 +140,21 @@ class DropPlan:
         "Warn about named layers in front of a BatchNorm, in one sentence"
         if not self.harmful: return
         name,bn = first(self.harmful.items())
-        more = f" (and so on: {len(self.harmful)} of the named layers run into one)" if len(self.harmful)>1 else ''
+        n,more = len(self.harmful),''
+        if n>1:
+            more = f" (and so on: {n} of the named layers run into one)"
         warnings.warn(f"{who}: the output of the named layer '{name}' runs into the BatchNorm '{bn}'{more}, whose "
                       "running statistics then describe a network with drops and are wrong at inference; "
                       f"{self.instead}", stacklevel=3)
 
-    def __repr__(self): return f'DropPlan: {where_text(self.acts_on, self.left_out, self.harmful)}'
+    def __repr__(self):
+        return f'DropPlan: {where_text(self.acts_on, self.left_out, self.harmful)}'
 
 # %% ../nbs/22_drop_layers.ipynb #0d3c6885
 def _strengths(strength, default, n, what):
     "One strength for each of `n` things"
-    each = default if strength is None else list(strength) if is_listy(strength) else [strength]*n
+    if strength is None: return default
+    each = list(strength) if is_listy(strength) else [strength]*n
     if len(each)==n: return each
     raise ValueError(f"strength must be a number, or {n} numbers, one for each {what}, from the first to the last; "
                      f"got {len(each)}")
@@ -152,14 +177,21 @@ def _last_stages(anatomy, layers, strength, flow):
     if not 0<n<=len(counts):
         raise ValueError(f"layers={layers!r} must be the number of last stages, from 1 to {len(counts)} in this model, "
                          "or 'all'")
-    each = _strengths(strength, [1.]*n if layers=='all' else [.5]*(n-1) + [1.], n, f"of the {n} stages")
-    acts = [(s, w) for k,w in zip(counts[-n:], each) for s in stages[k][0]]
+    default = [1.]*n if layers=='all' else [.5]*(n-1) + [1.]
+    each = _strengths(strength, default, n, f"of the {n} stages")
+    acts = [(s, w)
+            for k,w in zip(counts[-n:], each)
+            for s in stages[k][0]]
     start = 0 if layers=='all' else counts[-n]
-    return DropPlan(acts, {a:b for _,left_out in stages[start:] for a,b in left_out.items()})
+    left_out = {}
+    for _,of_stage in stages[start:]:
+        left_out |= of_stage
+    return DropPlan(acts, left_out)
 
 def _remedy(anatomy, flow, name, bn):
     "What to do about the layer `name` that runs into `bn`"
-    if bn in anatomy.taps: return f"to avoid it, act behind that one: '{bn}'"
+    if bn in anatomy.taps:
+        return f"to avoid it, act behind that one: '{bn}'"
     safe = [s.name for found,_ in _by_stage(anatomy, flow) for s in found]
     if not safe: return 'no layer of the network is without one'
     order = list(anatomy.taps)
@@ -194,14 +226,15 @@ def plan_drops(
         the rates take away, 1-p or 1-retain, is halved.
     Departure (SS 3.1, 3.5): a layer whose output runs into a BatchNorm without a convolution that mixes channels
         between is left out, as is the last of each block of a ResNet where the head begins with a BatchNorm (under a
-        head of one linear layer a ResNet's are all acted on); letter: `layers=lambda n, m: isinstance(m,
-        nn.BatchNorm2d)`.
+        head of one linear layer a ResNet's are all acted on); letter:
+        `layers=lambda n, m: isinstance(m, nn.BatchNorm2d)`.
     Reading (FM 4.1.1): "the output of penultimate group" is the output of the named stage, BatchNorm behind it or not.
     """
     anatomy = anatomy_of(anatomy, 'plan_drops')
     flow = channel_readers(anatomy)
     by_stage = isinstance(layers, str) and layers=='all' or isinstance(layers, numbers.Integral)
-    return (_last_stages if by_stage else _named)(anatomy, layers, strength, flow)
+    plan = _last_stages if by_stage else _named
+    return plan(anatomy, layers, strength, flow)
 
 def find_drop_layers(
     anatomy:Anatomy|nn.Module|Learner, # of the network, or the network itself
@@ -217,13 +250,16 @@ def find_drop_layers(
 def _colours(plan, names):
     "Colour of each bar, and (colour, label) of each kind of layer"
     acts = plan.acts_on
-    kinds = [(plt.cm.viridis_r(w), f'acts on {n}, strength {w:g}') for w,n in sorted(Counter(acts.values()).items())]
+    kinds = [(plt.cm.viridis_r(w), f'acts on {n}, strength {w:g}')
+             for w,n in sorted(Counter(acts.values()).items())]
     if plan.left_out:
         kinds.append(('lightcoral', f'left out: {len(plan.left_out)} run into a BatchNorm'))
     def colour(n):
-        if n in acts: return plt.cm.viridis_r(acts[n])
+        if n in acts:
+            return plt.cm.viridis_r(acts[n])
         return 'lightcoral' if n in plan.left_out else 'lightgrey'
-    return [colour(n) for n in names],kinds + [('lightgrey', 'not asked for')]
+    kinds.append(('lightgrey', 'not asked for'))
+    return [colour(n) for n in names],kinds
 
 @delegates(plt.subplots, keep=True)
 def show_drop_layers(
@@ -238,18 +274,24 @@ def show_drop_layers(
     anatomy = anatomy_of(model, 'show_drop_layers')
     plan,stage_of = plan_drops(anatomy, layers, strength),_stage_of(anatomy)
     def is_bar(n):
-        return n in plan.acts_on or is_norm(anatomy.modules[n]) or isinstance(anatomy.modules[n], nn.Conv2d)
-    shown = [n for n in anatomy.taps if (n in stage_of or n in plan.acts_on) and is_bar(n)]
+        if n in plan.acts_on: return True
+        m = anatomy.modules[n]
+        return n in stage_of and (is_norm(m) or isinstance(m, nn.Conv2d))
+    shown = [n for n in anatomy.taps if is_bar(n)]
     colours,kinds = _colours(plan, shown)
     ax = ax or plt.subplots(figsize=figsize, **kwargs)[1]
+    heights = [anatomy.taps[n].channels for n in shown]
     edges = ['red' if n in plan.harmful else 'none' for n in shown]
-    ax.bar(range(len(shown)), [anatomy.taps[n].channels for n in shown], color=colours, edgecolor=edges, width=.9)
-    ends = {stage_of[n]:i for i,n in enumerate(shown) if n in stage_of} # the last bar of each stage
+    ax.bar(range(len(shown)), heights, color=colours, edgecolor=edges, width=.9)
+    # the last bar of each stage
+    ends = {stage_of[n]:i for i,n in enumerate(shown) if n in stage_of}
     for e in list(ends.values())[:-1]:
         ax.axvline(e+.5, color='grey', lw=.5, ls=':')
-    for c,label in kinds: ax.bar(0, 0, color=c, label=label)
-    label = f'named: {len(plan.harmful)} run into a BatchNorm'
-    if plan.harmful: ax.bar(0, 0, color='none', edgecolor='red', label=label)
+    for c,label in kinds:
+        ax.bar(0, 0, color=c, label=label)
+    if plan.harmful:
+        label = f'named: {len(plan.harmful)} run into a BatchNorm'
+        ax.bar(0, 0, color='none', edgecolor='red', label=label)
     ax.set(xlabel='normalisations and convolutions in order; dotted: stages end', ylabel='channels')
     ax.legend(fontsize=8)
     return ax

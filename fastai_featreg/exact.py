@@ -20,7 +20,8 @@ def _noise_like(out, stage, gen):
     std,res = out.detach().float().std().item(),randn(*out.shape)
     view = stage.to_nchw(res)
     view += randn(*view.shape[:2], 1, 1)
-    if not 0<std<math.inf: std = 1.
+    if not 0<std<math.inf:
+        std = 1.
     # with small weights a hidden layer with a smooth activation is all but linear for values of order one
     spreads = tensor([std, 16*max(std,1.), 256*max(std,1.)]).to(out)
     each = spreads[torch.arange(len(out))%3]
@@ -72,7 +73,8 @@ def _affine(f, g, s, on, eps):
     w = (g*on).sum((0,2,3)) / on.sum((0,2,3)).clamp(min=1)
     if not w.any(): return False
     uneven = (g - w[None,:,None,None]*on).abs().max()
-    if not uneven <= tolerance(eps)*w.abs().max(): return False
+    if not uneven <= tolerance(eps)*w.abs().max():
+        return False
     part = w * f.sum((2,3))
     size,rest = part.norm(dim=1),s - part.sum(1)
     allowed = 10*tolerance(eps)*torch.minimum(size[:,None], size) + 64*eps*size.max()

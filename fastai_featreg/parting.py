@@ -21,10 +21,11 @@ def _called_children(a, at):
 def _parts(a, name, at=''):
     "Children of the module `at` up to and with the module `name`, nested, and those behind it as (key, module)"
     kids = _called_children(a, at)
-    i = next((i for i,(_,p,_) in enumerate(kids) if f'{name}.'.startswith(f'{p}.')), None)
-    if i is None:
+    within = [i for i,(_,p,_) in enumerate(kids) if f'{name}.'.startswith(f'{p}.')]
+    if not within:
         raise ValueError(f'layer {name!r} is inside a module that is not called as a whole, so the network cannot be '
                          'cut there; name another layer.')
+    i = within[0]
     k,path,m = kids[i]
     inner,after = (m, []) if path==name else _parts(a, name, path)
     before = [(k, m) for k,_,m in kids[:i]]
@@ -34,7 +35,8 @@ def _parts(a, name, at=''):
 def _gives(net, x, expected):
     "Is `expected` what `net` makes of `x`?"
     try:
-        with untouched(net), torch.no_grad(): out = net(x)
+        with untouched(net), torch.no_grad():
+            out = net(x)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
         return False
     if out.shape!=expected.shape: return False
@@ -60,8 +62,9 @@ def cut_after(
     model = network_of(model, 'cut_after')
     a = get_anatomy(model, check_cam=False)
     stage,x = a.find([layer])[0],_noise_for(model, a)
-    body = _parts(a, stage.name)[0]
-    if stage.layout!='NCHW' or not _gives(body, x, _map_and_logits(unwrap(model), stage, x)[0][0]):
+    body,_ = _parts(a, stage.name)
+    (fmap, *_),_ = _map_and_logits(unwrap(model), stage, x)
+    if stage.layout!='NCHW' or not _gives(body, x, fmap):
         raise ValueError(f'a {type(unwrap(model)).__name__} does more than run its children one after the other up to '
                          f'{stage.name!r}, so it cannot be cut there; name another layer, or cut it by hand.')
     return body
@@ -69,7 +72,9 @@ def cut_after(
 # %% ../nbs/00e_parting.ipynb #6d1af7a9
 def _heads(after):
     "What may stand between the last map and the classifier but is no module: nothing, flattening, pooling, a ReLU"
-    i = next((i for i,(_,m) in enumerate(after) if any(isinstance(o, nn.Linear) for o in m.modules())), len(after))
+    def has_linear(m):
+        return any(isinstance(o, nn.Linear) for o in m.modules())
+    i = next((i for i,(_,m) in enumerate(after) if has_linear(m)), len(after))
     before,classifier = after[:i],after[i:]
     flat = ('flatten', nn.Flatten())
     pool = ('pool', nn.AdaptiveAvgPool2d(1))

@@ -74,7 +74,8 @@ def _lend_tensors(model):
     What belongs to a graph itself is left alone."""
     copies = {}
     def lent(t):
-        if not isinstance(t, Tensor) or t.requires_grad: return t
+        if not isinstance(t, Tensor) or t.requires_grad:
+            return t
         if id(t) not in copies:
             copies[id(t)] = t.detach().clone()
         return copies[id(t)]

@@ -29,7 +29,8 @@ class Stage:
     )->Tensor: # (N,D,H,W) view of it
         "View the module's output as `(N,D,H,W)`"
         if self.layout=='NCHW': return out
-        if self.layout=='NHWC': return out.permute(0,3,1,2)
+        if self.layout=='NHWC':
+            return out.permute(0,3,1,2)
         self._check_tokens(out.shape[1] - self.n_prefix)
         return out[:,self.n_prefix:].transpose(1,2).unflatten(2, self.size)
 
@@ -39,7 +40,8 @@ class Stage:
     )->Tensor: # `fmap` in the module's own layout
         "Put an `(N,D,H,W)` map into the module's own layout"
         if self.layout=='NCHW': return fmap
-        if self.layout=='NHWC': return fmap.permute(0,2,3,1)
+        if self.layout=='NHWC':
+            return fmap.permute(0,2,3,1)
         return torch.cat([out[:,:self.n_prefix], fmap.flatten(2).transpose(1,2)], 1)
 
     def _check_tokens(self, n):
@@ -55,7 +57,8 @@ def _uneven(hw, size):
 
     1 if they cannot be a map."""
     h,w = hw[0],hw[1]*size[0]/size[1]
-    if hw[0]>size[0] or hw[1]>size[1]: return 1.
+    if hw[0]>size[0] or hw[1]>size[1]:
+        return 1.
     # less weight on rounding in small maps
     return abs(h-w)/max(h, w, 4)
 
@@ -179,7 +182,8 @@ def _spatial(trace, name, taps):
     "Children of `name` that gave a map, without global pooling"
     res,seen = [],0
     for n in _children(trace, name):
-        if n not in taps or is_skipped(trace.modules[n]): continue
+        if n not in taps or is_skipped(trace.modules[n]):
+            continue
         area = math.prod(taps[n].size)
         if area==1 and seen>1: continue
         res.append(n)
@@ -227,7 +231,8 @@ def _root(trace, taps):
     while True:
         inner = [n for n in _children(trace, name) if _has_maps(trace, n, taps)]
         beside = [n for n in _spatial(trace, name, taps) if taps[n].size!=trace.size]
-        if len(inner)!=1 or beside: return name
+        if len(inner)!=1 or beside:
+            return name
         name = inner[0]
 
 def walk_stages(
@@ -268,7 +273,8 @@ def _after(trace, root, last, taps):
     def key(n):
         return taps[n].size,taps[n].layout,taps[n].n_prefix
     def other(n, than):
-        if n not in taps or key(n)!=key(than): return False
+        if n not in taps or key(n)!=key(than):
+            return False
         return trace.order[n]>trace.order[than] and trace.tokens[n]!=trace.tokens[than]
     for n in _children(trace, root):
         if other(n, last) and not is_skipped(trace.modules[n]):
@@ -281,7 +287,8 @@ def timm_stages(
 )->list: # names of the stages in network order; None if timm does not tell, or tells modules that gave no map
     "The stages that a timm network tells, the last one moved to the map that is pooled"
     info = _timm_info(trace.model)
-    if info is None or any(n not in taps for n in info[1]): return
+    if info is None or any(n not in taps for n in info[1]):
+        return
     root,names = info
     return names[:-1] + [_after(trace, root, names[-1], taps)]
 
