@@ -1,39 +1,27 @@
-"What a notebook needs: `from fastai_featreg.all import *`. The machinery behind it stays in its modules."
-from fastai_featreg.anatomy import Anatomy, body_head, cut_after, get_anatomy, Stage
-from fastai_featreg.fits import LossCallback
+"What a notebook needs: `from fastai_featreg.all import *`. Functions, nets and machinery are asked of their modules."
+# Written by tools/names.py
+from fastai_featreg.anatomy import get_anatomy
+from fastai_featreg.parting import body_head
 from fastai_featreg.core import FeatureCallback, register_method
+from fastai_featreg.fits import LossCallback
 from fastai_featreg.taps import feature_maps, to_torch
-from fastai_featreg.maps import (box_iou_at, box_masks, caam, caam_cam_distance, cam, cam_and_caam, centre_map,
-                                 energy_inside, grad_cam, grad_cam_pp, map_boxes, mask_iou_at, max_box_acc, minmax,
-                                 pointing_game, resize_maps)
-from fastai_featreg.class_maps import CamCallback, class_weights, ClassWeights, pooled_map
-from fastai_featreg.look import Cams, get_cams, show_cams
+from fastai_featreg.look import get_cams, show_cams
 from fastai_featreg.localise import CamMetric, localisation
-from fastai_featreg.teachers import open_teacher
-from fastai_featreg.distill_losses import (at_loss, binary_kd_loss, cat_loss, ccm_loss, dist_loss, dkd_loss, kd_loss,
-                                           standardise, standardised_kd_loss)
-from fastai_featreg.taught import Taught
-from fastai_featreg.views import ada_cam, anchors, local_pool, view_boxes, view_weights
-from fastai_featreg.view_head import (find_views, install_views, MultiViewHead, pooled_classifier, PrototypeClassifier,
-                                      remove_views)
+from fastai_featreg.drop_layers import find_drop_layers, show_drop_layers
+from fastai_featreg.drop_effects import show_drops
+from fastai_featreg.view_head import remove_views
 from fastai_featreg.boxes import get_boxes, show_boxes
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_dls, load_data
 from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
-from fastai_featreg.scenes import digit_scenes
-from fastai_featreg.nets import (resnet8, resnet20, resnet56, resnet110, resnet164, wrn16_2, wrn16_4, wrn20_4, wrn20_8,
-                                 wrn28_2, wrn28_4, wrn28_10, resnext29_8x64d, densenet100_12, densenet_bc100_12,
-                                 densenet_bc190_40, pyramidnet110_270, pyramidnet200_240, Truncated)
+from fastai_featreg.nets import Truncated
 from fastai_featreg.compare import compare
-from fastai_featreg.report import plot_comparison, summarise, summary_table, verdicts
+from fastai_featreg.report import plot_comparison
 from fastai_featreg.rows import read_results
-from fastai_featreg.methods import modules as _modules
-
-# Of a module with a method all that it exports, but for what one asks the module itself for: parts of a machinery, and
-# names that are too general for a user's notebook.
-_by_module = {'channel_scores', 'default_score', 'eased', 'InputTap', 'linear_curriculum', 'loss_on_views',
-              'mined_stages', 'n_right', 'over_ranks', 'RunningAccuracy', 'start_accuracy', 'Views', 'wrong_classes'}
-globals().update({_name: getattr(_module, _name) for _module in _modules.values() for _name in _module.__all__
-                  if _name not in _by_module})
+from fastai_featreg.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
+from fastai_featreg.distill import KnowledgeDistillation, AttentionTransfer, CCM, CATKD
+from fastai_featreg.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, SelectScale
+from fastai_featreg.feature_mining import FeatureMining, show_mining, plot_activations
+from fastai_featreg.multiview import MVFeaAug, get_views, show_views
 
 __all__ = [name for name in globals() if not name.startswith('_')]

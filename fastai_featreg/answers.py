@@ -14,9 +14,12 @@ from fastai.callback.mixup import MixHandler
 # %% ../nbs/03_answers.ipynb #b0c11fde
 def _told(o):
     "What `o` is, in a few words"
-    if isinstance(o, Tensor): return f'a tensor {str(o.dtype).removeprefix("torch.")} {tuple(o.shape)}'
-    if isinstance(o, dict): return f'a dictionary of {", ".join(map(repr, o)):.80}'
-    if isinstance(o, (list, tuple)): return f'a {type(o).__name__} of {len(o)}'
+    if isinstance(o, Tensor):
+        return f'a tensor {str(o.dtype).removeprefix("torch.")} {tuple(o.shape)}'
+    if isinstance(o, dict):
+        return f'a dictionary of {", ".join(map(repr, o)):.80}'
+    if isinstance(o, (list, tuple)):
+        return f'a {type(o).__name__} of {len(o)}'
     return f'a {type(o).__name__}'
 
 def check_inputs(
@@ -41,15 +44,25 @@ def check_answer(
     n:int, # images of the batch
 ):
     "`ValueError` unless the answer is one floating point tensor (N,C), or (N,) for one output"
-    if isinstance(pred, Tensor) and pred.ndim in (1, 2) and len(pred)==n and pred.is_floating_point(): return
+    if isinstance(pred, Tensor) and pred.ndim in (1, 2) and len(pred)==n and pred.is_floating_point():
+        return
     raise ValueError(f"{name}: the network must answer {n} images with one tensor (N,C), or (N,) for one output, "
                      f"got {_told(pred)}; wrap it in a module that returns the logits of the classes alone")
 
 # %% ../nbs/03_answers.ipynb #87b0b125
-_losses = dict(logits=((nn.CrossEntropyLoss, nn.BCEWithLogitsLoss), (F.cross_entropy, F.binary_cross_entropy_with_logits)),
-               log_softmax=((nn.NLLLoss, nn.KLDivLoss), (F.nll_loss, F.kl_div)),
-               sigmoid=((nn.BCELoss,), (F.binary_cross_entropy,)),
-               values=((nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss), (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)))
+_losses = dict( # form of the answers -> classes and functions
+    logits=(
+        (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss),
+        (F.cross_entropy, F.binary_cross_entropy_with_logits)),
+    log_softmax=(
+        (nn.NLLLoss, nn.KLDivLoss),
+        (F.nll_loss, F.kl_div)),
+    sigmoid=(
+        (nn.BCELoss,),
+        (F.binary_cross_entropy,)),
+    values=(
+        (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
+        (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)))
 
 def bare_loss(
     loss_func:Callable, # loss, or one wrapped by fastai's `BaseLoss` or by `partial`
@@ -63,7 +76,8 @@ def loss_form(
 )->str|None: # 'logits', 'log_softmax', 'sigmoid' or 'values'; None for a loss that is not known
     "What a loss asks for"
     f = bare_loss(loss_func)
-    return next((form for form,(kinds,functions) in _losses.items() if isinstance(f, kinds) or f in functions), None)
+    for form,(kinds,functions) in _losses.items():
+        if isinstance(f, kinds) or f in functions: return form
 
 def answer_form(
     pred:Tensor, # the network's answers, (N,C) or (N,)
@@ -72,16 +86,21 @@ def answer_form(
     "What the network's answers are: the numbers tell, and for what they cannot tell, the loss"
     told = loss_form(loss_func)
     seen = _seen_form(pred.detach())
-    return seen if seen!='logits' else told if told in ('sigmoid', 'values') else 'logits'
+    if seen!='logits': return seen
+    return told if told in ('sigmoid', 'values') else 'logits'
 
 def _seen_form(pred):
     "What the numbers are, if each row sums to one in some way"
-    if pred.ndim<2 or pred.shape[-1]<2: return 'logits'
+    if pred.ndim<2 or pred.shape[-1]<2:
+        return 'logits'
     tol = 1e-3 if pred.element_size()>2 else 2e-2
     pred = pred.float()
-    def one(p): return bool((p.sum(-1) - 1).abs().max()<tol)
-    if bool((pred>=0).all()) and one(pred): return 'softmax'
-    return 'log_softmax' if bool((pred<=0).all()) and one(pred.exp()) else 'logits'
+    def one(p):
+        return bool((p.sum(-1) - 1).abs().max()<tol)
+    if bool((pred>=0).all()) and one(pred):
+        return 'softmax'
+    if bool((pred<=0).all()) and one(pred.exp()): return 'log_softmax'
+    return 'logits'
 
 # %% ../nbs/03_answers.ipynb #77330bdb
 def head_form(
@@ -90,7 +109,8 @@ def head_form(
 )->str: # 'logits', 'log_softmax', 'softmax', 'sigmoid' or 'values'
     "What the learner's loss asks for; where the loss is not known, what the network gives it"
     told = loss_form(loss_func)
-    if told in ('logits', 'log_softmax', 'values'): return told # also where a network's own softmax is one too many
+    if told in ('logits', 'log_softmax', 'values'):
+        return told # also where a network's own softmax is one too many
     return answer_form(pred, loss_func) # probabilities of a softmax suit BCELoss too
 
 def in_form(
@@ -99,9 +119,12 @@ def in_form(
     ndim:int=2, # 1, if the network answers (N,)
 )->Tensor: # (N,C) or (N,); the same tensor where it is logits or values that are asked for
     "Logits as an answer of that form"
-    if form=='log_softmax': logits = logits.log_softmax(-1)
-    elif form=='softmax': logits = logits.softmax(-1)
-    elif form=='sigmoid': logits = logits.sigmoid()
+    if form=='log_softmax':
+        logits = logits.log_softmax(-1)
+    elif form=='softmax':
+        logits = logits.softmax(-1)
+    elif form=='sigmoid':
+        logits = logits.sigmoid()
     return logits.flatten() if ndim==1 else logits
 
 # %% ../nbs/03_answers.ipynb #3fc1ea36
@@ -110,33 +133,39 @@ def class_scores(
     form:str='logits', # from `answer_form`
 )->Tensor: # (N,C); the same tensor, where it is that already
     "Logits of the classes, up to a number an image"
-    if form=='softmax': pred = pred.float().clamp(min=torch.finfo(torch.float32).tiny).log()
-    if form=='sigmoid': pred = pred.float().logit(eps=1e-7)
+    if form=='softmax':
+        pred = pred.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+    if form=='sigmoid':
+        pred = pred.float().logit(eps=1e-7)
     return pred[:,None] if pred.ndim==1 else pred
 
 # %% ../nbs/03_answers.ipynb #e6a16a3b
 def _one_class(y, n_out):
     "Targets of another shape than the answers, in that of the answers: (N,) of one output, (N,1) of class numbers"
-    if n_out==1 and y.ndim==1: return y[:,None].float()
-    return y[:,0] if n_out>1 and y.ndim==2 and y.shape[1]==1 and not y.is_floating_point() else y
+    if n_out==1 and y.ndim==1:
+        return y[:,None].float()
+    one_column = y.ndim==2 and y.shape[1]==1
+    return y[:,0] if n_out>1 and one_column and not y.is_floating_point() else y
 
 def soft_classes(
-    y:Tensor, # targets: classes (N,) or (N,1), or weights in [0,1] for several labels or soft ones (N,C); (N,) for one output
+    y:Tensor, # targets: classes (N,) or (N,1), or weights in [0,1], several labels or soft (N,C); (N,) for one output
     n_out:int, # C, number of classes
 )->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K), that sum to one; all zero for an image without a class
     "Targets as classes with weights; of more than 20 classes an image the 20 heaviest"
     y = _one_class(y, n_out)
     if y.ndim==1 and not y.is_floating_point():
-        known = (y>=0) & (y<n_out) # loss functions ignore some negative label
+        # loss functions ignore some negative label
+        known = (y>=0) & (y<n_out)
         return torch.where(known, y, 0).long()[:,None],known.float()[:,None]
     if y.ndim!=2 or y.shape[1]!=n_out:
         raise ValueError(f"the targets must be classes (N,), or weights (N,{n_out}) for {n_out} classes, "
                          f"got {y.dtype} {tuple(y.shape)}; there are no class maps for other targets")
     y = y.float()
     if not ((y>=0) & (y<=1)).all():
-        raise ValueError(f"the targets must be classes, or their weights from 0 to 1, got {y.min():.3g} to {y.max():.3g}; "
-                         "there are no class maps for numbers to be predicted")
-    weights,classes = y.topk(min(20, max(1, int((y>0).sum(1).max()))), 1)
+        raise ValueError("the targets must be classes, or their weights from 0 to 1, "
+                         f"got {y.min():.3g} to {y.max():.3g}; there are no class maps for numbers to be predicted")
+    most = int((y>0).sum(1).max())
+    weights,classes = y.topk(min(20, max(1, most)), 1)
     return classes,weights/weights.sum(1, keepdim=True).clamp(min=1e-8)
 
 # %% ../nbs/03_answers.ipynb #1cfb10f6
@@ -144,7 +173,8 @@ def mixing(
     learn:Learner, # in a training batch
 )->MixHandler|None: # the callback whose `yb1` and `lam` are the second targets and the shares
     "MixUp or CutMix, if it mixes the loss of two targets in this batch"
-    def mixes(cb): return isinstance(cb, MixHandler) and getattr(cb, 'stack_y', False) and hasattr(cb, 'yb1')
+    def mixes(cb):
+        return isinstance(cb, MixHandler) and getattr(cb, 'stack_y', False) and hasattr(cb, 'yb1')
     return next((cb for cb in learn.cbs if mixes(cb)), None)
 
 def task_loss(
@@ -157,10 +187,11 @@ def mixed_classes(
     learn:Learner, # in a training batch
 )->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K)
     "Targets of the batch as classes with weights, MixUp and CutMix included"
-    n_out,y = 1 if learn.pred.ndim==1 else learn.pred.shape[1],learn.yb[0].as_subclass(Tensor)
+    n_out = 1 if learn.pred.ndim==1 else learn.pred.shape[1]
+    a,wa = soft_classes(learn.yb[0].as_subclass(Tensor), n_out)
     mix = mixing(learn)
-    if mix is None: return soft_classes(y, n_out)
-    (a,wa),(b,wb) = soft_classes(y, n_out),soft_classes(mix.yb1[0].as_subclass(Tensor), n_out)
+    if mix is None: return a,wa
+    b,wb = soft_classes(mix.yb1[0].as_subclass(Tensor), n_out)
     lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)
     return torch.cat([a, b], 1),torch.cat([wa*lam, wb*(1-lam)], 1)
 
@@ -171,6 +202,7 @@ def check_classes(
     y:Tensor, # targets of the batch
 ):
     "`ValueError` where a loss for numbers has targets that are no classes"
-    if loss_form(loss_func)!='values' or not y.is_floating_point() or ((y==0) | (y==1)).all(): return
+    if loss_form(loss_func)!='values' or not y.is_floating_point() or ((y==0) | (y==1)).all():
+        return
     raise ValueError(f"{name}: the targets must be classes, got numbers for {type(bare_loss(loss_func)).__name__}; "
                      "a network that predicts numbers has no classes to look for, leave this callback out")

@@ -11,7 +11,7 @@ from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from torch.utils.data import DataLoader as TorchDL,IterableDataset
 from fastai.vision.all import *
-from .anatomy import untouched,unwrap
+from .probe import untouched,unwrap
 from .checks import plain_tensor,what_is
 from .class_maps import class_labels,images_for
 from .boxes import has_boxes

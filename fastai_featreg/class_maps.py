@@ -11,7 +11,9 @@ import inspect
 from contextlib import contextmanager
 from torch.nn.utils.parametrize import is_parametrized
 from fastai.vision.all import *
-from .anatomy import Anatomy,Stage,get_anatomy,hooked,lay_out,network_of,untouched,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out,network_of
+from .probe import hooked,untouched,unwrap
+from .stages import Stage
 from .answers import class_scores
 from .checks import check_choice,plain_tensor,widen
 from .core import FeatureCallback

@@ -9,7 +9,9 @@ __all__ = ['methods', 'cards', 'Variant', 'MethodCard', 'register_method', 'card
 from dataclasses import dataclass
 from fastai.vision.all import *
 from torch.nn.parallel import DistributedDataParallel
-from .anatomy import Anatomy,get_anatomy,lay_out,Stage,unwrap
+from .anatomy import Anatomy,get_anatomy,lay_out
+from .probe import unwrap
+from .stages import Stage
 from .columns import Acted
 from .fits import LossCallback
 from .heads import Heads

@@ -10,7 +10,8 @@ from fastai.vision.all import *
 from .anatomy import Anatomy
 from .checks import check_count,check_distance
 from .class_maps import CamCallback,pooled_map
-from .core import LossCallback,register_method,Variant
+from .core import register_method,Variant
+from .fits import LossCallback
 from .distill_losses import at_loss,ccm_loss,small_cams
 from .maps import held_maps
 from .taught import Taught

@@ -9,7 +9,8 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'mined_s
 # %% ../nbs/10_feature_mining.ipynb #0760576f
 import math,numbers
 from fastai.vision.all import *
-from .anatomy import Anatomy,get_anatomy,like_last
+from .anatomy import Anatomy,get_anatomy
+from .channels import like_last
 from .checks import check_choice,check_flag,check_map,check_number
 from .core import FeatureCallback,register_method,Variant
 from .batches import batch_to_look_at
@@ -47,11 +48,14 @@ def box_mask(
     Departure (FM Eq. 2): an empty box gets one position, and one that covers the map loses one, drawn at random: an
         empty part teaches nothing. No argument gives the letter.
     """
-    if lam is not None: check_number('box_mask', 0, 1, lam=lam)
+    if lam is not None:
+        check_number('box_mask', 0, 1, lam=lam)
     _check_size('box_mask', h, w)
     drawn,cy,cx = torch.rand(3, generator=generator).tolist()
     side = math.sqrt(1 - (drawn if lam is None else lam))
-    edges = lambda n,c: (max(0, round(n*(c - side/2))), min(n, round(n*(c + side/2))))
+    def edges(n, c):
+        low,high = round(n*(c - side/2)),round(n*(c + side/2))
+        return max(0, low),min(n, high)
     (top,bottom),(left,right) = edges(h, cy),edges(w, cx)
     mask = torch.zeros(h, w)
     mask[top:bottom, left:right] = 1
@@ -71,7 +75,8 @@ def point_mask(
 
 # %% ../nbs/10_feature_mining.ipynb #38e58dbc
 def _check_mask(f, mask, name):
-    if not isinstance(mask, Tensor): raise ValueError(f"mined_pool: {name} must be a tensor, got {type(mask).__name__}")
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"mined_pool: {name} must be a tensor, got {type(mask).__name__}")
     if mask.shape not in (f.shape[2:], f.shape[1:2]):
         sizes = f"(H,W) = {tuple(f.shape[2:])} or (D,) = {tuple(f.shape[1:2])}"
         raise ValueError(f"mined_pool: {name} must be {sizes} for a map {tuple(f.shape)}, got {tuple(mask.shape)}")
@@ -80,9 +85,11 @@ def _check_mask(f, mask, name):
 def _pool_positions(f, weights):
     "Means over all positions of `f * weights[i]`: (N,D,H,W), (R,H,W) -> (N,R,D), in float32 at least, one read of `f`"
     n,hw = len(f),f[0,0].numel()
-    scale = 2.**-math.ceil(math.log2(hw)) # keeps half precision sums in range, and is exact
+    # a power of two keeps half precision sums in range, and is exact
+    scale = 2.**-math.ceil(math.log2(hw))
     w = (weights.to(f.device).flatten(1)*scale).to(f.dtype)
-    with torch.autocast(f.device.type, enabled=False): sums = torch.bmm(f.flatten(2), w.T.expand(n, hw, len(w)))
+    with torch.autocast(f.device.type, enabled=False):
+        sums = torch.bmm(f.flatten(2), w.T.expand(n, hw, len(w)))
     return sums.transpose(1, 2).to(torch.promote_types(f.dtype, torch.float32))/(hw*scale)
 
 
@@ -98,13 +105,15 @@ def mined_pool(
     """
     check_map('mined_pool', f)
     _check_mask(f, mask, 'mask')
-    if other is not None: _check_mask(f, other, 'other')
+    if other is not None:
+        _check_mask(f, other, 'other')
     if other is not None and other.shape!=mask.shape:
         sizes = f"{tuple(mask.shape)}, got {tuple(other.shape)}"
         raise ValueError(f"mined_pool: other must have the shape of mask, {sizes}")
     mask = mask.float()
     parts = torch.stack([mask, 1 - mask if other is None else other.float()])
-    if mask.ndim==2: return _pool_positions(f, parts)
+    if mask.ndim==2:
+        return _pool_positions(f, parts)
     return parts.to(f.device) * _pool_positions(f, torch.ones_like(f[:1,0]))
 
 # %% ../nbs/10_feature_mining.ipynb #c3121c0d
@@ -133,10 +142,13 @@ def mined_stages(
 )->list: # `Stage`s
     "Layers to mine; earlier stages chosen by number at the map that is like the last, what is named as it is named"
     found = anatomy.find(layers)
-    number = [isinstance(o, numbers.Integral) for o in (layers if is_listy(layers) else [layers]*len(found))]
-    earlier = [n and s is not anatomy.stages[-1] for s,n in zip(found, number)]
+    asked = layers if is_listy(layers) else [layers]*len(found)
+    earlier = [isinstance(o, numbers.Integral) and s is not anatomy.stages[-1]
+               for s,o in zip(found, asked)]
     if not any(earlier): return found
-    return anatomy.find([o.name if e else s.name for s,o,e in zip(found, like_last(anatomy, found), earlier)])
+    names = [like.name if e else s.name
+             for s,like,e in zip(found, like_last(anatomy, found), earlier)]
+    return anatomy.find(names)
 
 
 @register_method('feature_mining', paper='Xie et al. 2021',
@@ -217,15 +229,19 @@ class FeatureMining(FeatureCallback):
         if self.mask!='channel' and f[0,0].numel()==1:
             raise ValueError(f"FeatureMining: the map of layer '{name}' has one position only, nothing to divide; "
                              "mine earlier layers (`layers=`) or train on larger images")
-        if self.mask=='channel': return point_mask(f.shape[1], generator=self.generator)
+        if self.mask=='channel':
+            return point_mask(f.shape[1], generator=self.generator)
         return (box_mask if self.mask=='box' else point_mask)(*f.shape[2:], generator=self.generator)
 
     def loss_term(self,
         maps:dict, # layer name -> map (N,D,H,W)
     )->Tensor: # scalar
         "Sum over mined layers of the losses of both parts (Eq. 4)"
-        masks = [[self.draw_mask(f, n) for _ in range(1 if self.complementary else 2)] for n,f in maps.items()]
-        logits = [o for head,f,m in zip(self.aux_heads, maps.values(), masks) for o in head(f, *m)]
+        n_masks = 1 if self.complementary else 2
+        masks = [[self.draw_mask(f, n) for _ in range(n_masks)] for n,f in maps.items()]
+        logits = [o
+                  for head,f,m in zip(self.aux_heads, maps.values(), masks)
+                  for o in head(f, *m)]
         return sum(self.loss_of(o.float()) for o in logits)
 
     def __repr__(self):
@@ -252,16 +268,19 @@ def show_mining(
 
     stages = mined_stages(get_anatomy(learn.model, x=x, check_cam=False), layers)
     (name,f), = feature_maps(learn.model, x, stages[-1].name).items()
-    m = (box_mask if mask=='box' else point_mask)(*f.shape[2:], generator=torch.Generator().manual_seed(seed))
+    draw = box_mask if mask=='box' else point_mask
+    m = draw(*f.shape[2:], generator=torch.Generator().manual_seed(seed))
     mean = f.float().mean(1).cpu()
     fig,axes = plt.subplots(len(x), 5, figsize=figsize or (8, 1.7*len(x)), squeeze=False, **kwargs)
     for row,image,a in zip(axes, decoded_images(learn, batch.x), mean):
         image.show(ctx=row[0])
         row[2].imshow(m, cmap='gray', vmin=0, vmax=1)
-        for ax,part in zip((row[1], row[3], row[4]), (a, a*m, a*(1-m))):
-            ax.imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())
+        parts = {1: a, 3: a*m, 4: a*(1-m)}
+        for column,part in parts.items():
+            row[column].imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())
     titles = (channel_note(x.shape[1]) or 'image', f'map of {name}', 'mask M', 'part 1: X*M', 'part 2: X*(1-M)')
-    for ax,title in zip(axes[0], titles): ax.set_title(title, fontsize=9)
+    for ax,title in zip(axes[0], titles):
+        ax.set_title(title, fontsize=9)
     for ax in axes.flat: ax.axis('off')
 
 # %% ../nbs/10_feature_mining.ipynb #bf377d52
@@ -285,7 +304,8 @@ def plot_activations(
     threshold:float=0.5, # smaller activations are left out
 ):
     "Histograms of the activations per layer, one line for each learner (Feature Mining, Figure 4)"
-    if isinstance(learners, Learner): learners = {'': learners}
+    if isinstance(learners, Learner):
+        learners = {'': learners}
     one = first(learners.values())
     batch = batch_to_look_at(one, x)
     anatomy = get_anatomy(one.model, x=batch.x, check_cam=False)
@@ -298,8 +318,11 @@ def plot_activations(
             counts,edges = activation_counts(m[name], threshold, top=top)
             ax.stairs(counts, edges, label=label, linewidth=1.5)
         ax.set(title=name, xlabel='activation')
-        if top>threshold: ax.set_yscale('log')
-        else: ax.set_title(f'{name}: none above {threshold:g}')
+        if top>threshold:
+            ax.set_yscale('log')
+        else:
+            ax.set_title(f'{name}: none above {threshold:g}')
     axes[0,0].set_ylabel('activations per image')
-    if any(maps): axes[0,-1].legend()
+    if any(maps):
+        axes[0,-1].legend()
     fig.tight_layout()

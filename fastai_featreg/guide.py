@@ -9,7 +9,8 @@ __all__ = ['frozen_view', 'normalisation', 'renormaliser', 'Guide', 'AnswerCache
 import logging
 from copy import deepcopy
 from fastai.vision.all import *
-from .anatomy import get_anatomy,lay_out,untouched,unwrap
+from .anatomy import get_anatomy,lay_out
+from .probe import untouched,unwrap
 from .answers import answer_form,check_answer,class_scores
 from .checks import plain_tensor
 from .class_maps import ClassWeights,MapStart,check_in_use,like_model,pooled_map,run_from

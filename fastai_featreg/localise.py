@@ -8,7 +8,7 @@ __all__ = ['localisation', 'CamMetric']
 # %% ../nbs/05_localise.ipynb #8f6dc676
 from torch.utils.data import IterableDataset,SequentialSampler
 from fastai.vision.all import *
-from .anatomy import untouched,unwrap
+from .probe import untouched,unwrap
 from .batches import as_batch,first_images,is_loader,loader_untouched,n_images,valid_loader
 from .checks import check_choice,plain_tensor,what_is
 from .boxes import get_boxes,has_boxes

@@ -10,7 +10,9 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastai.vision.all import *
-from .anatomy import Anatomy,Stage,untouched,unwrap
+from .anatomy import Anatomy
+from .probe import untouched,unwrap
+from .stages import Stage
 from .answers import mixing,task_loss
 from .checks import check_choice,check_count,check_number,plain_tensor,widen
 from .core import FeatureCallback,register_method

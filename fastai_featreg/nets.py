@@ -17,7 +17,7 @@ from functools import partial
 import timm
 from fastai.vision.all import *
 from fastai.vision.learner import _default_meta
-from .anatomy import cut_after
+from .parting import cut_after
 
 # %% ../nbs/71_nets.ipynb #e9a50c81
 def _conv(ni, nf, ks=3, stride=1, groups=1):

@@ -14,7 +14,7 @@ from fastai.callback.tracker import TerminateOnNaNCallback
 from .answers import mixed_classes
 from .archs import make_learner
 from .cam_loss import n_right
-from .core import LossCallback
+from .fits import LossCallback
 from .boxes import has_boxes
 from .fingerprints import source_id
 from .localise import localisation

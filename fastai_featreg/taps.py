@@ -9,7 +9,9 @@ __all__ = ['TapHook', 'remove_taps', 'tapped', 'feature_maps', 'to_torch', 'is_c
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from fastai.vision.all import *
-from .anatomy import Stage,get_anatomy,network_of,untouched,unwrap
+from .anatomy import get_anatomy,network_of
+from .probe import untouched,unwrap
+from .stages import Stage
 
 # %% ../nbs/06_taps.ipynb #2770f57b
 class TapHook:

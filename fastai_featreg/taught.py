@@ -8,7 +8,7 @@ __all__ = ['Taught']
 # %% ../nbs/44_taught.ipynb #5ea69f40
 import logging
 from fastai.vision.all import *
-from .anatomy import unwrap
+from .probe import unwrap
 from .answers import bare_loss,mixed_classes,task_loss
 from .checks import check_flag,check_number
 from .distill_losses import binary_kd_loss,dist_loss,dkd_loss,kd_loss,standardised_kd_loss

@@ -11,7 +11,7 @@ import hashlib,io,re
 from contextlib import nullcontext
 import timm
 from fastai.vision.all import *
-from .anatomy import unwrap
+from .probe import unwrap
 from .archs import find_arch,heads
 from .nets import nets
 

@@ -9,7 +9,8 @@ __all__ = ['Ensemble', 'MultiViewHead', 'PrototypeClassifier', 'check_classifier
 # %% ../nbs/49_view_head.ipynb #6eca3250
 from collections import OrderedDict
 from fastai.vision.all import *
-from .anatomy import get_anatomy,untouched,unwrap
+from .anatomy import get_anatomy
+from .probe import untouched,unwrap
 from .answers import check_answer
 from .checks import check_count,plain_tensor
 from .heads import VisitingParams,isolated_rng

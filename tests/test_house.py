@@ -6,12 +6,15 @@ import pytest
 from fastai_featreg.methods import method_modules, own_methods
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
+looks_at_networks = ['probe', 'stages', 'exact', 'anatomy', 'channels', 'parting']
 parts = ['checks', 'taps', 'heads', 'columns', 'guard', 'fits'] # of the core
 looking = ['batches', 'look']
+of_drops = ['drop_functions', 'drop_layers']
 of_teachers = ['teachers', 'distill_losses', 'guide', 'taught']
 of_views = ['views', 'view_head']
 # what methods may import
-rooms = ['anatomy', 'answers', *parts, 'core', 'maps', 'class_maps', *looking, *of_teachers, *of_views]
+rooms = [*looks_at_networks, 'answers', *parts, 'core', 'maps', 'class_maps', *looking,
+         *of_drops, *of_teachers, *of_views]
 methods = method_modules()
 modules = {p.stem: p.read_text() for p in sorted(folder.glob('*.py')) if not p.stem.startswith('_')}
 

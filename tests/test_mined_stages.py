@@ -5,7 +5,8 @@ import timm
 import torch
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
 from torchvision import models
-from fastai_featreg.anatomy import get_anatomy, like_last
+from fastai_featreg.anatomy import get_anatomy
+from fastai_featreg.channels import like_last
 from fastai_featreg.feature_mining import FeatureMining, mined_stages
 from fastai_featreg.nets import cifar_densenet, cifar_preact_resnet, pyramidnet, resnet20, wrn16_2
 

@@ -9,6 +9,8 @@ from fastai_featreg.multiview import *
 from fastai_featreg.view_head import *
 from fastai_featreg.views import *
 from tiny import *
+from fastai_featreg.distill_losses import kd_loss
+from fastai_featreg.nets import resnet8
 
 views = partial(MVFeaAug, k=3, sizes=(1, 3), seed=0)
 

@@ -1,0 +1,50 @@
+"""Write `fastai_featreg/all.py`: what a notebook needs, by name, so that editors see it too
+
+    python tools/names.py
+
+Of a module with a method: its callbacks, and what shows (`show_`, `plot_`) or gets (`get_`). Of the others: `ground`."""
+import ast
+from pathlib import Path
+
+package = Path(__file__).parent.parent/'fastai_featreg'
+
+ground = dict(
+    anatomy='get_anatomy', parting='body_head', core='FeatureCallback register_method', fits='LossCallback',
+    taps='feature_maps to_torch', look='get_cams show_cams', localise='CamMetric localisation',
+    drop_layers='find_drop_layers show_drop_layers', drop_effects='show_drops', view_head='remove_views',
+    boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
+    files='open_image', folders='read_layout', nets='Truncated', compare='compare', report='plot_comparison',
+    rows='read_results')
+
+
+def is_registered(node: ast.stmt) -> bool:
+    "Is it a class that a method's module registers?"
+    return isinstance(node, ast.ClassDef) and any('register_method' in ast.unparse(d) for d in node.decorator_list)
+
+def names_of(tree: ast.Module) -> list:
+    "Names that a module with a method gives; none of a module without"
+    callbacks = [n.name for n in tree.body if is_registered(n)]
+    looks = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith(('show_', 'plot_', 'get_'))]
+    return list(dict.fromkeys(callbacks + looks)) if callbacks else []
+
+def line(module: str, names: list) -> str:
+    "One import, in as many lines as it needs"
+    text,lines = f'from fastai_featreg.{module} import ',[]
+    for i,name in enumerate(names):
+        part = name + ', '*(i<len(names) - 1)
+        if len(text + part)>118:
+            lines.append(text.rstrip() + ' \\')
+            text = '    '
+        text += part
+    return '\n'.join([*lines, text])
+
+def main():
+    trees = {p.stem: ast.parse(p.read_text()) for p in sorted(package.glob('[a-z]*.py')) if p.stem!='all'}
+    methods = {m: names for m,tree in trees.items() if (names := names_of(tree))}
+    given = {m: names.split() for m,names in ground.items()} | methods
+    doc = '"What a notebook needs: `from fastai_featreg.all import *`. Functions, nets and machinery are asked of their modules."'
+    imports = '\n'.join(line(m, names) for m,names in given.items())
+    end = "__all__ = [name for name in globals() if not name.startswith('_')]"
+    (package/'all.py').write_text(f'{doc}\n# Written by tools/names.py\n{imports}\n\n{end}\n')
+
+if __name__=='__main__': main()
