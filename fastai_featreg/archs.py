@@ -35,6 +35,7 @@ def find_arch(
 # %% ../nbs/74_archs.ipynb #5747af17
 one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
 as_torch = dict(init=None) # not fastai's Kaiming initialisation
+# 'gap' changes the network in front of it: shortcuts without parameters run into its BatchNorm
 heads = {'default': {}, 'linear': one_layer | as_torch | dict(first_bn=False), 'gap': one_layer}
 
 # %% ../nbs/74_archs.ipynb #7a1be506

@@ -27,6 +27,7 @@ def run_order(
     seeds:int, # number of seeds
 )->list: # (seed, label) of every run, in order
     "All methods of a seed before the next seed, each seed beginning one method further"
+    # interleaved: a machine that slows down in the middle should slow everybody down
     order = []
     for seed in range(seeds):
         order += [(seed, labels[(i+seed)%len(labels)]) for i in range(len(labels))]
@@ -59,7 +60,7 @@ def at_home(name:str, path:str|Path|None):
         raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
 
 def check_teacher_file(teacher:str|Path|None):
-    "A network itself has no content that could stand in the label"
+    "`ValueError` for a teacher that is no file: in the label stands the file's content"
     if teacher is not None and not isinstance(teacher, (str, Path)):
         raise ValueError("teacher must be the file of a network or an exported learner, "
                          f"got a {type(teacher).__name__}; export it, and give the path")

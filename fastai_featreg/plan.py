@@ -242,6 +242,7 @@ def callback_text(cb:Callback):
     known = list(inspect.signature(cls).parameters.values())
     args = ', '.join(str(p.replace(annotation=p.empty)) for p in known[:1])
     remedy = f'give it as text with literal arguments, such as "{cls.__name__}({args})"'
+    # fastai's own callbacks print their bare name: MixUp(1.) would be taken for MixUp()
     if cls.__repr__ is Callback.__repr__:
         raise ValueError(f"methods: a {cls.__name__} does not show its arguments; {remedy}")
     text = repr(cb).partition('  # ')[0] # behind it stands where a callback acts, once it has

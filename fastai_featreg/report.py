@@ -36,6 +36,7 @@ def different(rows:pd.DataFrame, column:str):
 def summary_row(label:str, rows:pd.DataFrame, plain:pd.DataFrame):
     "One method against the runs of plain"
     good = rows[rows['error']==''].set_index('seed')
+    # paired by seed: what a lucky seed gives to both drops out
     pair = good.join(plain.add_suffix('_plain'), how='inner')
     gain = pair['accuracy'] - pair['accuracy_plain']
     low,high = interval(gain)

@@ -25,6 +25,7 @@ from .wording import one_line,plural
 # %% ../nbs/77_runs.ipynb #c2d12f64
 class StepTimer(Callback):
     "Milliseconds of each training step, with the GPU's work finished on both sides"
+    # the first to see a batch: all that a method does in a step counts, and loading the images does not
     order,run_valid = -1000,False
     def __init__(self): self.times = []
     def now(self)->float: # seconds
@@ -141,6 +142,7 @@ def measured(learn:Learner, seconds:float, peak:float):
     last = rows[-1] if rows else {}
     values = {k: float(last.get(k, np.nan)) for k in measures[:3]} | best_of(accuracies)
     values['top5'] = float(last.get('top_k_accuracy', np.nan))
+    # a run that diverges late ends before its epoch does, so its last row is that of a good epoch
     if not learn.stop_diverged.diverged and all(np.isfinite(values[k]) for k in measures[:3]):
         return res | values | dict(error='')
     why = f'diverged: the loss is not finite after {plural(len(rows), "whole epoch")}'
