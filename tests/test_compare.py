@@ -17,8 +17,7 @@ from PIL import Image
 
 import fastai_featreg.all
 from fastai_featreg import core
-from fastai_featreg.compare import config_names, main, parse_methods, read_results, run_order
-from fastai_featreg.rows import result_columns
+from fastai_featreg.compare import config_names, main, parse_methods, read_results, result_columns, run_order
 
 module = sys.modules['fastai_featreg.compare']
 tiny = ('--arch test_resnet --size 64 --bs 8 --n-train 32 --n-valid 20 --epochs 1 --seeds 2 '
