@@ -6,7 +6,6 @@ import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
 from fastai_featreg.plan import parse_methods
 from fastai_featreg.distill import *
-from fastai_featreg.answers import mixed_classes
 from tiny import *
 from fastai_featreg.distill_losses import at_loss, binary_kd_loss, ccm_loss, kd_loss
 from fastai_featreg.taught import Taught
