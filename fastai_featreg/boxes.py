@@ -98,12 +98,12 @@ def items_dls(
     "`DataLoaders` for lists of `BoxedImage`s"
     check_loader_args(kwargs)
     check_batches(len(train), bs)
-    # the resize lets an exported learner take files of any size
     held_out = range(len(train), len(train)+len(valid))
     block = DataBlock((image_block(), CategoryBlock(vocab=vocab, sort=False)),
         get_x=AttrGetter('image'),
         get_y=AttrGetter('label'),
         splitter=IndexSplitter(held_out),
+        # the resize lets an exported learner take files of any size
         item_tfms=Resize(size, method=ResizeMethod.Squish),
         batch_tfms=batch_tfms,
         dl_type=ArrayDL)
