@@ -1,4 +1,4 @@
-"What a notebook needs: `from fastai_featreg.all import *`. Functions, nets and machinery are asked of their modules."
+"What a notebook needs. Functions of tensors, nets and machinery are imported from their modules."
 # Written by tools/names.py
 from fastai_featreg.anatomy import get_anatomy
 from fastai_featreg.parting import body_head

@@ -215,16 +215,19 @@ def lay_out(
 ):
     "Give stages of tokens the rows and columns that images of the shape of `x` have; does nothing where they have them"
     size = tuple(x.shape[2:]) if isinstance(x, Tensor) else None
-    # who reads logits has no stage
-    other = [s for s in stages if s and s.layout=='NLC' and s.image!=size]
-    if not other: return
+    other = [s for s in stages if s and s.layout=='NLC' and s.image!=size] # who reads logits has no stage
+    if any(size not in s.known for s in other): _learn_sizes(model, other, x, size)
+    for s in other: s.size,s.image = s.known[size],size
+
+def _learn_sizes(model, stages, x, size):
+    "Look once at images of another size: sizes may change from batch to batch"
     taps = get_anatomy(model, x=x, check_cam=False).taps
-    for s in other:
+    for s in stages:
         new = taps.get(s.name)
         if new is None or new.layout!='NLC' or new.image!=size:
             raise ValueError(f'layer {s.name!r} gives tokens whose rows and columns are unknown for images of {size}: '
                              'name a layer that gives a map (N,D,H,W).')
-        s.size,s.image = new.size,new.image
+        s.known |= {s.image: s.size, size: new.size}
 
 def network_of(
     model:nn.Module|Learner, # network or learner

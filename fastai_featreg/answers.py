@@ -130,14 +130,13 @@ def in_form(
 # %% ../nbs/03_answers.ipynb #3fc1ea36
 def class_scores(
     pred:Tensor, # a network's answers, (N,C) or (N,)
-    form:str='logits', # from `answer_form`
+    form:str, # from `answer_form`; where answers are only differentiated or compared by shape, 'logits' will do
 )->Tensor: # (N,C); the same tensor, where it is that already
     "Logits of the classes, up to a number an image"
-    if form=='softmax':
-        pred = pred.float().clamp(min=torch.finfo(torch.float32).tiny).log()
-    if form=='sigmoid':
-        pred = pred.float().logit(eps=1e-7)
-    return pred[:,None] if pred.ndim==1 else pred
+    if form=='softmax': pred = pred.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+    if form=='sigmoid': pred = pred.float().logit(eps=1e-7)
+    if pred.ndim==1: pred = pred[:,None]
+    return pred - 0.5 if form=='values' and pred.shape[1]==1 else pred # one number near 0 or 1: which of them is nearer?
 
 # %% ../nbs/03_answers.ipynb #e6a16a3b
 def _one_class(y, n_out):

@@ -116,8 +116,8 @@ def _is_batch(x): return _is_images(x) or _is_pair(x)
 
 def _is_positions(x):
     if isinstance(x, (Tensor,np.ndarray)): return x.ndim==1 and 'int' in str(x.dtype)
-    if not is_listy(x) or len(x)==0: return False
-    return all(isinstance(o, (int,np.integer)) or isinstance(o, Tensor) and o.ndim==0 for o in x)
+    def is_whole(o): return isinstance(o, (int,np.integer)) and not isinstance(o, bool) or isinstance(o, Tensor) and o.ndim==0
+    return is_listy(x) and len(x)>0 and all(map(is_whole, x))
 
 
 def as_batch(
@@ -194,21 +194,27 @@ def _by_item(learn, x, labelled):
                          f"({type(e).__name__}: {e}); use target='predicted', a class, or a tensor of classes") from e
 
 def _fetch(learn, x, n, labelled):
+    "Images and what is known of them, from whatever was given"
     if x is None: return _of_learner(learn, n)
+    numbers = (bool, int, float, complex)
+    if isinstance(x, (dict, set, *numbers)) or not (hasattr(x, '__len__') or hasattr(x, 'dataset') or isinstance(x, Path)):
+        raise ValueError(_no_images + what_is(x))
     if is_loader(x): return first_images(x, n)
+    if isinstance(x, np.ndarray) and x.ndim==4: x = torch.from_numpy(x)
     if _is_batch(x): return as_batch(x, n=n)
     if _is_positions(x): return _by_position(learn, x[:n])
-    if isinstance(x, Tensor):
-        raise ValueError("x must be a batch of images (N,C,H,W), a list of items, or positions in the validation set, "
-                         f"got a tensor of shape {tuple(x.shape)}")
-    if not isinstance(x, pd.DataFrame):
-        x = list(x) if is_listy(x) or isinstance(x, pd.Series) else [x]
+    if isinstance(x, Tensor): raise ValueError(f'{_no_images}a tensor of shape {tuple(x.shape)}')
+    if isinstance(x, np.ndarray) or is_listy(x) and any(isinstance(o, numbers) for o in x):
+        raise ValueError(f'{_no_images}{what_is(x)} of numbers')
+    if not isinstance(x, pd.DataFrame): x = list(x) if is_listy(x) or isinstance(x, pd.Series) else [x]
     return _by_item(learn, x[:n], labelled)
+
+_no_images = 'x must be a batch of images (N,C,H,W), a list of items, or positions in the validation set, got '
 
 def _check_bytes(model, x):
     "Bytes are handed on as they are, or not at all: as floats they are another image to a network that scales them"
     try:
-        with untouched(model), torch.no_grad(): model(x[:1].to(next(model.parameters()).device))
+        with untouched(model), torch.no_grad(): model(images_for(model, x[:1]))
     except RuntimeError as e:
         raise ValueError(f"x: this network does not take images of {x.dtype}; "
                          "convert them to floats, as the data it learnt from were") from e
@@ -220,6 +226,9 @@ def batch_to_look_at(
     labelled:bool|None=None, # with labels? None: if items have them
 )->Batch:
     "Images as the network takes them, with targets and boxes where these are known; nothing is left changed by it"
+    if not isinstance(learn, Learner):
+        raise ValueError(f"learn must be a Learner, whose data say how images are made, got {what_is(learn)}; "
+                         "make one: Learner(dls, model)")
     if isinstance(x, range):
         x = list(x)
     if x is not None and not is_loader(x) and hasattr(x, '__len__') and len(x)==0:

@@ -161,7 +161,7 @@ class ClassWeights:
         # ones are positive everywhere, so that a ReLU passes them on
         start = MapStart(self.anatomy.last, like=torch.ones_like)
         with untouched(self.model), torch.no_grad():
-            logits = class_scores(widen(run_from(self.model, self.anatomy.blank, start)))
+            logits = class_scores(widen(run_from(self.model, self.anatomy.blank, start)), 'logits')
             if not logits.requires_grad:
                 raise ValueError(f"class_weights: no gradient comes back to layer '{self.anatomy.last.name}' "
                                  "(reentrant gradient checkpointing keeps it off); checkpoint with "
@@ -299,7 +299,7 @@ class CamMaker:
         lay_out(self.model, [self.stage], x)
         start = MapStart(self.stage, grad=self.method!='cam')
         with untouched(self.model, watched=True), torch.no_grad():
-            logits = run_from(self.model, images_for(self.model, x), start)
+            logits = class_scores(run_from(self.model, images_for(self.model, x), start), 'logits')
             classes = _classes(target, logits, y)
             maps,sums = self._maps(start.f, logits, classes)
         res = dict(maps=maps, caam=sums, logits=logits, classes=classes)
@@ -323,15 +323,14 @@ def head_weights(
     classes:Tensor, # (N,K)
     method:str='grad_cam', # or 'grad_cam_pp'
     n:int|None=1, # images that are enough for the way to the map; None: all, for a network that insists on them
+    form:str='logits', # what the network answers, from `answer_form`
 )->Tensor: # (N,K,D), without a graph
     "Channel weights of K classes of each image by Grad-CAM, from an evaluation-mode pass of what lies behind the map"
-    # a head in training mode, with its dropout and BatchNorm, would mix the images of the batch
     start = MapStart(stage, like=lambda out: like_model(model, f.detach()))
     with untouched(model), torch.no_grad():
-        images = like_model(model, x if stage.n_prefix else x[:n])
-        logits = class_scores(run_from(model, images, start))
-        scores = logits.gather(1, classes).unbind(1)
-        grads = [score_grads(start.f, s, False, method) for s in scores]
+        answers = run_from(model, like_model(model, x if stage.n_prefix else x[:n]), start)
+        scores = class_scores(answers, form).gather(1, classes)
+        grads = [score_grads(start.f, s, False, method) for s in scores.unbind(1)]
     if method=='grad_cam': return torch.stack([g.sum((2, 3)) for g in grads], 1)
     return torch.stack([pp_weights(start.f.detach(), g) for g in grads], 1)
 
@@ -375,7 +374,7 @@ class CamCallback(FeatureCallback):
         if self.maker: return self.maker.of(classes)
         n = 1 if self.anatomy.n_images==1 else None
         model = unwrap(self.learn.model)
-        return head_weights(model, self.anatomy.last, self.learn.x, f, classes, self.method, n)
+        return head_weights(model, self.anatomy.last, self.learn.x, f, classes, self.method, n, self._fit.form)
 
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)

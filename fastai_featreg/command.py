@@ -134,7 +134,8 @@ def run_compare(args:argparse.Namespace):
         df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
         path = Path(at_home('out', args.out))/'results.csv'
-        n = len(read_results(path))
+        try: n = len(read_results(path))
+        except ValueError: n = 0 # damaged meanwhile: what ended lies beside it
         saved = "No run had ended yet."
         if n: saved = f"{path} holds {plural(n, 'finished run')}; the same command goes on from there."
         print(f"\nInterrupted. {saved}", file=sys.stderr)

@@ -28,6 +28,10 @@ def show_drops(
 ):
     "The top channels of a map, as they are and after each drop"
     check_map('show_drops', f)
+    if not isinstance(drops, dict) or not all(callable(d) and not isinstance(d, Callback) for d in drops.values()):
+        raise ValueError("show_drops: drops must be a dictionary of name -> function of a map, such as "
+                         "{'SelectScale': select_scale}, or modules such as SelectScale2d(); got "
+                         f"{drops!r:.80}; a callback is shown by its module")
     order = channel_scores[default_score](f)[0].argsort(descending=True)[:n]
     rows,cols,top = len(drops)+1,len(order),1.5*f.max().item()
     lowest = 0 if top>0 else 1.5*f.min().item() # a map of negative values alone

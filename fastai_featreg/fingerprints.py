@@ -51,10 +51,21 @@ def labels_of(ds:object)->list:
     return [[np.asarray(y).tolist() for y in ys] for ys in targets]
 
 def transforms_of(dl:object)->list:
-    "Transforms of a loader as text, without addresses in memory"
+    "Transforms of a loader: class, arguments and numbers of each"
     pipelines = [getattr(dl, name, '') for name in ('after_item', 'before_batch', 'after_batch')]
-    texts = [repr(list(getattr(p, 'fs', [p]))) for p in pipelines]
-    return [re.sub(r' at 0x[0-9a-fA-F]+', '', text) for text in texts]
+    return [[described(f) for f in getattr(p, 'fs', [p])] for p in pipelines]
+
+def described(o:object, depth:int=4)->object:
+    "What makes an object what it is, without addresses and devices: printing is for people, and rounds"
+    if hasattr(o, 'detach'): o = o.detach().cpu().numpy()
+    if isinstance(o, np.ndarray): return fingerprint_of(o.shape, o.dtype.str, np.ascontiguousarray(o).tobytes())
+    if isinstance(o, (str, bytes, int, float, bool, type(None))): return o
+    if isinstance(o, dict): return {str(k): described(v, depth) for k,v in o.items()}
+    if isinstance(o, (list, tuple, set)): return [described(v, depth) for v in o]
+    if isinstance(o, type) or hasattr(o, '__code__'): return f'{o.__module__}.{o.__qualname__}'
+    name = f'{type(o).__module__}.{type(o).__qualname__}'
+    if depth==0 or not hasattr(o, '__dict__'): return name
+    return [name, {k: described(v, depth - 1) for k,v in sorted(vars(o).items()) if not k.startswith('_')}]
 
 # %% ../nbs/79_fingerprints.ipynb #a1f00022
 def data_id(
@@ -116,12 +127,16 @@ def imported(name:str, tree:ast.Module)->set:
     own = name.split('.')[0]
     return {m for m in found if m.split('.')[0]==own}
 
+# modules that show, compare and keep: an edit of a picture's line width must not train everything anew
+onlookers = {'all', 'methods', 'batches', 'look', 'localise', 'drop_effects', 'folders', 'tree', 'tables', 'data',
+             'plan', 'runs', 'report', 'wording', 'compare', 'command', 'rows', 'fingerprints'}
+
 def module_sources(name:str)->dict:
-    "A module and all that it imports from its own package: name -> what computes"
+    "A module and all that it imports from its own package, but for what never trains: name -> what computes"
     found,todo = {},[name]
     while todo:
-        if (name := todo.pop()) in found or not (tree := module_tree(name)):
-            continue
+        name = todo.pop()
+        if name in found or name.rpartition('.')[2] in onlookers or not (tree := module_tree(name)): continue
         todo += imported(name, tree)
         found[name] = computing(tree)
     return found
@@ -155,7 +170,7 @@ def class_parts(cls:type)->list:
 def names_of(node:ast.AST)->set:
     "What a statement at the top of a module defines"
     if isinstance(node, ast.Assign):
-        return {t.id for t in ast.walk(node) if isinstance(t, ast.Name)}
+        return {t.id for o in node.targets for t in ast.walk(o) if isinstance(t, ast.Name)}
     return {getattr(node, 'name', None)}
 
 def named_parts(module:str, names:list)->list:

@@ -88,6 +88,7 @@ class LossCallback(Callback):
     def set_up(self):
         "Once a fit, in its first batch; override, and call this one, to make what a fit needs"
         check_inputs(type(self).__name__, self.learn.xb, images=self.reads_images)
+        self._fit.form = self._fit.head_form = None # a part of the network may have been swapped
         pending,self._pending = self._pending,None
         if pending: self._resume(pending)
         if self.generator is None: self.generator = torch.Generator().manual_seed(self.start_seed + 1)

@@ -6,7 +6,8 @@
 __all__ = ['stratified_split', 'Layout', 'ClassOf', 'read_layout']
 
 # %% ../nbs/72_folders.ipynb #0fde9ef5
-from dataclasses import dataclass,field
+import hashlib
+from dataclasses import dataclass, field
 from unicodedata import normalize
 from fastai.vision.all import *
 from .files import data_folder,some_names
@@ -180,10 +181,11 @@ def _train_part(root, train, helds, others, given):
     return root,tops
 
 def _can_validate(node, classes):
-    "Whether a part has class folders; a lone folder called `images` is none"
+    "Whether a part has class folders; a lone folder called `images` that holds no folders itself is none"
     names = [s.name for s in node.subs]
-    if len(names)==1 and is_part(names[0]) and names[0] not in classes: return False
-    return bool(names)
+    only = node.subs[0] if len(names)==1 else None
+    unlabelled = only is not None and is_part(only.name) and not only.subs and only.name not in classes
+    return bool(names) and not unlabelled
 
 # %% ../nbs/72_folders.ipynb #294ef08e
 def _check_root(path, root):
@@ -322,6 +324,24 @@ def _no_table(path):
     return None,note
 
 # %% ../nbs/72_folders.ipynb #88592129
+def _content(file): return hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
+
+def _copies(train, valid):
+    "Validation images that are, byte for byte, among the training images too; only files of equal size are read"
+    sizes = defaultdict(list)
+    for o in train: sizes[o.file.stat().st_size].append(o.file)
+    found = [(o.file, sizes.get(o.file.stat().st_size, [])) for o in valid]
+    return [f for f,others in found if others and _content(f) in set(map(_content, others))]
+
+def _warnings(layout):
+    "What is allowed, and seldom meant"
+    copies,res = _copies(layout.train, layout.valid),[]
+    if copies:
+        res.append(f'{len(copies)} validation images are copies of training images ({some_names([f.name for f in copies])})')
+    spelt = Counter(c.lower() for c in layout.classes)
+    alike = [c for c in layout.classes if spelt[c.lower()]>1]
+    return res + [f'classes that differ in case only: {some_names(alike)}']*bool(alike)
+
 def read_layout(
     path:str|Path, # a folder of class folders, one with training and validation folders, or one with a box table
     valid_pct:float|None=None, # share of each class if no folder validates; None: 0.2 or what `n_valid` asks
@@ -339,8 +359,10 @@ def read_layout(
         raise ValueError("valid_pct and valid are both given: leave one of them out.")
     found,note = box_table(path) if table is not False else _no_table(path)
     if found: return _table_layout(path, found, valid_pct, valid)
-    layout = _folder_layout(path, valid_pct, valid, class_level)
+    try: layout = _folder_layout(path, valid_pct, valid, class_level)
+    except ValueError as e: raise ValueError(f'{e} ({note})' if note else str(e)) from None
     if not layout.valid: layout = _at_random(layout, valid_pct, seed, n_valid)
+    layout.notes += _warnings(layout)
     lost = [c for c,(_,v) in layout.classes.items() if v==0]
     if note: layout.notes.append(note)
     if lost: layout.notes.append(f'no validation images: {some_names(lost)}')

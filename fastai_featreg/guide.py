@@ -80,7 +80,7 @@ class Guide:
         out = self._try(x[:2])
         check_answer('teacher', out, len(x[:2]))
         self.form = answer_form(out, loss_func)
-        self.n_out = class_scores(out).shape[1]
+        self.n_out = class_scores(out, self.form).shape[1]
         if maps: self._set_up_maps(x, cam)
 
     def _try(self, x):

@@ -31,7 +31,7 @@ def _boxes_of(dl, name, boxes=None):
     if is_loader(dl) and not _keeps_order(dl):
         raise ValueError(f"{name}: dl shuffles, so boxes would not match its batches; "
                          "pass dls.valid, a loader made by dls.test_dl, or one with shuffle=False")
-    n = n_images(dl)
+    n = sum(len(as_batch(b)) for b in dl) if isinstance(dl, list) else n_images(dl)
     if boxes is None and hasattr(dl, 'dataset') and has_boxes(dl): return get_boxes(dl)
     if boxes is None:
         raise ValueError(f"{name}: dl has images without a box; use digits_dls, or boxed_folder_dls "
@@ -39,7 +39,11 @@ def _boxes_of(dl, name, boxes=None):
     if not isinstance(boxes, Tensor) or boxes.ndim!=2 or boxes.shape[1]!=4 or n not in (None, len(boxes)):
         raise ValueError(f"{name}: boxes must be (N,4) as x0, y0, x1, y1 in pixels, a row for each of the loader's "
                          f"{'' if n is None else f'{n} '}images in its order, got {what_is(boxes)}")
-    return boxes.float()
+    boxes = boxes.float()
+    if not (boxes.isfinite().all() and (boxes[:,:2]<boxes[:,2:]).all()):
+        raise ValueError(f"{name}: boxes must be numbers with x0 < x1 and y0 < y1, got others, the first in row "
+                         f"{int((~(boxes[:,:2]<boxes[:,2:]).all(1)).float().argmax())}; correct that box, or leave its image out")
+    return boxes
 
 def _cam_batches(make, dl, target, boxes):
     "For each batch of `dl`: result of `make`, boxes, image size"

@@ -9,6 +9,7 @@ __all__ = ['cut_after', 'body_head']
 from collections import OrderedDict
 from fastai.vision.all import *
 from .anatomy import get_anatomy, network_of
+from .answers import check_answer
 from .probe import hooked, probe_images, tolerance, untouched, unwrap
 
 # %% ../nbs/00e_parting.ipynb #2e229709
@@ -114,7 +115,7 @@ def body_head(
     "The network as `vision_learner` would have made it, with its own pooling and classifier"
     model = network_of(model, 'body_head')
     kind = type(unwrap(model)).__name__
-    if type(unwrap(model)) is nn.Sequential and len(unwrap(model))==2:
+    if type(model) is nn.Sequential and len(model)==2 and type(model[-1]) is nn.Sequential:
         raise ValueError('body_head: this network has two parts already; use it as it is.')
     a = get_anatomy(model, check_cam=False)
     stage,x = a.last,_noise_for(model, a)
@@ -123,6 +124,7 @@ def body_head(
                          'use a convolutional network.')
     body,after = _parts(a, stage.name)
     (fmap, *_),logits = _map_and_logits(unwrap(model), stage, x)
+    check_answer('body_head', logits, len(x))
     found = _with_head(body, after, x, logits) if _gives(body, x, fmap) else None
     if found is not None and a.modules.get(a.classifier) in set(found[0].modules()):
         raise ValueError(f'a {kind} classifies its map before it pools, so a head that pools first would have nothing '

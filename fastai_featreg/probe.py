@@ -119,36 +119,36 @@ def _uncompiled(model):
 _hook_dicts = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 _global_hooks = [getattr(nn.modules.module, f'_global{k}') for k in _hook_dicts]
 
-def _is_own(hook, model):
-    "Is `hook` part of what the network computes: torch's, of a module's class, or a method of what a module holds?"
-    # old-style weight_norm, spectral_norm and prune make the weight in a pre-hook, DynamicUnet collects maps by hooks
-    hook = hook.func if isinstance(hook, partial) else hook
-    where,name = getattr(hook, '__module__', None) or '',getattr(hook, '__qualname__', '')
-    if where.startswith('torch.'): return True
-    owner = getattr(hook, '__self__', hook)
+def _own_hooks(model):
+    """A function: is a hook part of what the network computes?
+
+    Torch's own hooks are, those written in the class of a module, and methods of something that a module holds."""
+    owners,classes = set(),set() # looked up once: a network may have a hook on each of its modules
     for m in model.modules():
-        if owner is m or any(owner is o for o in m.__dict__.values()):
-            return True
-        if where==type(m).__module__ and name.startswith(f'{type(m).__qualname__}.'):
-            return True
-    return False
+        owners |= {id(m), *map(id, m.__dict__.values())}
+        classes.add((type(m).__module__, type(m).__qualname__))
+    def is_own(hook):
+        hook = hook.func if isinstance(hook, partial) else hook
+        where = getattr(hook, '__module__', None) or ''
+        if where.startswith('torch.') or id(getattr(hook, '__self__', hook)) in owners: return True
+        parts = getattr(hook, '__qualname__', '').split('.')
+        return any((where, '.'.join(parts[:i])) in classes for i in range(1, len(parts)))
+    return is_own
 
 @contextmanager
 def _unwatched(model):
     """Hide the hooks from outside, and global ones, within `_same_attributes`
 
     A module gets other dictionaries for a while: its own keep their order, and a handle goes on to know its hook."""
-    for m in model.modules():
-        for k in _hook_dicts:
-            if hooks := m.__dict__.get(k):
-                m.__dict__[k] = OrderedDict((i,h) for i,h in hooks.items() if _is_own(h, model))
+    hooked_modules = [(m, k) for m in model.modules() for k in _hook_dicts if m.__dict__.get(k)]
+    is_own = _own_hooks(model) if hooked_modules else None
+    for m,k in hooked_modules: m.__dict__[k] = OrderedDict((i,h) for i,h in m.__dict__[k].items() if is_own(h))
     everywhere = [(d, d.copy()) for d in _global_hooks if d]
     try:
         for d,_ in everywhere: d.clear()
         yield
     finally:
-        for d,was in everywhere:
-            _refill(d, was)
+        for d,was in everywhere: _refill(d, was)
 
 # %% ../nbs/00a_probe.ipynb #7f110d01
 def first_param(

@@ -210,4 +210,4 @@ def method_id(
     is_ours = arch in nets or arch.rpartition('-')[0] in nets
     net = ['fastai_featreg.nets'] if is_ours else []
     classes = [type(cb) for cb in make_cbs()]
-    return source_id(*trained_by, *net, *classes)
+    return source_id(*trained_by, 'fastai_featreg.files', *net, *classes)

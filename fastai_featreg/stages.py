@@ -23,6 +23,7 @@ class Stage:
     layout:str = 'NCHW' # 'NCHW', 'NHWC', or 'NLC' for tokens
     n_prefix:int = 0 # class and register tokens before the map's own, for 'NLC'
     image:tuple|None = None # (H,W) of the probe's images
+    known:dict = field(default_factory=dict, repr=False) # for tokens: (H,W) of images -> `size`, of those seen so far
 
     def to_nchw(self,
         out:Tensor, # output of the module

@@ -162,7 +162,7 @@ def file_content(
 
 # %% ../nbs/41_teachers.ipynb #7e0a0016
 _inside = 'model state_dict model_state_dict model_ema ema net network teacher weights'.split()
-_prefixes = 'module.','_orig_mod.'
+_prefixes = 'module.','_orig_mod.','model.' # DDP, torch.compile, Lightning
 
 def _all_begin(weights, prefix): return weights and all(k.startswith(prefix) for k in weights)
 

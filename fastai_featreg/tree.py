@@ -36,17 +36,24 @@ def file_identity(
     return st.st_dev,st.st_ino
 
 def _scan_folder(node, e, above, seen):
-    "Walk into the folder `e`, unless it is a system's or was seen"
+    "Walk into the folder `e`, unless it is a system's, a comparison's, or was seen"
     def leave(why): node.left.append((why, e.path))
     here = file_identity(e.stat())
     if e.name.startswith('.') or e.name.lower() in _system_folders: return leave('hidden and system folders')
+    if _of_a_comparison(Path(e.path)): return leave('results of a comparison')
     if here in above: return leave('links back to a folder above')
     if here in seen: return leave('links to a folder that is there already')
     seen.add(here)
-    # two parts may link to one store
-    sub = scan_tree(Path(e.path), above | {here}, None if len(above)==1 else seen)
+    sub = scan_tree(Path(e.path), above | {here}, None if len(above)==1 else seen) # two parts may link to one store
     if sub.images or sub.subs: node.subs.append(sub)
     else: node.left += sub.all_left() or [('folders without images', e.path)]
+
+def _of_a_comparison(folder):
+    "Has `featreg compare` written its table here? Its picture is no image to train on"
+    if (folder/'.results.csv.lock').exists(): return True
+    try: head = (folder/'results.csv').open(encoding='utf-8', errors='replace').readline()
+    except OSError: return False
+    return {'method', 'seed', 'accuracy', 'featreg'} <= set(re.split('[,;\t\n\r]', head))
 
 def _scan_file(node, e, device):
     "Take the file `e`, if it is an image"

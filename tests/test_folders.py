@@ -64,6 +64,10 @@ layouts = {
     'unlabelled valid': (put('train') + 'valid/1-9.png', BOTH, 'at random', 'without class folders (1: valid)'),
     'unlabelled in images': (put('train') + 'test/images/1-9.png', BOTH, 'at random',
                              'without class folders (1: test)'),
+    # folders called images or data that hold the classes themselves
+    'classes in images': ('train/images/{cat,dog}/1-4.png valid/images/{cat,dog}/1-4.png', 'cat 4+4, dog 4+4', 'folder valid', ''),
+    'classes in data': ('train/data/{cat,dog}/1-4.png test/data/{cat,dog}/1-4.png', 'cat 4+4, dog 4+4', 'folder test', ''),
+    'classes in images of one part': (put('train') + 'valid/images/{cat,dog}/1-4.png', 'cat 4+4, dog 4+4', 'folder valid', ''),
     'unlabelled valid, test': (put('train') + 'valid/1-9.png ' + put('test'), 'cat 4+4, dog 4+4', 'folder test',
                                '(1: valid)'),
     'train alone': (put('train'), BOTH, 'at random', 'the classes are the folders of train'),
@@ -306,7 +310,7 @@ def test_names_that_break_lines(tmp_path):
     for name in ('loose\n.png', os.fsdecode(b'bytes\xff.png')): Image.fromarray(small).save(data/name)
     layout = read_layout(data)
     assert layout.classes=={'a\nclass': (3, 1), 'cat': (3, 1), 'dog': (3, 1), 'x'*200: (3, 1)}
-    assert len(str(layout).splitlines())==4 and r'a\nclass 3 + 1' in str(layout) and r'bytes\udcff.png' in str(layout)
+    assert len(str(layout).splitlines())==5 and r'a\nclass 3 + 1' in str(layout) and r'bytes\udcff.png' in str(layout)
     str(layout).encode()
 
 
@@ -364,3 +368,39 @@ def test_arguments_of_the_comparison(tmp_path, capsys):
         assert len(err)==1 and err[0].startswith('featreg: ') and text in err[0], err
     assert main(['compare', 'digits', '--valid-pct', '0.3', '--out', str(tmp_path/'d')])==2
     assert 'digits has a split of its own' in capsys.readouterr().err
+
+
+# ---- what is left out, and what is allowed and seldom meant ----
+
+@pytest.mark.parametrize('out', ['featreg_results', 'runs/a', 'res'])
+def test_results_of_a_comparison_are_no_class(tmp_path, out):
+    data = plant(tmp_path/'data', CD)
+    before = read_layout(data).classes
+    (data/out).mkdir(parents=True)
+    (data/out/'results.csv').write_text('method,seed,accuracy,featreg,torch\nplain,0,0.5,0.0.2,2.14\n')
+    Image.fromarray(small).save(data/out/'comparison.png')
+    layout = read_layout(data)
+    assert layout.classes==before and 'results of a comparison' in str(layout)
+
+def test_a_class_with_a_table_of_its_own_stays(tmp_path):
+    data = plant(tmp_path/'data', CD)
+    (data/'cat'/'results.csv').write_text('file,score\n1.png,3\n')
+    assert list(read_layout(data).classes)==['cat', 'dog']
+
+def test_copies_across_the_split_are_told(tmp_path):
+    data = plant(tmp_path/'data', 'train/{cat,dog}/1-4.png valid/{cat,dog}/1-2.png')
+    for i,f in enumerate(sorted(data.rglob('*.png'))): # all different, but for one
+        Image.fromarray(np.roll(small, i, 0)*((i%3) + 1)).save(f)
+    assert 'are copies of' not in str(read_layout(data))
+    (data/'valid/cat/1.png').write_bytes((data/'train/cat/2.png').read_bytes())
+    assert '1 validation images are copies of training images (1.png)' in str(read_layout(data))
+
+def test_classes_that_differ_in_case_are_told(tmp_path):
+    data = plant(tmp_path/'data', '{cat,Cat,dog}/1-4.png')
+    assert 'classes that differ in case only: Cat, cat' in str(read_layout(data))
+
+@pytest.mark.parametrize('images', ['img/1-4.png', '1-4.png'])
+def test_a_table_that_is_not_read_is_told_in_the_refusal(tmp_path, images):
+    data = plant(tmp_path/'data', images)
+    (data/'labels.csv').write_text('file;label\n1.png;cat\n')
+    with pytest.raises(ValueError, match='labels.csv'): read_layout(data)

@@ -2,7 +2,8 @@
 
     python tools/names.py
 
-Of a module with a method: its callbacks, and what shows (`show_`, `plot_`) or gets (`get_`). Of the others: `ground`."""
+Of a module with a method: its callbacks, and what shows (`show_`, `plot_`) or gets (`get_`). Of the others: `ground`.
+"""
 import ast
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def is_registered(node: ast.stmt) -> bool:
 def names_of(tree: ast.Module) -> list:
     "Names that a module with a method gives; none of a module without"
     callbacks = [n.name for n in tree.body if is_registered(n)]
-    looks = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith(('show_', 'plot_', 'get_'))]
+    functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+    looks = [n for n in functions if n.startswith(('show_', 'plot_', 'get_'))]
     return list(dict.fromkeys(callbacks + looks)) if callbacks else []
 
 def line(module: str, names: list) -> str:
@@ -42,7 +44,7 @@ def main():
     trees = {p.stem: ast.parse(p.read_text()) for p in sorted(package.glob('[a-z]*.py')) if p.stem!='all'}
     methods = {m: names for m,tree in trees.items() if (names := names_of(tree))}
     given = {m: names.split() for m,names in ground.items()} | methods
-    doc = '"What a notebook needs: `from fastai_featreg.all import *`. Functions, nets and machinery are asked of their modules."'
+    doc = '"What a notebook needs. Functions of tensors, nets and machinery are imported from their modules."'
     imports = '\n'.join(line(m, names) for m,names in given.items())
     end = "__all__ = [name for name in globals() if not name.startswith('_')]"
     (package/'all.py').write_text(f'{doc}\n# Written by tools/names.py\n{imports}\n\n{end}\n')

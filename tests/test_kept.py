@@ -1,0 +1,97 @@
+"What is kept from one look to the next, and what must not be: identities, forms of answers, sizes of tokens, hooks"
+import importlib
+import numpy as np, pytest, timm
+from tiny import *
+from fastai_featreg import anatomy, fingerprints
+from fastai_featreg.anatomy import untouched
+from fastai_featreg.answers import class_scores
+from fastai_featreg.cam_loss import n_right
+
+
+def sources_of(name): return fingerprints.module_sources(f'fastai_featreg.{name}')
+
+def test_an_edit_of_a_picture_trains_nothing_anew():
+    for name in ('feature_mining', 'cam_loss', 'distill', 'drop', 'multiview'):
+        known = {m.rpartition('.')[2] for m in sources_of(name)}
+        assert not known & {'look', 'localise', 'compare', 'rows', 'fingerprints', 'folders'}, name
+        assert {name, 'core', 'anatomy'} <= known
+
+def test_an_edit_of_the_maps_is_seen(monkeypatch):
+    before = fingerprints.source_id(CAMLoss)
+    real = fingerprints.module_tree
+    def edited(name):
+        tree = real(name)
+        if name.endswith('.maps'): tree.body.append(anatomy.math and fingerprints.ast.parse('x = 1').body[0])
+        return tree
+    monkeypatch.setattr(fingerprints, 'module_tree', edited)
+    assert fingerprints.source_id(CAMLoss)!=before
+
+def test_data_are_the_same_however_they_are_printed():
+    dls = digits_dls(n_train=40, n_valid=20, size=24, bs=8)
+    first = fingerprints.data_id(dls)
+    torch.set_printoptions(precision=2)
+    try: assert fingerprints.data_id(dls)==first
+    finally: torch.set_printoptions(profile='default')
+    norm = next(f for f in dls.train.after_batch.fs if isinstance(f, Normalize))
+    norm.std = norm.std + 1e-5 # not seen in four digits
+    assert fingerprints.data_id(dls)!=first
+
+def test_one_output_under_a_loss_of_numbers():
+    pred,y = tensor([.2, .1, .3, .9]),tensor([0., 0, 0, 1])
+    assert n_right(class_scores(pred, 'values'), tensor([[0]]*4), y[:,None])==4
+    assert n_right(class_scores(pred - .5, 'logits'), tensor([[0]]*4), y[:,None])==4
+
+class Swap(Callback):
+    "Puts another last layer into the network when the second epoch begins"
+    def before_epoch(self):
+        if self.epoch==1: self.learn.model[-1].append(nn.Softmax(1))
+
+def test_a_swapped_head_has_another_form():
+    learn = tiny_learner([CAMLoss(start=0), Swap()])
+    learn.loss_func = lambda p,y: F.cross_entropy(p, y)
+    forms = []
+    class Note(Callback):
+        order = 60
+        def after_loss(self): forms.append(self.learn.cam_loss._fit.form)
+    learn.add_cb(Note())
+    learn.fit(2)
+    assert forms[0]=='logits' and forms[-1]=='softmax'
+
+def test_sizes_of_tokens_are_looked_for_once(monkeypatch):
+    net = timm.create_model('vit_tiny_patch16_224', depth=1, img_size=64, dynamic_img_size=True)
+    stages = get_anatomy(net, x=torch.zeros(1, 3, 64, 64)).find(1)
+    looks,real = [],anatomy.get_anatomy
+    monkeypatch.setattr(anatomy, 'get_anatomy', lambda *a, **k: looks.append(1) or real(*a, **k))
+    for _ in range(3):
+        for h,w in ((32, 128), (64, 64), (128, 32)):
+            anatomy.lay_out(net, stages, torch.zeros(1, 3, h, w))
+            assert stages[0].size==(h//16, w//16)
+    assert len(looks)==2
+
+def test_hooks_are_told_apart_by_one_walk(monkeypatch):
+    net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(50)])
+    seen = []
+    for m in net: m.register_forward_hook(lambda m,i,o: seen.append(m))
+    walks,real = [],nn.Module.modules
+    monkeypatch.setattr(nn.Module, 'modules', lambda self, *a: walks.append(1) or real(self, *a))
+    with untouched(net): net(torch.zeros(1, 2))
+    assert not seen and len(walks)<20
+
+@pytest.mark.parametrize('x', [{1, 2}, 3, 2.5, True, dict(a=1), [1., 2.], [True, False], torch.zeros(3), np.zeros(3), (i for i in range(3))],
+                         ids=lambda o: type(o).__name__)
+def test_no_images(x):
+    from fastai_featreg.look import batch_to_look_at
+    with pytest.raises(ValueError, match='x must be a batch of images .N,C,H,W., a list of items, or positions'):
+        batch_to_look_at(tiny_learner(), x)
+
+def test_an_array_of_images_is_a_batch():
+    from fastai_featreg.look import batch_to_look_at
+    assert len(batch_to_look_at(tiny_learner(), np.zeros((2, 3, 16, 16), np.float32)))==2
+
+@pytest.mark.parametrize('row', [[8., 8, 4, 4], [float('nan')]*4, [0, 0, 0, 5.]])
+def test_boxes_that_are_none(row):
+    learn = tiny_learner()
+    boxes = tensor([[0., 0, 8, 8]]).repeat(len(learn.dls.valid.dataset), 1)
+    boxes[2] = tensor(row)
+    with pytest.raises(ValueError, match='boxes must be numbers with x0 < x1 and y0 < y1, got others, the first in row 2'):
+        localisation(learn, boxes=boxes)
