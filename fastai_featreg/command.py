@@ -13,7 +13,7 @@ from . import core
 from .archs import heads
 from .compare import at_home,budgets,compare,failed_run,own_images
 from .plan import known_methods
-from .rows import read_results
+from .rows import hang_up,read_results
 from .wording import echo,one_line,plural
 
 # %% ../nbs/82_command.ipynb #4c85e950
@@ -62,6 +62,8 @@ def add_how(p:argparse.ArgumentParser):
                    '(default: 0.2, or what --n-valid takes)')
     p.add_argument('--valid', metavar='FOLDER', help='folder of validation images, inside PATH or elsewhere '
                    '(default: the one called valid, val, validation, or else test)')
+    p.add_argument('--class-level', type=int, choices=(1, 2), help='where the folders of the classes are: in PATH, or '
+                   'one level below (default: what can be told)')
     p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
     p.add_argument('--pretrained', action=argparse.BooleanOptionalAction,
                    help='fine-tune downloaded weights (default: for your own images)')
@@ -144,7 +146,7 @@ def run_compare(args:argparse.Namespace):
 
 # %% ../nbs/82_command.ipynb #c3eeae20
 def reason(e:BaseException):
-    "What went wrong, at most 400 characters on one line"
+    "What went wrong, on one line; long words of others are cut, the remedy at the end stays"
     text = str(e) if isinstance(e, ValueError) else one_line(e)
     if isinstance(e, OSError) and e.strerror:
         where = '' if e.filename is None else f": '{echo(e.filename, 200)}'"
@@ -152,7 +154,7 @@ def reason(e:BaseException):
     if isinstance(e, (RecursionError, MemoryError, OverflowError)):
         why = f': {e}' if str(e) else ''
         text = f"an argument is too long, too deep or too large ({type(e).__name__}{why})"
-    return echo(' '.join(text.split()), 390)
+    return echo(' '.join(text.split()), 790)
 
 def main(
     argv:list|None=None, # arguments; None: those of the process
@@ -163,6 +165,9 @@ def main(
     warnings.filterwarnings('ignore')
     try:
         return list_methods() if args.command=='methods' else run_compare(args)
+    except BrokenPipeError: # `| head`: whoever read has had enough
+        hang_up()
+        return 0
     except (ValueError, OSError, RecursionError, MemoryError, OverflowError) as e: # all else is a mistake of ours
         print(f'featreg: {reason(e)}', file=sys.stderr)
         return 2

@@ -131,7 +131,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
 
 def open_data(data:str|Path|None, budget:dict, say:Callable=noop):
     "Loaders of the data, the layout of a folder told; a failed download is one sentence"
-    names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid')
+    names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid', 'class_level')
     try:
         given = {k: budget[k] for k in names if budget.get(k) is not None}
         return load_data(data, say=say, **given)
@@ -167,7 +167,7 @@ def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:st
         learn.logger = noop
         try: learn.fit(1)
         except Exception as e:
-            raise ValueError(f"{label} cannot train '{arch}' on these images ({one_line(e)}); "
+            raise ValueError(f"{label} cannot train '{arch}' here ({one_line(e)}); "
                              "change its arguments or leave it out") from e
 
 # %% ../nbs/80_compare.ipynb #546f8dde
@@ -308,6 +308,7 @@ def compare(
     teacher_arch:str|None=None, # name of the network whose weights `teacher` holds; no code of the file is run then
     valid_pct:float|None=None, # share of each class for validation where no folder does it; None: 0.2, or by `n_valid`
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
+    class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -328,7 +329,7 @@ def compare(
     budget = complete(
         data, list(plan), arch=arch, head=head, pretrained=pretrained,
         epochs=epochs, seeds=seeds, lr=lr, size=size, bs=bs,
-        n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid)
+        n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid, class_level=class_level)
     if head is None and (why := papers_head(budget['arch'], list(plan))):
         say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)

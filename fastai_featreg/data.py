@@ -244,12 +244,12 @@ def load_data(
     **kwargs, # passed to `digits_dls`, `cifar_dls`, `boxed_folder_dls` (a folder with a box table) or `folder_dls`
 )->DataLoaders:
     "`DataLoaders` by name or folder"
-    split = 'valid_pct','valid' # arguments that ask for one; None asks for nothing
+    split = 'valid_pct','valid','class_level' # arguments about a folder; None asks for nothing
     kwargs = {k: v for k,v in kwargs.items() if k not in split or v is not None}
     asked = first(k for k in split if k in kwargs)
     has_own = data is None or data=='digits' or data in CIFAR_URLS
     if asked and has_own:
-        raise ValueError(f"{asked} is {kwargs[asked]}, but {data or 'digits'} has a split of its own: leave it out.")
+        raise ValueError(f"{asked} is {kwargs[asked]}, but {data or 'digits'} has classes and a split of its own: leave it out.")
     if data is None or data=='digits': return digits_dls(**kwargs)
     if data in CIFAR_URLS: return cifar_dls(data, **kwargs)
     path = Path(data).expanduser()

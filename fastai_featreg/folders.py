@@ -94,7 +94,7 @@ def _class_level(path, parts):
     if all(map(is_part, below)): return 1
     raise _two_ways(path, f"the classes are {tops_named}",
                     f"the classes are {below_named} inside them",
-                    "choose with folder_dls(class_level=1) or class_level=2, or move the images of each class "
+                    "choose with class_level=1 or class_level=2 (--class-level), or move the images of each class "
                     "into one folder")
 
 # %% ../nbs/72_folders.ipynb #86c18b95

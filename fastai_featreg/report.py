@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
-from .rows import bests,config_names,count_once,looks,meaning
+from .rows import bests,config_names,count_once,looks,meaning,read_results
 from .wording import one_line,plural
 
 # %% ../nbs/78_report.ipynb #72894b5d
@@ -262,8 +262,17 @@ def report(df:pd.DataFrame, path:Path, say:Callable):
     sentences = [*verdicts(summary), *notes(summary), *failures]
     say('\n'.join(['', summary_table(summary), '', *sentences]))
     picture = draw(df, path.with_name('comparison.png'))
-    say(f'{path} has a row per run, {picture}.')
+    say(f'{where_rows_are(df, path)}, {picture}.')
     return df
+
+def where_rows_are(df:pd.DataFrame, path:Path):
+    "Where the rows of a comparison have found a place"
+    keys = ['method', 'seed', 'data_id', 'method_id']
+    try: known = set(map(tuple, read_results(path)[keys].astype(str).values))
+    except ValueError: known = set() # damaged meanwhile
+    n = sum(tuple(r) in known for r in df[keys].astype(str).values)
+    if n==len(df): return f'{path} has a row per run'
+    return f'{path} has {n} of {plural(len(df), "row")}, the others are in files beside it, to be taken in'
 
 def draw(df:pd.DataFrame, picture:Path):
     "Draw the picture; where it is, or why there is none: a font or a full disk is not the end of a comparison"

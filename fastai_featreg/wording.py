@@ -38,7 +38,7 @@ def one_line(
     "An exception as one short line, without what fastai puts in front of it"
     text = ' '.join(f'{type(e).__name__}: {e}'.split())
     text = re.sub(r'Exception occured in `\w+` when calling event `\w+`: ', '', text)
-    return text if len(text)<=n else text[:n-3] + '...'
+    return echo(text, n)
 
 def plural(
     n:int, # how many
