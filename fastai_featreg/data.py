@@ -249,7 +249,7 @@ def load_data(
     asked = first(k for k in split if k in kwargs)
     has_own = data is None or data=='digits' or data in CIFAR_URLS
     if asked and has_own:
-        raise ValueError(f"{asked} is {kwargs[asked]}, but {data or 'digits'} has classes and a split of its own: leave it out.")
+        raise ValueError(f"{asked} is {kwargs[asked]}, but {data or 'digits'} has a split of its own: leave it out.")
     if data is None or data=='digits': return digits_dls(**kwargs)
     if data in CIFAR_URLS: return cifar_dls(data, **kwargs)
     path = Path(data).expanduser()

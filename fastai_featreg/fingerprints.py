@@ -9,6 +9,7 @@ __all__ = ['fingerprint_of', 'data_id', 'source_id']
 import ast,hashlib,importlib.util,inspect,os,re,textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 import numpy as np
 
@@ -55,17 +56,20 @@ def transforms_of(dl:object)->list:
     pipelines = [getattr(dl, name, '') for name in ('after_item', 'before_batch', 'after_batch')]
     return [[described(f) for f in getattr(p, 'fs', [p])] for p in pipelines]
 
-def described(o:object, depth:int=4)->object:
-    "What makes an object what it is, without addresses and devices: printing is for people, and rounds"
+def described(o:object, depth:int=5)->object:
+    "What makes an object what it is, without addresses, devices and what it remembers of the last batch"
     if hasattr(o, 'detach'): o = o.detach().cpu().numpy()
     if isinstance(o, np.ndarray): return fingerprint_of(o.shape, o.dtype.str, np.ascontiguousarray(o).tobytes())
     if isinstance(o, (str, bytes, int, float, bool, type(None))): return o
     if isinstance(o, dict): return {str(k): described(v, depth) for k,v in o.items()}
     if isinstance(o, (list, tuple, set)): return [described(v, depth) for v in o]
+    if isinstance(o, partial): return [described(o.func), described(o.args, depth), described(o.keywords, depth)]
     if isinstance(o, type) or hasattr(o, '__code__'): return f'{o.__module__}.{o.__qualname__}'
     name = f'{type(o).__module__}.{type(o).__qualname__}'
-    if depth==0 or not hasattr(o, '__dict__'): return name
-    return [name, {k: described(v, depth - 1) for k,v in sorted(vars(o).items()) if not k.startswith('_')}]
+    if depth==0: return name
+    # a random transform keeps what it has drawn beside its arguments: only those count
+    known = ['p', *inspect.signature(type(o).__init__).parameters]
+    return [name, {k: described(getattr(o, k), depth - 1) for k in known if k in getattr(o, '__dict__', {})}]
 
 # %% ../nbs/79_fingerprints.ipynb #a1f00022
 def data_id(

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
-from .rows import bests,config_names,count_once,looks,meaning,read_results
+from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
 from .wording import one_line,plural
 
 # %% ../nbs/78_report.ipynb #72894b5d
@@ -272,7 +272,8 @@ def where_rows_are(df:pd.DataFrame, path:Path):
     except ValueError: known = set() # damaged meanwhile
     n = sum(tuple(r) in known for r in df[keys].astype(str).values)
     if n==len(df): return f'{path} has a row per run'
-    return f'{path} has {n} of {plural(len(df), "row")}, the others are in files beside it, to be taken in'
+    others = 'the others are in files beside it' if beside(path) else 'the others were taken out of it meanwhile'
+    return f'{path} has {n} of {plural(len(df), "row")}, {others}'
 
 def draw(df:pd.DataFrame, picture:Path):
     "Draw the picture; where it is, or why there is none: a font or a full disk is not the end of a comparison"

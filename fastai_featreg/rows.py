@@ -235,7 +235,8 @@ def differences(
         for c in other[i]:
             was = str(near.iloc[i][c]) or 'unknown'
             found.setdefault(c, (was, run.get(c, '')))
-    told = {'data_id': 'images, labels or split', 'method_id': 'source of the method'} # their marks say nothing
+    # their marks say nothing to a reader
+    told = {'data_id': 'images, labels or split (data_id)', 'method_id': 'source of the method (method_id)'}
     parts = [f'{told[c]}' if c in told and a!='unknown' else f'{c} ({a}, now {b})' for c,(a,b) in found.items()]
     rest = f' and {len(parts) - most} more' if len(parts)>most else ''
     rows = '1 row of the same method and seed differs' if n==1 else f'{n} rows of the same methods and seeds differ'

@@ -77,7 +77,7 @@ def test_other_images_of_the_same_number_are_other_data(photos, tmp_path, traine
     assert len(trained)==8 and len(df)==4
     assert len(read_results(tmp_path/'out'/'results.csv'))==8, 'the old rows stay'
     line, = [l for l in said if ' of the same method' in l]
-    assert '4 rows of the same methods and seeds differ in data_id (d' in line and '\n' not in line
+    assert '4 rows of the same methods and seeds differ in images, labels or split (data_id)' in line and '\n' not in line
 
 @pytest.mark.parametrize('change', [
     lambda p: None, lambda p: os.utime(files(p)[0], (1, 1)), lambda p: (p/'cat'/'notes.txt').write_text('x')])
@@ -124,7 +124,7 @@ def test_another_source_is_another_method(tmp_path, trained, monkeypatch):
     before = ids()
     _,said = compare('digits', tmp_path, methods='method', n_train=16, n_valid=10)
     assert len(trained)==6 and ids()['plain']==before['plain'] and ids()['Method()']!=before['Method()']
-    assert '2 rows of the same methods and seeds differ in method_id' in ''.join(said)
+    assert '2 rows of the same methods and seeds differ in source of the method (method_id)' in ''.join(said)
     with pytest.raises(ValueError, match='differ in method_id'): summarise(read_results(tmp_path/'results.csv'))
 
 def test_duplicates_count_once_and_are_told(tmp_path, trained):

@@ -3,7 +3,7 @@ import importlib
 import numpy as np, pytest, timm
 from tiny import *
 from fastai_featreg import anatomy, fingerprints
-from fastai_featreg.anatomy import untouched
+from fastai_featreg.probe import untouched
 from fastai_featreg.answers import class_scores
 from fastai_featreg.cam_loss import n_right
 
@@ -80,12 +80,12 @@ def test_hooks_are_told_apart_by_one_walk(monkeypatch):
 @pytest.mark.parametrize('x', [{1, 2}, 3, 2.5, True, dict(a=1), [1., 2.], [True, False], torch.zeros(3), np.zeros(3), (i for i in range(3))],
                          ids=lambda o: type(o).__name__)
 def test_no_images(x):
-    from fastai_featreg.look import batch_to_look_at
+    from fastai_featreg.batches import batch_to_look_at
     with pytest.raises(ValueError, match='x must be a batch of images .N,C,H,W., a list of items, or positions'):
         batch_to_look_at(tiny_learner(), x)
 
 def test_an_array_of_images_is_a_batch():
-    from fastai_featreg.look import batch_to_look_at
+    from fastai_featreg.batches import batch_to_look_at
     assert len(batch_to_look_at(tiny_learner(), np.zeros((2, 3, 16, 16), np.float32)))==2
 
 @pytest.mark.parametrize('row', [[8., 8, 4, 4], [float('nan')]*4, [0, 0, 0, 5.]])

@@ -8,7 +8,8 @@ import fastai_featreg
 import pandas as pd
 from fastcore.docments import docments
 from matplotlib import pyplot as plt
-from fastai_featreg.all import read_results,summarise
+from fastai_featreg.report import summarise
+from fastai_featreg.rows import read_results
 from fastai_featreg.plan import method_label,needs_teacher
 from fastai_featreg.report import colours,plot_curves
 from fastai_featreg.core import card_of,method_summary,methods
