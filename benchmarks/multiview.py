@@ -15,6 +15,9 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, torch, torchvision
 import fastai_featreg.all as featreg
+from fastai_featreg.parting import cut_after
+from fastai_featreg.view_head import pooled_classifier
+from fastai_featreg.views import anchors, local_pool, view_boxes
 from fastai.vision.all import create_head
 from torch import nn
 from torch.nn import functional as F
@@ -25,10 +28,10 @@ k,sizes = 50,(3, 5, 7, 9)
 
 def network(arch: str, head: str) -> nn.Sequential:
     "A torchvision ResNet without its last stage and with one of three heads"
-    body = featreg.cut_after(make_model(arch), -2)
+    body = cut_after(make_model(arch), -2)
     channels = featreg.get_anatomy(make_model(arch), check_cam=False).stages[-2].channels
     fastai_head = partial(create_head, channels, 10)
-    return nn.Sequential(body, {'linear': lambda: featreg.pooled_classifier(channels, 10),
+    return nn.Sequential(body, {'linear': lambda: pooled_classifier(channels, 10),
                                 'gap': lambda: fastai_head(lin_ftrs=[], concat_pool=False),
                                 'default': fastai_head}[head]())
 
@@ -61,7 +64,7 @@ def pool_and_gather(f: torch.Tensor, idx: torch.Tensor, sizes: tuple) -> torch.T
 
 def by_roi_align(f: torch.Tensor, idx: torch.Tensor, sizes: tuple) -> torch.Tensor:
     "torchvision's operator on the clipped squares; it interpolates, so the numbers are near, not equal"
-    boxes = featreg.view_boxes(idx, sizes, f.shape[2:]).flatten(1, 2).to(f.dtype)
+    boxes = view_boxes(idx, sizes, f.shape[2:]).flatten(1, 2).to(f.dtype)
     return torchvision.ops.roi_align(f, list(boxes), 1, sampling_ratio=max(sizes), aligned=False).flatten(1).view(
         len(f), idx.shape[1], len(sizes), -1)
 
@@ -93,10 +96,10 @@ def poolings(size: tuple, device: str) -> dict:
     "label -> a way to make each pooling of the views of a map of this size; the slow literal loop on the smallest only"
     torch.manual_seed(0)
     f = torch.randn(size, device=device, requires_grad=True)
-    idx = featreg.anchors(torch.randn(size[0], *size[2:], device=device), k)
-    ways = ({'local_pool': featreg.local_pool, 'avg_pool and gather': pool_and_gather, 'roi_align': by_roi_align}
+    idx = anchors(torch.randn(size[0], *size[2:], device=device), k)
+    ways = ({'local_pool': local_pool, 'avg_pool and gather': pool_and_gather, 'roi_align': by_roi_align}
             | ({'literal loop': literal} if size[2]==7 else {}))
-    torch.testing.assert_close(pool_and_gather(f, idx, sizes), featreg.local_pool(f, idx, sizes), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pool_and_gather(f, idx, sizes), local_pool(f, idx, sizes), rtol=1e-4, atol=1e-5)
     return {label: partial(Pooling, function, f, idx) for label,function in ways.items()}
 
 

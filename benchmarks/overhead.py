@@ -42,10 +42,14 @@ from itertools import accumulate
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
+from fastai_featreg.drop_functions import select_scale
+from fastai_featreg.feature_mining import box_mask, mined_pool
+from fastai_featreg.maps import cam_and_caam
+from fastai_featreg.views import ada_cam
 from fastai_featreg.core import card_of,methods
 from fastai_featreg.methods import own_methods
 from fastai_featreg.nets import nets
-from fastai_featreg.plan import known_methods,needs_teacher
+from fastai_featreg.plan import known_methods
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision,
                                ProgressCallback, imagenet_stats, set_seed)
 from fastprogress import progress_bar
@@ -70,7 +74,7 @@ controls,kd = ['plain', 'plain again'],'knowledge_distillation'
 
 def needs_teacher(name: str) -> bool:
     "Does the method called `name` learn from a trained network?"
-    return needs_teacher(methods.get(name))
+    return getattr(methods.get(name), 'needs_teacher', False)
 
 
 def candidates(arch: str) -> dict:
@@ -286,12 +290,12 @@ def literal_ada_cam(g: torch.Tensor) -> torch.Tensor:
 
 def functions(device: str, size: tuple) -> dict:
     "name -> the function of a map, its literal form"
-    w,mask = torch.randn(size[:2], device=device),featreg.box_mask(*size[2:]).to(device)
+    w,mask = torch.randn(size[:2], device=device),box_mask(*size[2:]).to(device)
     scale = dict(top_rate=.1, retain=.2)
-    return {'mined_pool': (partial(featreg.mined_pool, mask=mask), partial(literal_mined_pool, mask=mask)),
-            'select_scale': (partial(featreg.select_scale, **scale), partial(literal_select_scale, **scale)),
-            'cam_and_caam': (partial(featreg.cam_and_caam, w=w), partial(literal_cam_and_caam, w=w)),
-            'ada_cam': (featreg.ada_cam, literal_ada_cam)}
+    return {'mined_pool': (partial(mined_pool, mask=mask), partial(literal_mined_pool, mask=mask)),
+            'select_scale': (partial(select_scale, **scale), partial(literal_select_scale, **scale)),
+            'cam_and_caam': (partial(cam_and_caam, w=w), partial(literal_cam_and_caam, w=w)),
+            'ada_cam': (ada_cam, literal_ada_cam)}
 
 
 # maps of a ResNet-18's last two stages at 224 px and of a ResNet-56's last

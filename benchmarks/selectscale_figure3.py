@@ -11,13 +11,15 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.vision.all import Learner, CrossEntropyLossFlat, accuracy, set_seed
 import fastai_featreg.all as featreg
+from fastai_featreg.drop_effects import dropped_errors
+from fastai_featreg.nets import resnet20
 
 
 def train(cbs: list, args: argparse.Namespace) -> Learner:
     "ResNet-20 from scratch, one cycle"
     set_seed(args.seed, reproducible=True)
     dls = featreg.cifar_dls('cifar10', n_train=args.n_train, n_valid=args.n_valid, bs=64, size=32, num_workers=0)
-    learn = Learner(dls, featreg.resnet20(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs)
+    learn = Learner(dls, resnet20(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs)
     learn.fit_one_cycle(args.epochs, 1e-2)
     return learn
 
@@ -35,7 +37,7 @@ def main():
     "Train, measure, write"
     args = parse()
     trained = {'plain': train([], args), 'SelectScale': train([featreg.SelectScale(layers='all')], args)}
-    df = pd.concat([featreg.dropped_errors(learn, seeds=args.seeds).assign(trained=name, accuracy=learn.validate()[1])
+    df = pd.concat([dropped_errors(learn, seeds=args.seeds).assign(trained=name, accuracy=learn.validate()[1])
                     for name,learn in trained.items()])
     args.out.mkdir(parents=True, exist_ok=True)
     df.assign(arch='resnet20', data='cifar10', n_train=args.n_train, n_valid=args.n_valid, epochs=args.epochs,

@@ -136,7 +136,8 @@ def class_scores(
     if form=='softmax': pred = pred.float().clamp(min=torch.finfo(torch.float32).tiny).log()
     if form=='sigmoid': pred = pred.float().logit(eps=1e-7)
     if pred.ndim==1: pred = pred[:,None]
-    return pred - 0.5 if form=='values' and pred.shape[1]==1 else pred # one number near 0 or 1: which of them is nearer?
+    # one number near 0 or 1: which of them is nearer?
+    return pred - 0.5 if form=='values' and pred.shape[1]==1 else pred
 
 # %% ../nbs/03_answers.ipynb #e6a16a3b
 def _one_class(y, n_out):

@@ -116,7 +116,9 @@ def _is_batch(x): return _is_images(x) or _is_pair(x)
 
 def _is_positions(x):
     if isinstance(x, (Tensor,np.ndarray)): return x.ndim==1 and 'int' in str(x.dtype)
-    def is_whole(o): return isinstance(o, (int,np.integer)) and not isinstance(o, bool) or isinstance(o, Tensor) and o.ndim==0
+    def is_whole(o):
+        if isinstance(o, Tensor): return o.ndim==0
+        return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
     return is_listy(x) and len(x)>0 and all(map(is_whole, x))
 
 
@@ -197,7 +199,8 @@ def _fetch(learn, x, n, labelled):
     "Images and what is known of them, from whatever was given"
     if x is None: return _of_learner(learn, n)
     numbers = (bool, int, float, complex)
-    if isinstance(x, (dict, set, *numbers)) or not (hasattr(x, '__len__') or hasattr(x, 'dataset') or isinstance(x, Path)):
+    some = hasattr(x, '__len__') or hasattr(x, 'dataset') or isinstance(x, Path)
+    if isinstance(x, (dict, set, *numbers)) or not some:
         raise ValueError(_no_images + what_is(x))
     if is_loader(x): return first_images(x, n)
     if isinstance(x, np.ndarray) and x.ndim==4: x = torch.from_numpy(x)

@@ -152,8 +152,8 @@ class CAMLoss(CamCallback):
     """Pull the class-agnostic activation map towards the map of the target class (CAM-loss, 2021)
 
     Departure (CL 4.2): the paper's experiments set c = 3 and t = 20 epochs, of 160 on CIFAR (a share of 0.125) and of
-        120 on ImageNet, while 3.2 finds t = 30 best on CIFAR-100; here the start that 3.2 recommends is the default, since
-        fine-tuning runs are short; letter: `start=20`.
+        120 on ImageNet, while 3.2 finds t = 30 best on CIFAR-100; here the start that 3.2 recommends is the default,
+        since fine-tuning runs are short; letter: `start=20`.
     Reading (CL 3.2): "the epoch when training accuracy exceeds 50 %" has come once more than half of as many training
         images as an epoch has, the last ones of all ranks together, were right; this need not be at the end of an
         epoch. Of a mixed image the class with the larger share counts; see `start_accuracy` for two classes.

@@ -337,7 +337,8 @@ def _warnings(layout):
     "What is allowed, and seldom meant"
     copies,res = _copies(layout.train, layout.valid),[]
     if copies:
-        res.append(f'{len(copies)} validation images are copies of training images ({some_names([f.name for f in copies])})')
+        which = some_names([f.name for f in copies])
+        res.append(f'{len(copies)} validation images are copies of training images ({which})')
     spelt = Counter(c.lower() for c in layout.classes)
     alike = [c for c in layout.classes if spelt[c.lower()]>1]
     return res + [f'classes that differ in case only: {some_names(alike)}']*bool(alike)

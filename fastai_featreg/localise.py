@@ -40,9 +40,11 @@ def _boxes_of(dl, name, boxes=None):
         raise ValueError(f"{name}: boxes must be (N,4) as x0, y0, x1, y1 in pixels, a row for each of the loader's "
                          f"{'' if n is None else f'{n} '}images in its order, got {what_is(boxes)}")
     boxes = boxes.float()
-    if not (boxes.isfinite().all() and (boxes[:,:2]<boxes[:,2:]).all()):
-        raise ValueError(f"{name}: boxes must be numbers with x0 < x1 and y0 < y1, got others, the first in row "
-                         f"{int((~(boxes[:,:2]<boxes[:,2:]).all(1)).float().argmax())}; correct that box, or leave its image out")
+    wrong = ~(boxes[:,:2]<boxes[:,2:]).all(1) # NaN is less than nothing
+    if wrong.any() or not boxes.isfinite().all():
+        row = int(wrong.float().argmax())
+        raise ValueError(f"{name}: boxes must be numbers with x0 < x1 and y0 < y1, got others, the first in row {row}; "
+                         "correct that box, or leave its image out")
     return boxes
 
 def _cam_batches(make, dl, target, boxes):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import backbones
 from backbones import ARCHS, SAMPLE, find_archs, root, run_cell, own_methods
-from fastai_featreg import core
+from fastai_featreg import core, taps
 
 table = pd.read_csv(root/'nbs/results/backbones.csv', keep_default_na=False).set_index(['arch', 'method'])
 cells = [pytest.param(a, m, id=f'{a.label}-{m}', marks=[] if a.label in SAMPLE else pytest.mark.slow)
@@ -50,5 +50,5 @@ def test_a_term_that_does_nothing_is_seen(monkeypatch):
     monkeypatch.setattr(backbones.featreg.CCM, 'loss_term', stumble)
     assert status('ccm').startswith('fails: ValueError: ')
     monkeypatch.setattr(core, 'remove_taps', lambda *args: 0)
-    monkeypatch.setattr(core.FitState, 'unhook', lambda self: None)
+    monkeypatch.setattr(taps.Taps, 'unhook', lambda self: None)
     assert 'a tap is left' in status('cam_loss')

@@ -4,6 +4,7 @@ from copy import deepcopy
 from functools import partial
 import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
+from fastai_featreg.answers import mixed_classes
 from fastai_featreg.plan import parse_methods
 from fastai_featreg.distill import *
 from tiny import *
