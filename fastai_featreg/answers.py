@@ -7,7 +7,6 @@ __all__ = ['check_inputs', 'check_answer', 'bare_loss', 'loss_form', 'answer_for
            'soft_classes', 'mixing', 'task_loss', 'mixed_classes', 'check_classes']
 
 # %% ../nbs/03_answers.ipynb #bde5c099
-import math
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 

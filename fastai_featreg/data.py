@@ -7,7 +7,7 @@ __all__ = ['CIFAR_URLS', 'digits_dls', 'shift_mat', 'pad_crop_flip', 'balanced_s
            'boxed_folder_dls', 'load_data', 'BOX_COLUMNS', 'stratified_split']
 
 # %% ../nbs/70_data.ipynb #4805943c
-from functools import lru_cache
+from functools import cache
 from fastai.vision.all import *
 from .boxes import BoxedImage,check_batches,check_loader_args,image_block,items_dls
 from .files import check_files,data_folder,image_size,open_image,some_names
@@ -103,7 +103,7 @@ def balanced_subset(
 # %% ../nbs/70_data.ipynb #fdd38f6c
 CIFAR_URLS = {'cifar10': URLs.CIFAR, 'cifar100': URLs.CIFAR_100}
 
-@lru_cache(maxsize=None)
+@cache
 def _small_pixels(fn, size):
     "Pixels of an image file as an array (size, size, 3), decoded once in a process"
     return np.asarray(open_image(fn).resize((size,size), BILINEAR))

@@ -17,8 +17,7 @@ from .drop_functions import check_rates,check_same_shape,check_score,check_selec
 from .drop_functions import drop_block,select_scale,selectout,spatial_dropout,spatial_scale
 from .drop_layers import idle_text,plan_drops,where_text
 from .heads import isolated_rng
-from .batches import Batch,first_images,loader_untouched,valid_loader
-from .taps import tapped
+
 
 # %% ../nbs/20_drop.ipynb #42a1be17
 def linear_curriculum(

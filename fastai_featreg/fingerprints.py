@@ -6,7 +6,7 @@
 __all__ = ['fingerprint_of', 'data_id', 'source_id']
 
 # %% ../nbs/79_fingerprints.ipynb #b1f00004
-import ast,hashlib,importlib.util,inspect,os,re,textwrap
+import ast,hashlib,importlib.util,inspect,os,textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial

@@ -27,7 +27,7 @@ register_method('cutmix', paper='Yun et al. 2019',
 # %% ../nbs/76_plan.ipynb #4d8b5e54
 def known_methods()->dict: # name on the command line -> callback class
     "Every method there is, by name"
-    import fastai_featreg.methods # which imports every module that registers one
+    import fastai_featreg.methods # noqa: F401 - which imports every module that registers one
     return dict(sorted(core.methods.items()))
 
 # %% ../nbs/76_plan.ipynb #ed84b994

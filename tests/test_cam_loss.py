@@ -4,7 +4,6 @@ import re
 import pytest, timm
 from tiny import *
 from fastai_featreg.class_maps import ClassWeights
-from fastai_featreg.maps import cam
 import fastai_featreg.cam_loss as module
 from fastai_featreg.cam_loss import RunningAccuracy
 from fastai_featreg.class_maps import CamCallback

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fastai_featreg.all # noqa: F401 - registers the methods
 from fastai_featreg import core, report, runs
-from fastai_featreg.command import main
+from fastai_featreg.command import main # noqa: F401 - for the commands that import this module
 from fastai_featreg.report import summarise
 from fastai_featreg.rows import beside, bests, doings, looks, measures, read_results
 
@@ -77,7 +77,8 @@ def test_other_images_of_the_same_number_are_other_data(photos, tmp_path, traine
     assert len(trained)==8 and len(df)==4
     assert len(read_results(tmp_path/'out'/'results.csv'))==8, 'the old rows stay'
     line, = [l for l in said if ' of the same method' in l]
-    assert '4 rows of the same methods and seeds differ in images, labels or split (data_id)' in line and '\n' not in line
+    assert '4 rows of the same methods and seeds differ in images, labels or split (data_id)' in line
+    assert '\n' not in line
 
 @pytest.mark.parametrize('change', [
     lambda p: None, lambda p: os.utime(files(p)[0], (1, 1)), lambda p: (p/'cat'/'notes.txt').write_text('x')])

@@ -7,7 +7,6 @@ from torch.nn.utils.parametrize import register_parametrization
 import conformance
 from tiny import *
 from fastai_featreg.drop_layers import plan_drops
-from fastai_featreg.maps import cam
 from fastai_featreg import feature_mining
 from fastai_featreg.anatomy import lay_out
 from fastai_featreg.channels import channel_readers,like_last
