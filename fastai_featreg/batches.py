@@ -199,8 +199,7 @@ def _fetch(learn, x, n, labelled):
     "Images and what is known of them, from whatever was given"
     if x is None: return _of_learner(learn, n)
     numbers = (bool, int, float, complex)
-    some = hasattr(x, '__len__') or hasattr(x, 'dataset') or isinstance(x, Path)
-    if isinstance(x, (dict, set, *numbers)) or not some:
+    if isinstance(x, (dict, set, *numbers)) or hasattr(x, '__next__'):
         raise ValueError(_no_images + what_is(x))
     if is_loader(x): return first_images(x, n)
     if isinstance(x, np.ndarray) and x.ndim==4: x = torch.from_numpy(x)
