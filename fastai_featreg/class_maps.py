@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch.nn.utils.parametrize import is_parametrized
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,lay_out,network_of
-from .probe import hooked,untouched,unwrap
+from .probe import hooked,tolerance,untouched,unwrap
 from .stages import Stage
 from .answers import class_scores
 from .checks import check_choice,plain_tensor,widen
@@ -152,7 +152,7 @@ class ClassWeights:
         expected = self.probed(v)
         eps = torch.finfo(next(self.model.parameters()).dtype).eps
         apart = (v@folded - expected).abs().max()
-        return bool(apart <= max(1e-3, 16*eps)*expected.abs().max())
+        return bool(apart <= tolerance(eps)*expected.abs().max())
 
     def probed(self,
         v:Tensor|None=None, # (K,C) combinations of classes; None takes each class

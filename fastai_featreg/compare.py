@@ -6,7 +6,7 @@
 __all__ = ['run_order', 'compare']
 
 # %% ../nbs/80_compare.ipynb #063fa52f
-import importlib.metadata,math,sys,time
+import importlib.metadata,math,numbers,sys,time
 import timm
 from fastai.vision.all import *
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
@@ -71,12 +71,16 @@ limits = dict(seeds=1000, size=4096, epochs=100_000)
 def check_budget(name:str, value:float|None):
     "A number of the budget; None is left to the data"
     if value is None: return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {echo(repr(value), 40)}")
     if not abs(value)<math.inf:
         raise ValueError(f"{name} must be finite, not {value}")
     if value<=0:
         raise ValueError(f"{name} must be greater than 0, not {echo(value, 40)}")
     if value>limits.get(name, math.inf):
         raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
+    if name!='lr' and value!=int(value):
+        raise ValueError(f"{name} must be a whole number, not {echo(value, 40)}")
 
 def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"

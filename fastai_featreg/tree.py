@@ -51,7 +51,8 @@ def _scan_folder(node, e, above, seen):
 def _of_a_comparison(folder):
     "Has `featreg compare` written its table here? Its picture is no image to train on"
     if (folder/'.results.csv.lock').exists(): return True
-    try: head = (folder/'results.csv').open(encoding='utf-8', errors='replace').readline()
+    try:
+        with (folder/'results.csv').open(encoding='utf-8', errors='replace') as f: head = f.readline()
     except OSError: return False
     return {'method', 'seed', 'accuracy', 'featreg'} <= set(re.split('[,;\t\n\r]', head))
 

@@ -9,6 +9,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
+from pathlib import Path
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -449,3 +450,19 @@ class Witness(Callback):
 
 def test_unknown_recipe_is_one_sentence(tmp_path, capsys):
     one_sentence(capsys, compare(tmp_path, '--methods', 'FeatureMining.cifar()'), "FeatureMining has no recipe 'cifar'")
+
+
+@pytest.mark.parametrize('given, said', [
+    (dict(seeds='3'), "seeds must be a number, got '3'"), (dict(seeds=2.5), 'seeds must be a whole number, not 2.5'),
+    (dict(epochs=1.5), 'epochs must be a whole number'), (dict(size=True), 'size must be a number, got True'),
+    (dict(lr='a'), "lr must be a number, got 'a'")])
+def test_budgets_that_are_no_numbers(tmp_path, given, said):
+    with pytest.raises(ValueError, match=said): module.compare('digits', out=tmp_path, **given)
+
+def test_a_picture_of_a_table_with_a_row_twice(tmp_path):
+    df = read_results(Path(__file__).parent.parent/'nbs/results/digits/results.csv')
+    df = df[df['arch']==df['arch'].iloc[0]]
+    report.plt.close(report.plot_comparison(pd.concat([df, df.iloc[:1]])))
+
+def test_a_truncated_network_has_its_source_in_the_method():
+    assert runs.method_id(list, 'resnet18')!=runs.method_id(list, 'resnet18-1')
