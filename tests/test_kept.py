@@ -95,3 +95,38 @@ def test_boxes_that_are_none(row):
     boxes[2] = tensor(row)
     with pytest.raises(ValueError, match='numbers with x0 < x1 and y0 < y1, got others, the first in row 2'):
         localisation(learn, boxes=boxes)
+
+
+# ---- what a new user tried ----
+
+def flat_answers():
+    "A learner whose network answers (N,), one number an image"
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1),
+                        nn.Flatten(0))
+    x,y = torch.randn(16, 3, 16, 16),(torch.rand(16)>.5).float()
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    return Learner(DataLoaders(dl, dl), net, loss_func=BCEWithLogitsLossFlat())
+
+def test_pictures_of_one_number_an_image():
+    learn = flat_answers()
+    got = get_cams(learn)
+    assert got.logits.shape==(8, 1) and got.maps.shape[0]==8
+    boxes = tensor([[0., 0, 8, 8]]).repeat(16, 1)
+    assert 0<=localisation(learn, boxes=boxes, target='predicted').loc['cam', 'pointing_game']<=1
+
+class Named(nn.Module):
+    "Answers with a dictionary"
+    def __init__(self):
+        super().__init__()
+        self.net = tiny_model()
+    def forward(self, x): return dict(logits=self.net(x))
+
+@pytest.mark.parametrize('call, said', [
+    (lambda: body_head(Named()), "got a dictionary of 'logits'"),
+    (lambda: get_cams(tiny_model()), 'learn must be a Learner'),
+    (lambda: show_mining(tiny_model()), 'learn must be a Learner'),
+    (lambda: show_drops(torch.rand(1, 8, 4, 4), {'a': SelectScale()}), 'a callback is shown by its module'),
+    (lambda: show_drops(torch.rand(1, 8, 4, 4), [SelectScale()]), 'drops must be a dictionary')],
+    ids=['a dictionary', 'cams of a network', 'mining of a network', 'drops by callback', 'a list of drops'])
+def test_one_sentence(call, said):
+    with pytest.raises(ValueError, match=said): call()
