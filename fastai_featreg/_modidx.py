@@ -253,6 +253,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fastai_featreg/class_maps.py'),
                                            'fastai_featreg.class_maps.check_in_use': ( 'class_maps.html#check_in_use',
                                                                                        'fastai_featreg/class_maps.py'),
+                                           'fastai_featreg.class_maps.choose_method': ( 'class_maps.html#choose_method',
+                                                                                        'fastai_featreg/class_maps.py'),
                                            'fastai_featreg.class_maps.class_labels': ( 'class_maps.html#class_labels',
                                                                                        'fastai_featreg/class_maps.py'),
                                            'fastai_featreg.class_maps.class_weights': ( 'class_maps.html#class_weights',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cam_names', 'MapStart', 'run_from', 'like_model', 'images_for', 'fold_weights', 'ClassWeights', 'class_weights',
-           'pooled_map', 'check_in_use', 'class_labels', 'CamMaker', 'head_weights', 'CamCallback']
+           'pooled_map', 'check_in_use', 'choose_method', 'class_labels', 'CamMaker', 'head_weights', 'CamCallback']
 
 # %% ../nbs/12_class_maps.ipynb #336105c0
 import inspect
@@ -216,6 +216,20 @@ def check_in_use(
     raise ValueError(f"{name}: there are no class maps of '{anatomy.last.name}', for {why}; average the tokens "
                      f"(`global_pool='avg'` in timm's create_model and in vision_learner){remedy}")
 
+def choose_method(
+    anatomy:Anatomy, # of the network
+    cam:str, # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
+    name:str, # who asks, for the sentence
+    remedy:str, # what to do where CAM is asked for and not exact
+)->str: # 'cam', 'grad_cam' or 'grad_cam_pp'
+    "How class maps to train with are made: of a student's map that is pooled, or of a teacher's"
+    exact = bool(anatomy.cam_exact)
+    if cam=='cam' and not exact:
+        raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; {remedy}")
+    check_in_use(anatomy, name)
+    if cam!='auto': return cam
+    return 'cam' if exact else 'grad_cam'
+
 def _named_stage(anatomy, layer):
     if is_listy(layer):
         raise ValueError("layer must be one layer, a module's name, a module or a stage number (-1 is the last), "
@@ -352,16 +366,9 @@ class CamCallback(FeatureCallback):
         anatomy:Anatomy, # of the learner's model
     )->list: # that one `Stage`
         "The map that is pooled, and a way to make class maps of it"
-        exact,name = bool(anatomy.cam_exact),type(self).__name__
-        if self.cam=='cam' and not exact:
-            auto = "cam='auto', or " if 'cam' in inspect.signature(type(self)).parameters else ''
-            raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; "
-                             f"use {auto}average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in "
-                             "vision_learner)")
-        check_in_use(anatomy, name)
-        self.method = self.cam
-        if self.cam=='auto':
-            self.method = 'cam' if exact else 'grad_cam'
+        auto = "cam='auto', or " if 'cam' in inspect.signature(type(self)).parameters else ''
+        remedy = f"use {auto}average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)"
+        self.method = choose_method(anatomy, self.cam, type(self).__name__, remedy)
         maker = ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None
         self.anatomy,self.maker = anatomy,maker
         return [anatomy.last]

@@ -13,7 +13,7 @@ from .anatomy import get_anatomy,lay_out
 from .probe import untouched,unwrap
 from .answers import answer_form,check_answer,class_scores
 from .checks import plain_tensor
-from .class_maps import ClassWeights,MapStart,check_in_use,like_model,pooled_map,run_from
+from .class_maps import ClassWeights,MapStart,choose_method,like_model,pooled_map,run_from
 from .maps import cam,grad_cam,grad_cam_pp
 from .taps import remove_taps
 
@@ -99,13 +99,9 @@ class Guide:
     def _set_up_maps(self, x, cam):
         try: self.anatomy = get_anatomy(self.net, x=x)
         except ValueError as e: raise ValueError(f"teacher: {e}") from e
-        exact = bool(self.anatomy.cam_exact)
-        if cam=='cam' and not exact:
-            raise ValueError(f"teacher: cam='cam' needs a head for which CAM is exact, but {self.anatomy.cam_why}; "
-                             "take a teacher with average pooling and one linear layer "
-                             "(or cam='auto', in AttentionTransfer and CCM)")
-        check_in_use(self.anatomy, 'teacher')
-        self.method = ('cam' if exact else 'grad_cam') if cam=='auto' else cam
+        remedy = ("take a teacher with average pooling and one linear layer "
+                  "(or cam='auto', in AttentionTransfer and CCM)")
+        self.method = choose_method(self.anatomy, cam, 'teacher', remedy)
         self.weights = ClassWeights(self.net, self.anatomy)() if self.method=='cam' else None
 
     def images(self,
