@@ -14,7 +14,8 @@ from .core import register_method,Variant
 from .fits import LossCallback
 from .distill_losses import at_loss,ccm_loss,small_cams
 from .maps import held_maps
-from .taught import Taught
+# learners that were exported before it moved name `_Given` here
+from .taught import Taught,_Given # noqa: F401
 
 # %% ../nbs/40_distill.ipynb #e4719b75
 class TeacherCallback(Taught, CamCallback):

@@ -23,6 +23,8 @@ from .look import is_right,label_text,overlay,title_colour
 from .taps import TapHook,is_compiled
 from .view_head import check_classifier,find_views,install_views,kind_of
 from .view_head import join_optimiser,leave_optimiser,remove_views
+# learners that were exported before these classes moved name them here
+from .view_head import Ensemble,MultiViewHead,PrototypeClassifier # noqa: F401
 from .views import ada_cam,check_sizes,view_boxes
 
 # %% ../nbs/50_multiview.ipynb #de12dd1c

@@ -1,4 +1,5 @@
 "What is kept from one look to the next, and what must not be: identities, forms of answers, sizes of tokens, hooks"
+import importlib
 import numpy as np, pytest, timm
 from tiny import *
 from fastai_featreg import anatomy, fingerprints
@@ -130,3 +131,11 @@ class Named(nn.Module):
     ids=['a dictionary', 'cams of a network', 'mining of a network', 'drops by callback', 'a list of drops'])
 def test_one_sentence(call, said):
     with pytest.raises(ValueError, match=said): call()
+
+
+@pytest.mark.parametrize('module, names', [
+    ('data', 'ArrayDL BoxedImage'), ('distill', '_Given KnowledgeDistillation'), ('feature_mining', 'FeatureMining'),
+    ('multiview', 'MultiViewHead Ensemble PrototypeClassifier MVFeaAug'), ('drop', 'SelectScale'), ('cam_loss', 'CAMLoss')])
+def test_learners_exported_before_classes_moved(module, names):
+    "A pickle looks for a class in the module it once had"
+    for name in names.split(): assert hasattr(importlib.import_module(f'fastai_featreg.{module}'), name)
