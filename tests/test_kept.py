@@ -135,7 +135,8 @@ def test_one_sentence(call, said):
 
 @pytest.mark.parametrize('module, names', [
     ('data', 'ArrayDL BoxedImage'), ('distill', '_Given KnowledgeDistillation'), ('feature_mining', 'FeatureMining'),
-    ('multiview', 'MultiViewHead Ensemble PrototypeClassifier MVFeaAug'), ('drop', 'SelectScale'), ('cam_loss', 'CAMLoss')])
+    ('multiview', 'MultiViewHead Ensemble PrototypeClassifier MVFeaAug'), ('drop', 'SelectScale'),
+    ('cam_loss', 'CAMLoss')])
 def test_learners_exported_before_classes_moved(module, names):
     "A pickle looks for a class in the module it once had"
     for name in names.split(): assert hasattr(importlib.import_module(f'fastai_featreg.{module}'), name)
