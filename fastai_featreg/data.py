@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['CIFAR_URLS', 'digits_dls', 'shift_mat', 'pad_crop_flip', 'balanced_subset', 'cifar_dls', 'folder_dls',
-           'boxed_folder_dls', 'load_data', 'BOX_COLUMNS', 'stratified_split', 'ArrayDL', 'BoxedImage']
+           'boxed_folder_dls', 'load_data', 'BOX_COLUMNS', 'stratified_split', 'ArrayDL', 'BoxedImage', 'digit_scenes',
+           'get_boxes', 'has_boxes', 'show_boxes']
 
 # %% ../nbs/70_data.ipynb #4805943c
 from functools import cache
 from fastai.vision.all import *
+from .boxes import get_boxes,has_boxes,show_boxes
 from .boxes import ArrayDL,BoxedImage,check_batches,check_loader_args,image_block,items_dls
 from .files import check_files,data_folder,image_size,open_image,some_names
 from .folders import read_layout,stratified_split
@@ -16,7 +18,7 @@ from .scenes import check_int,digit_scenes
 from .tables import BOX_COLUMNS,has_box_table
 
 # learners that were exported before these classes moved name them here
-_all_ = ['BOX_COLUMNS','stratified_split','ArrayDL','BoxedImage']
+_all_ = ['BOX_COLUMNS','stratified_split','ArrayDL','BoxedImage','digit_scenes','get_boxes','has_boxes','show_boxes']
 
 # %% ../nbs/70_data.ipynb #31ffc925
 def _scene_items(images, labels, boxes):

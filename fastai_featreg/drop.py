@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['linear_curriculum', 'eased', 'DropCallback', 'FeatureDropout', 'SpatialDropout', 'DropBlock', 'SpatialScale',
-           'Selectout', 'SelectScale']
+           'Selectout', 'SelectScale', 'channel_scores', 'drop_block', 'select_drop', 'select_scale', 'selectout',
+           'spatial_dropout', 'spatial_scale', 'top_channels', 'SelectDrop2d', 'SelectScale2d', 'Selectout2d',
+           'SpatialScale2d', 'DropPlan', 'find_drop_layers', 'plan_drops', 'show_drop_layers']
 
 # %% ../nbs/20_drop.ipynb #b3cb711d
 import warnings
@@ -17,7 +19,13 @@ from .drop_functions import check_rates,check_same_shape,check_score,check_selec
 from .drop_functions import drop_block,select_scale,selectout,spatial_dropout,spatial_scale
 from .drop_layers import idle_text,plan_drops,where_text
 from .heads import isolated_rng
-
+# the functions of a method are found in its module too
+from .drop_functions import channel_scores,select_drop,SelectDrop2d,SelectScale2d,Selectout2d
+from .drop_functions import SpatialScale2d,top_channels
+from .drop_layers import DropPlan,find_drop_layers,show_drop_layers
+_all_ = ['channel_scores', 'drop_block', 'select_drop', 'select_scale', 'selectout', 'spatial_dropout',
+         'spatial_scale', 'top_channels', 'SelectDrop2d', 'SelectScale2d', 'Selectout2d', 'SpatialScale2d',
+         'DropPlan', 'find_drop_layers', 'plan_drops', 'show_drop_layers']
 
 # %% ../nbs/20_drop.ipynb #42a1be17
 def linear_curriculum(

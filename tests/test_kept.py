@@ -140,3 +140,14 @@ def test_one_sentence(call, said):
 def test_learners_exported_before_classes_moved(module, names):
     "A pickle looks for a class in the module it once had"
     for name in names.split(): assert hasattr(importlib.import_module(f'fastai_featreg.{module}'), name)
+
+@pytest.mark.parametrize('module, names', [
+    ('maps', 'cam caam minmax grad_cam grad_cam_pp'), ('feature_mining', 'box_mask mined_pool'),
+    ('cam_loss', 'cam_loss'), ('drop', 'top_channels spatial_scale select_scale spatial_dropout selectout drop_block'),
+    ('distill', 'kd_loss at_loss ccm_loss cat_loss dkd_loss dist_loss standardise open_teacher'),
+    ('multiview', 'ada_cam anchors local_pool view_boxes view_weights'),
+    ('compare', 'compare summarise verdicts parse_methods find_arch known_methods read_results write_row'),
+    ('data', 'digits_dls digit_scenes folder_dls get_boxes show_boxes')])
+def test_functions_are_found_in_the_module_of_their_method(module, names):
+    given = importlib.import_module(f'fastai_featreg.{module}').__all__
+    assert set(names.split())<=set(given)
