@@ -327,11 +327,12 @@ def _no_table(path):
 def _content(file): return hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
 
 def _copies(train, valid):
-    "Validation images that are, byte for byte, among the training images too; only files of equal size are read"
-    sizes = defaultdict(list)
-    for o in train: sizes[o.file.stat().st_size].append(o.file)
-    found = [(o.file, sizes.get(o.file.stat().st_size, [])) for o in valid]
-    return [f for f,others in found if others and _content(f) in set(map(_content, others))]
+    "Validation images that are, byte for byte, among the training images too"
+    # only files of a size that both sides have are read, and each of them once: uncompressed images all have one size
+    sizes = {o.file: o.file.stat().st_size for o in [*train, *valid]}
+    both = {sizes[o.file] for o in train} & {sizes[o.file] for o in valid}
+    known = {_content(o.file) for o in train if sizes[o.file] in both}
+    return [o.file for o in valid if sizes[o.file] in both and _content(o.file) in known]
 
 def _warnings(layout):
     "What is allowed, and seldom meant"
