@@ -36,8 +36,10 @@ def _eval_mode(model):
         for m,f in flags: m.training = f
 
 def _refill(o, was):
-    "Give the list, dictionary or set `o` the items that it had"
-    if isinstance(o, dict):
+    "Give the list, dictionary or set `o` the items that it had; None stands for none"
+    if was is None:
+        if o: o.clear()
+    elif isinstance(o, dict):
         if list(o)!=list(was) or any(o[k] is not v for k,v in was.items()):
             o.clear()
             o.update(was)
@@ -52,7 +54,8 @@ def _refill(o, was):
 def _same_attributes(model):
     "Give every module its own attributes back, lists and dictionaries with the items that they had"
     attrs = [(m, m.__dict__.copy()) for m in model.modules()]
-    items = [(o, o.copy())
+    # most of a module's dictionaries are empty, and a copy of an OrderedDict is slow
+    items = [(o, o.copy() if o else None)
              for _,d in attrs
              for k,o in d.items()
              if isinstance(o, (dict,list,set)) and not k.endswith('_hooks')]
