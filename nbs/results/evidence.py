@@ -13,9 +13,10 @@ from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.plan import method_label,needs_teacher
 from fastai_featreg.comparison.report import colours,plot_curves
 from fastai_featreg.core import card_of,method_summary,methods
-from fastai_featreg.methods import own_methods
+from fastai_featreg.methods import import_methods,own_methods
 
 here = Path(__file__).parent
+import_methods() # their cards
 bn = 'BatchNorm in the head'
 # The order of the tables, where it is not that of folders and notebooks; what is not named here follows.
 first_sets = ['digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifar10_long', 'scores', 'tiny30',
