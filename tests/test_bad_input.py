@@ -72,7 +72,7 @@ arguments = {
     'strength (1, -1)': (lambda: SelectScale(strength=(1, -1)), 'strength must be'),
     'curriculum .5': (lambda: SelectScale(curriculum=.5), 'curriculum must be'),
     'curriculum linear': (lambda: SelectScale(curriculum='linear'), 'curriculum must be True, False or a function'),
-    'no drop': (lambda: DropCallback(), 'must define `drop'),
+    'no drop': (lambda: DropCallback(), 'define `drop'),
     'c nan': (lambda: CAMLoss(c=nan), 'c must be'),
     "c '3'": (lambda: CAMLoss(c='3'), 'c must be'),
     'start soon': (lambda: CAMLoss(start='soon'), 'start must be'),
@@ -386,7 +386,7 @@ def test_refused_before_the_first_step(name):
 
 @pytest.mark.parametrize('make,why', [
     (lambda: SelectScale(curriculum=lambda p: 2*p + .5), 'curriculum after 50%'),
-    (lambda: FeatureMining(weight=lambda p: 1. if p<.5 else nan), 'after 50% of training it gave nan'),
+    (lambda: FeatureMining(weight=lambda p: 1. if p<.5 else nan), 'got nan after 50% of training'),
     (lambda: CCM(tiny_teacher(), beta=lambda p: 2*p + .5), 'after 50% of training: beta must be'),
 ])
 def test_a_schedule_that_goes_wrong_later(make, why):

@@ -453,7 +453,7 @@ def test_unknown_recipe_is_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('given, said', [
-    (dict(seeds='3'), "seeds must be a number, got '3'"), (dict(seeds=2.5), 'seeds must be a whole number, not 2.5'),
+    (dict(seeds='3'), "seeds must be a number, got '3'"), (dict(seeds=2.5), 'seeds must be a whole number, got 2.5'),
     (dict(epochs=1.5), 'epochs must be a whole number'), (dict(size=True), 'size must be a number, got True'),
     (dict(lr='a'), "lr must be a number, got 'a'")])
 def test_budgets_that_are_no_numbers(tmp_path, given, said):
