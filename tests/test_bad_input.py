@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 from fastai_featreg.cam_loss import negative_cam_loss
 from fastai_featreg.core import register_method
+from grammar import in_grammar
 from tiny import *
 from fastai_featreg.cam_loss import cam_loss
 from fastai_featreg.distill_losses import at_loss, cat_loss, ccm_loss, dkd_loss, kd_loss
@@ -28,6 +29,7 @@ def sentence(e, why):
     "The text of an error, without fastai's line about the event; it is one sentence, and says `why`"
     text = re.sub(r'^Exception occured in .*:\n\t', '', str(e.value))
     assert '\n' not in text and re.search(why, text), text
+    assert in_grammar(text) or not isinstance(e.value, ValueError), text
     return text
 
 

@@ -8,6 +8,7 @@ from fastai_featreg.command import main
 from fastai_featreg.rows import read_results
 from fastai_featreg.data import folder_dls, load_data
 from fastai_featreg.folders import ClassOf, read_layout, stratified_split
+from grammar import in_grammar
 
 small = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
 
@@ -186,6 +187,7 @@ def test_refused(tmp_path, name):
     files,text = refused[name]
     with pytest.raises(ValueError) as e: read_layout(plant(tmp_path/'data', files))
     assert text in str(e.value) and '\n' not in str(e.value) and 40 < len(str(e.value)) < 500, e.value
+    assert in_grammar(str(e.value)), e.value
 
 
 # arguments: (files, arguments, counts or None, source or the sentence)
@@ -232,7 +234,7 @@ def test_asked(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if counts is None:
         with pytest.raises(ValueError) as e: read_layout(data, **kwargs)
-        assert text in str(e.value) and '\n' not in str(e.value), e.value
+        assert text in str(e.value) and '\n' not in str(e.value) and in_grammar(str(e.value)), e.value
     else:
         layout = read_layout(data, **kwargs)
         assert ', '.join(f'{c} {t}+{v}' for c,(t,v) in layout.classes.items())==counts, layout
@@ -364,13 +366,13 @@ def test_arguments_of_the_comparison(tmp_path, capsys):
     assert set(run(tmp_path/'c', data, '--n-valid', 6)[1].n_valid)=={'6'}
     capsys.readouterr()
     for args,text in ((['--valid-pct', 2], 'below 1, got 2.0'), (['--valid', tmp_path/'gone'], 'gone does not exist'),
-                      (['--n-valid', 8], 'one at least must train'),
+                      (['--n-valid', 8], 'n_valid must leave an image of each class'),
                       (['--valid', held, '--valid-pct', .2], 'leave one of them out')):
         assert run(tmp_path/'d', data, *args)[0]==2
         err = capsys.readouterr().err.splitlines()
         assert len(err)==1 and err[0].startswith('featreg: ') and text in err[0], err
     assert main(['compare', 'digits', '--valid-pct', '0.3', '--out', str(tmp_path/'d')])==2
-    assert 'digits has a split of its own' in capsys.readouterr().err
+    assert 'must be None for digits, which has a split of its own' in capsys.readouterr().err
 
 
 # ---- what is left out, and what is allowed and seldom meant ----

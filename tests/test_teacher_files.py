@@ -7,6 +7,7 @@ from fastai_featreg.archs import heads,known_archs,make_learner
 from fastai_featreg.command import main
 from fastai_featreg.plan import parse_methods
 from fastai_featreg.teachers import *
+from grammar import in_grammar
 from tiny import *
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name]
@@ -25,6 +26,7 @@ def sentence(f, why):
     with pytest.raises(ValueError) as e: f()
     text = str(e.value)
     assert '\n' not in text and text.isprintable() and len(text)<700 and re.search(why, text), text
+    assert in_grammar(text), text
     return text
 
 def answers(net, n_in=3):
