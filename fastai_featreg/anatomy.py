@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fastai.vision.all import *
 from .answers import check_answer
+from .checks import what_is
 from .exact import cam_check
 from .probe import first_param, probe_images, unwrap
 from .stages import find_stages, Stage, Trace
@@ -33,7 +34,8 @@ def _n_out(trace, alone):
     if found is None or (alone and found is not trace.out):
         check_answer('get_anatomy', trace.out, trace.n)
     if found is None:
-        raise ValueError('get_anatomy: the network must answer with at least one tensor (N,C).')
+        raise ValueError('get_anatomy: the network must answer with at least one tensor (N,C), got a '
+                         f'{type(trace.out).__name__} without one; wrap it in a module that returns the logits')
     return 1 if found.ndim==1 else found.shape[1]
 
 def _gives_logits(m, shape, n, n_out):
@@ -76,8 +78,8 @@ def _images(x):
     "The (N,C,H,W) tensor in the sample `x`, a batch or a tensor"
     t = next((o for o in (x if is_listy(x) else [x]) if isinstance(o, Tensor)), None)
     if t is None or t.ndim!=4:
-        raise ValueError('x must be a batch of images (N,C,H,W) or a tuple that begins with one: '
-                         'pass dls.one_batch(), or `size` in its place.')
+        raise ValueError('x must be a batch of images (N,C,H,W) or a tuple that begins with one, got '
+                         f'{what_is(x if t is None else t)}; pass dls.one_batch(), or `size` in its place')
     return t
 
 def _usual_channels(model, x):
@@ -198,8 +200,9 @@ def _best_look(model, x, size, alone):
     if own or usual: return own or usual
     if wrong:
         raise wrong[0]
-    raise ValueError('the model accepted no noise image, pass a sample batch as `x` or its image size as `size`. '
-                     f'Tried {"; ".join(map(_why_failed, failed))}') from failed[-1].failed
+    tried = '; '.join(map(_why_failed, failed))
+    raise ValueError(f'the model accepted no noise image (tried {tried}); '
+                     'pass a sample batch as `x`, or its image size as `size`') from failed[-1].failed
 
 def _laid_out(look, own):
     "`look`, whose tokens lie as in the user's images"
@@ -225,8 +228,8 @@ def _learn_sizes(model, stages, x, size):
     for s in stages:
         new = taps.get(s.name)
         if new is None or new.layout!='NLC' or new.image!=size:
-            raise ValueError(f'layer {s.name!r} gives tokens whose rows and columns are unknown for images of {size}: '
-                             'name a layer that gives a map (N,D,H,W).')
+            raise ValueError(f'layer {s.name!r} gives tokens whose rows and columns are unknown for images of {size}; '
+                             'name a layer that gives a map (N,D,H,W)')
         s.known |= {s.image: s.size, size: new.size}
 
 def network_of(
@@ -253,12 +256,12 @@ def anatomy_of(
 def _check_can_look(model):
     "`ValueError` for networks into which one cannot look"
     if any(map(nn.parameter.is_lazy, model.parameters())):
-        raise ValueError('the model has lazy parameters that are not initialised: run one batch through it first.')
+        raise ValueError('the model has lazy parameters that are not initialised; run one batch through it first')
     script = next((n for n,m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if script is not None:
         where = f'module {script!r}' if script else 'the network'
         raise ValueError(f'get_anatomy: {where} is TorchScript, into which no layer can be tapped; '
-                         'train the network it was made from, and script it afterwards.')
+                         'train the network it was made from, and script it afterwards')
 
 def get_anatomy(
     model:nn.Module|Learner, # classifier of images, wrapped or not, or its learner; it is not changed
@@ -287,7 +290,7 @@ def _full_name(self:Anatomy, name):
     ends = [n for n in self.taps if n.endswith(f'.{name}')]
     if len(ends)>1:
         raise ValueError(f"layers: {name!r} is the end of {len(ends)} names, {', '.join(map(repr, ends[:5]))}"
-                         f"{', ...'*(len(ends)>5)}; give more of the name.")
+                         f"{', ...'*(len(ends)>5)}; give more of the name")
     return ends[0] if ends else name
 
 @patch
@@ -299,12 +302,12 @@ def _by_name(self:Anatomy, name):
     if name not in self.calls:
         close = difflib.get_close_matches(name, self.taps, 3, .5) or [s.name for s in self.stages]
         raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? '
-                         '`layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names.')
+                         '`layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names')
     calls = self.calls[name]
     what = (f'is called {calls} times in a forward pass' if calls>1 else
             'gives no spatial map' if calls else
             'is not called in a forward pass')
-    raise ValueError(f'layers: module {name!r} {what}; name a module that gives one, e.g. {self.stages[-1].name!r}.')
+    raise ValueError(f'layers: module {name!r} {what}; name a module that gives one, e.g. {self.stages[-1].name!r}')
 
 @patch
 def _by_number(self:Anatomy, i):
@@ -312,7 +315,7 @@ def _by_number(self:Anatomy, i):
     n = len(self.stages)
     if -n<=i<n:
         return self.stages[i]
-    raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module.')
+    raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module')
 
 @patch
 def _one(self:Anatomy, o):
@@ -322,11 +325,11 @@ def _one(self:Anatomy, o):
     if isinstance(o, numbers.Integral) and not isinstance(o, bool):
         return self._by_number(int(o))
     if not isinstance(o, nn.Module):
-        raise ValueError(f'layers: {o!r} is no layer; use a stage number, a module or its name.')
+        raise ValueError(f'layers: {o!r} is no layer; use a stage number, a module or its name')
     name = next((n for n,m in self.modules.items() if m is unwrap(o)), None)
     if name is not None: return self._by_name(name)
     raise ValueError(f'layers: this {type(o).__name__} is not a module of the model; '
-                     'take it from the model itself, or give its name.')
+                     'take it from the model itself, or give its name')
 
 # %% ../nbs/00_anatomy.ipynb #ea2dcf17
 @patch
@@ -340,12 +343,12 @@ def find(self:Anatomy,
             raise ValueError(f'layers={layers}: {self.doubt}')
         if 0<layers<=n:
             return self.stages[n-int(layers):]
-        raise ValueError(f'layers={layers} must be the number of last stages, from 1 to {n} in this model; '
-                         'for one stage by its number use a list, e.g. [-1].')
+        raise ValueError(f'layers must be the number of last stages, from 1 to {n} in this model, got {layers}; '
+                         'for one stage by its number use a list, e.g. [-1]')
     found = [self._one(o) for o in (layers if is_listy(layers) else [layers])]
     if not found:
-        raise ValueError('layers is empty; use 1 for the last stage.')
+        raise ValueError(f'layers must hold at least one layer, got {layers!r}; use 1 for the last stage')
     twice = [s.name for i,s in enumerate(found) if s.module in [o.module for o in found[:i]]]
     if twice:
-        raise ValueError(f'layers: {twice[0]!r} is given twice; give each layer once.')
+        raise ValueError(f'layers: {twice[0]!r} is given twice; give each layer once')
     return found

@@ -29,7 +29,7 @@ def find_arch(
         return Truncated(find_arch(whole), int(drop))
     if name in known: return known[name]
     if timm.is_model(name): return name
-    show = "Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."
+    show = "any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'"
     raise ValueError(unknown_name('architecture', name, sorted({*known, *timm.list_models()}), show=show))
 
 # %% ../nbs/87_archs.ipynb #5747af17

@@ -145,7 +145,7 @@ def _at(dl, idxs):
         boxes = tensor([dl.dataset.items[i].box for i in idxs]).float()
     return as_batch(_batch_at(dl, idxs), boxes)
 
-_empty = 'x is empty: give at least one image, or None for the first validation images'
+_empty = 'x is empty; give at least one image, or None for the first validation images'
 
 def first_images(
     dl:Iterable, # any loader
@@ -162,7 +162,7 @@ def _of_learner(learn, n):
     "The first validation images; of a learner without, the first training images, not augmented"
     dl = first(filter(_has_images, loaders(learn)))
     if dl is None:
-        raise ValueError('the learner has no images (an exported learner keeps none): pass a batch, '
+        raise ValueError('the learner has no images (an exported learner keeps none); pass a batch, '
                          'or a list of items such as file names, as x')
     return first_images(dl, n)
 
@@ -174,7 +174,9 @@ def _by_position(learn, x):
         raise ValueError(f"x: positions need a data set that has them, and a {type(dl).__name__} "
                          "without one gives batches only; pass a batch")
     outside = [i for i in idxs if not 0<=i<n]
-    if outside: raise ValueError(f"x has positions outside the validation set, which has {n} images: {outside[:3]}")
+    if outside:
+        raise ValueError(f"x must be positions in the validation set, which has {n} images, got {outside[:3]}; "
+                         "count from 0, or pass a batch")
     return _at(dl, idxs)
 
 def _by_item(learn, x, labelled):
@@ -182,8 +184,8 @@ def _by_item(learn, x, labelled):
     dl = first(loaders(learn))
     if not isinstance(getattr(dl, 'dataset', None), (Datasets, TfmdLists)):
         raise ValueError("x: items such as file names need the pipeline of a DataBlock, and this learner's "
-                         f"{type(dl).__name__} has none; pass a batch of images (N,C,H,W), or positions, "
-                         f"got {what_is(x)}")
+                         f"{type(dl).__name__} has none, got {what_is(x)}; "
+                         "pass a batch of images (N,C,H,W), or positions")
     def load(with_labels):
         test = DataLoaders(dl, dl).test_dl(x, with_labels=with_labels, bs=len(x), num_workers=0)
         return _at(test, list(range(len(x))))

@@ -92,14 +92,15 @@ def balanced_subset(
     check_int(name, n, 1, 10**9)
     classes = np.unique(labels)
     if n < len(classes):
-        raise ValueError(f"{name} is {n}, fewer than the {len(classes)} classes: ask for at least one image a class.")
+        raise ValueError(f"{name} must be at least the number of classes, {len(classes)}, got {n}; "
+                         "ask for one image a class or more")
     share = n//len(classes) + (rng.permutation(len(classes)) < n%len(classes))
     drawn = []
     for c,k in zip(classes, share):
         of_class = np.flatnonzero(labels==c)
         if k > len(of_class):
-            raise ValueError(f"{name} is {n}, which takes {k} images of class {c}, but there are {len(of_class)}: ask "
-                             "for fewer.")
+            raise ValueError(f"{name} must take at most the {len(of_class)} images of class {c}, got {n}, which takes "
+                             f"{k}; ask for fewer")
         drawn.append(rng.choice(of_class, k, replace=False))
     return rng.permutation(np.concatenate(drawn))
 
@@ -115,8 +116,8 @@ def _memory_items(folder, n, size, seed, name='n'):
     "A balanced subset of the images anywhere below `folder` as `BoxedImage`s, labelled by the name of their own folder"
     fns = sorted(get_image_files(folder))
     if not fns:
-        raise ValueError(f"{folder} has no images: remove the incomplete data folder {folder.parent}, so that it is "
-                         "fetched again.")
+        raise ValueError(f"{folder} has no images; remove the incomplete data folder {folder.parent}, so that it is "
+                         "fetched again")
     # in random order, so any prefix of a validation set is mixed
     chosen = balanced_subset(L(fns).map(parent_label), n, seed, name)
     fns = [fns[i] for i in chosen]
@@ -136,7 +137,7 @@ def cifar_dls(
 )->DataLoaders:
     "CIFAR-10 or CIFAR-100, decoded into memory; downloaded by `untar_data` where it is missing"
     if which not in CIFAR_URLS:
-        raise ValueError(f"which is {which!r}: choose 'cifar10' or 'cifar100'.")
+        raise ValueError(f"which must be 'cifar10' or 'cifar100', got {which!r}")
     check_int('size', size, 8, 512)
     check_loader_args(kwargs)
     path = untar_data(CIFAR_URLS[which])
@@ -206,9 +207,9 @@ def _boxed_item(item, size, in_memory):
     w,h = image_size(item.file)
     x0,y0,x1,y1 = item.box
     if x1>w or y1>h:
-        turned = '; boxes count the pixels of the upright picture' if x1<=h and y1<=w else ''
-        raise ValueError(f"labels.csv gives {some_names([item.file])} of {w}x{h} pixels the box {item.box}{turned}: "
-                         "correct it, or remove the row.")
+        turned = ', and boxes count the pixels of the upright picture' if x1<=h and y1<=w else ''
+        raise ValueError(f"labels.csv gives {some_names([item.file])} of {w}x{h} pixels the box {item.box}{turned}; "
+                         "correct it, or remove the row")
     pixels = item.file
     if in_memory: pixels = np.asarray(open_image(item.file).resize((size,size), BILINEAR))
     return BoxedImage(pixels, item.label, (x0*size/w, y0*size/h, x1*size/w, y1*size/h))
@@ -228,8 +229,8 @@ def boxed_folder_dls(
 )->DataLoaders: # validation items carry boxes, see `get_boxes`
     "Images with object boxes from labels.csv; rows of split `train` train, those of `valid` (or else `test`) validate"
     if not has_box_table(path):
-        raise ValueError(f"{path} has no labels.csv with the columns {','.join(BOX_COLUMNS)}: add it, or use "
-                         "folder_dls.")
+        raise ValueError(f"{path} has no labels.csv with the columns {','.join(BOX_COLUMNS)}; add it, or use "
+                         "folder_dls")
     _folder_checks(path, size, kwargs)
     layout = read_layout(path)
     say(str(layout))
@@ -252,14 +253,16 @@ def load_data(
     asked = first(k for k in split if k in kwargs)
     has_own = data is None or data=='digits' or data in CIFAR_URLS
     if asked and has_own:
-        raise ValueError(f"{asked} is {kwargs[asked]}, but {data or 'digits'} has a split of its own: leave it out.")
+        raise ValueError(f"{asked} must be None for {data or 'digits'}, which has a split of its own, "
+                         f"got {kwargs[asked]!r}; leave it out")
     if data is None or data=='digits': return digits_dls(**kwargs)
     if data in CIFAR_URLS: return cifar_dls(data, **kwargs)
     path = Path(data).expanduser()
     if not path.exists():
-        raise ValueError(f"data is {str(data)!r}: choose 'digits', 'cifar10' or 'cifar100', or give an existing "
-                         "folder of images.")
+        raise ValueError(f"data must be 'digits', 'cifar10', 'cifar100' or an existing folder of images, "
+                         f"got {str(data)!r}")
     if not path.is_dir() or not has_box_table(path): return folder_dls(path, say=say, **kwargs)
     if asked:
-        raise ValueError(f"{asked} is {kwargs[asked]}, but labels.csv says which images validate: leave it out.")
+        raise ValueError(f"{asked} must be None where labels.csv says which images validate, got {kwargs[asked]!r}; "
+                         "leave it out")
     return boxed_folder_dls(path, say=say, **kwargs)

@@ -31,9 +31,9 @@ def data_folder(
     "`path` as a `Path`, if it is a folder that may be read"
     path = Path(path).expanduser()
     if not path.exists():
-        raise ValueError(f"{path} does not exist: give a folder that holds one folder of images a class.")
+        raise ValueError(f"{path} does not exist; give a folder that holds one folder of images a class")
     if not path.is_dir():
-        raise ValueError(f"{path} is a file: give a folder that holds one folder of images a class.")
+        raise ValueError(f"{path} is a file; give a folder that holds one folder of images a class")
     return path
 
 # %% ../nbs/73_files.ipynb #50adf660
@@ -44,10 +44,10 @@ def _as_bytes(a, tops):
     low,high = a.min(),a.max()
     top = first(t for t in tops if 0<=low and high<=t)
     if top is None:
-        raise ValueError(f"holds values from {low:g} to {high:g}, of no known range; save it with 8 bits a colour")
+        raise ValueError(f"holds values from {low:g} to {high:g}, of no known range (save it with 8 bits a colour)")
     if top==65535 and 0<high<4096:
-        raise ValueError(f"has 16 bits a pixel, but its brightest is {high} of 65535 and it would be almost black; "
-                         "save it with 8 bits a colour")
+        raise ValueError(f"has 16 bits a pixel, but its brightest is {high} of 65535 and it would be almost black "
+                         "(save it with 8 bits a colour)")
     scaled = a.astype(float)*(255/top)
     return scaled.round().astype(np.uint8)
 
@@ -94,7 +94,7 @@ def _decode(fn, small=False):
             img.load()
             return _in_colour(_upright(img))
     except Image.UnidentifiedImageError: raise ValueError(_no_picture(fn)) from None
-    except Image.DecompressionBombError: raise ValueError('has more pixels than Pillow opens; scale it down') from None
+    except Image.DecompressionBombError: raise ValueError('has more pixels than Pillow opens (scale it down)') from None
     except PermissionError: raise ValueError('may not be read') from None
     except FileNotFoundError: raise ValueError('is missing') from None
     except ValueError: raise
@@ -110,7 +110,7 @@ def open_image(
     try: return PILImage(_decode(fn))
     except ValueError as e:
         name = 'an image of bytes' if isinstance(fn, bytes) else some_names([fn])
-        raise ValueError(f"{name} {e}: remove or replace it.") from None
+        raise ValueError(f"{name} {e}; remove or replace it") from None
 
 def image_size(
     fn:Path|str, # an image file
@@ -140,5 +140,5 @@ def check_files(
     faults = parallel(_fault, files, threadpool=True, n_workers=n_workers, progress=False)
     bad = [f'{os.path.relpath(f, path)} {why}' for f,why in zip(files, faults) if why]
     if bad:
-        raise ValueError(f"{path} has {len(bad)} unreadable images of {len(files)} ({some_names(bad)}): remove or "
-                         "replace them.")
+        raise ValueError(f"{path} has {len(bad)} unreadable images of {len(files)} ({some_names(bad)}); remove or "
+                         "replace them")

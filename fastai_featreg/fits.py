@@ -143,8 +143,8 @@ class LossCallback(Callback):
         try: finite = math.isfinite(w)
         except TypeError: finite = False
         if finite: return w
-        raise ValueError(f"{type(self).__name__}: weight must give a finite number, but after "
-                         f"{self.learn.pct_train:.0%} of training it gave {w!r}")
+        raise ValueError(f"{type(self).__name__}: weight must give a finite number, got {w!r} "
+                         f"after {self.learn.pct_train:.0%} of training")
 
     # --- Belonging to a learner ---
 

@@ -24,15 +24,15 @@ def stratified_split(
     "Split at random, class by class"
     is_number = isinstance(valid_pct, (int,float,np.number)) and not isinstance(valid_pct, bool)
     if not is_number or not 0 < valid_pct < 1:
-        raise ValueError(f"valid_pct is {valid_pct}: give a share between 0 and 1.")
+        raise ValueError(f"valid_pct must be a number above 0 and below 1, got {valid_pct!r}")
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
     train,valid = [],[]
     for c in np.unique(labels):
         idxs = rng.permutation(np.flatnonzero(labels==c))
         if len(idxs) < 2:
-            raise ValueError(f"class {some_names([c])} has a single image, too few to split: add images, remove the "
-                             "class, or make train and valid folders.")
+            raise ValueError(f"class {some_names([c])} has a single image, too few to split; add images, remove the "
+                             "class, or make train and valid folders")
         k = max(round(valid_pct*len(idxs)), at_least)
         k = np.clip(k, 1, len(idxs)-1)
         valid.append(idxs[:k])
@@ -79,7 +79,7 @@ class Layout:
 # %% ../nbs/72_folders.ipynb #6f5a00d4
 def _two_ways(path, one, other, remedy):
     "The error for a folder that can be read in two ways"
-    return ValueError(f"{path} can be read in two ways: {one}, or {other}; {remedy}.")
+    return ValueError(f"{path} can be read in two ways: {one}, or {other}; {remedy}")
 
 def _class_level(path, parts):
     "1 where the folders in each of `parts` are the classes, 2 where those below them may be: refused"
@@ -89,8 +89,8 @@ def _class_level(path, parts):
     tops_named = some_names(sorted({t.name for t in tops}))
     below_named = some_names(sorted({*below}))
     if all(map(split_of, below)):
-        raise ValueError(f"{path} has split folders ({below_named}) inside its class folders ({tops_named}): "
-                         "put train and valid above the classes.")
+        raise ValueError(f"{path} has split folders ({below_named}) inside its class folders ({tops_named}); "
+                         "put train and valid above the classes")
     if all(map(is_part, below)): return 1
     raise _two_ways(path, f"the classes are {tops_named}",
                     f"the classes are {below_named} inside them",
@@ -131,7 +131,7 @@ def _part_items(node, tops, level, left, again):
         item = LayoutItem(file, label_of(file))
         if key not in items: items[key] = item
         elif items[key].label==item.label: again.append(file)
-        else: raise ValueError(f"{file} is the same file as {items[key].file}, in another class: keep one of them.")
+        else: raise ValueError(f"{file} is the same file as {items[key].file}, in another class; keep one of them")
     for t in tops: left += t.all_left()
     return items
 
@@ -167,11 +167,11 @@ def _train_part(root, train, helds, others, given):
     # a folder called train, beside others: a class
     tops = [*others, train] if train and others else others
     if not tops and train:
-        raise ValueError(f"{path} has images in {names([train, *helds])}, but no folders of classes in them: put the "
-                         "images of each class into a folder of its own.")
+        raise ValueError(f"{path} has images in {names([train, *helds])}, but no folders of classes in them; put the "
+                         "images of each class into a folder of its own")
     if not tops:
-        raise ValueError(f"{path} has a validation or test folder ({names(helds)}), but no training folder: add one, "
-                         f"or give {helds[0].path} to split it at random.")
+        raise ValueError(f"{path} has a validation or test folder ({names(helds)}), but no training folder; add one, "
+                         f"or give {helds[0].path} to split it at random")
     classes = {t.name for t in tops}
     odd = [h for h in helds if not {s.name for s in h.subs} & classes]
     if odd and not given:
@@ -193,10 +193,10 @@ def _check_root(path, root):
     if not root.all_images():
         other = Counter(Path(n).suffix or 'no suffix' for r,n in root.all_left() if r=='files that are no images')
         files = f' (files: {some_names(other)})' if other else ''
-        raise ValueError(f"{path} has no images{files}: put one folder of images a class into it.")
+        raise ValueError(f"{path} has no images{files}; put one folder of images a class into it")
     if not root.subs:
-        raise ValueError(f"{path} has images, but no folders of classes: put the images of each class into a folder "
-                         "of its own.")
+        raise ValueError(f"{path} has images, but no folders of classes; put the images of each class into a folder "
+                         "of its own")
 
 def _valid_part(tops, helds, given, left):
     "The node that validates, or None"
@@ -233,18 +233,18 @@ def _check_parts(path, train, valid):
     "Raise a `ValueError` for labels that cannot be learnt, or files on both sides"
     classes,held = [{o.label for o in part.values()} for part in (train, valid)]
     if len(classes) < 2:
-        raise ValueError(f"{path} has training images of one class only ({some_names(classes)}): put the images of "
-                         "every class in a folder of their own.")
+        raise ValueError(f"{path} has training images of one class only ({some_names(classes)}); put the images of "
+                         "every class in a folder of their own")
     unknown = sorted(held - classes)
     if unknown:
         alike = {u.lower() for u in unknown} & {c.lower() for c in classes}
         case = ', which differ from training classes in case only' if alike else ''
-        raise ValueError(f"{path} has classes with validation but no training images ({some_names(unknown)}){case}: "
-                         "add training images, or remove these classes.")
+        raise ValueError(f"{path} has classes with validation but no training images ({some_names(unknown)}){case}; "
+                         "add training images, or remove these classes")
     both = [os.path.relpath(o.file, path) for k,o in valid.items() if k in train]
     if both:
-        raise ValueError(f"{path} has {len(both)} images on both sides of the split, by links ({some_names(both)}): "
-                         "remove them from one side.")
+        raise ValueError(f"{path} has {len(both)} images on both sides of the split, by links ({some_names(both)}); "
+                         "remove them from one side")
 
 def _grouped(path, left):
     "Reasons -> names below `path`"
@@ -260,8 +260,8 @@ def _enough(labels, n_valid):
     k = -(-n_valid//len(counts))
     few = [c for c in counts if counts[c]<=k]
     if k>1 and few:
-        raise ValueError(f"n_valid is {n_valid}, which takes {k} images of class {few[0]}, but there are "
-                         f"{counts[few[0]]} and one at least must train: ask for fewer.")
+        raise ValueError(f"n_valid must leave an image of each class to train on, got {n_valid}, which takes {k} of "
+                         f"the {counts[few[0]]} images of class {few[0]}; ask for fewer")
     return k
 
 # %% ../nbs/72_folders.ipynb #b836f436
@@ -269,13 +269,13 @@ def _table_layout(path, found, valid_pct, valid):
     "The layout that a box table gives"
     for name,value in (('valid_pct', valid_pct), ('valid', valid)):
         if value is not None:
-            raise ValueError(f"{name} is {value}, but {found[0]} says which images validate: leave it out, or move "
-                             "the table away.")
+            raise ValueError(f"{name} must be None where {found[0]} says which images validate, got {str(value)!r}; "
+                             "leave it out, or move the table away")
     parts,again = table_items(path, *found)
     train,held = parts['train'],parts['valid'] or parts['test']
     if not (train and held):
-        raise ValueError(f"{path}/labels.csv has {len(train)} rows of split train and {len(held)} of split valid: "
-                         "give both.")
+        raise ValueError(f"{path}/labels.csv has {len(train)} rows of split train and {len(held)} of split valid; "
+                         "give both")
     by_file = [{file_identity(o.file.stat()): o for o in part} for part in (train, held)]
     _check_parts(path, *by_file)
     unused = [o.file.relative_to(path) for o in parts['test'] if parts['valid']]
@@ -288,10 +288,10 @@ def _folder_layout(path, valid_pct, valid, class_level):
     left,notes,again = [],[],[]
     node,tops,held = _parts(path, valid, left, notes)
     if held and valid_pct is not None:
-        raise ValueError(f"valid_pct is {valid_pct}, but the folder {held.path} holds validation images: leave it out, "
-                         f"or give {node.path}.")
+        raise ValueError(f"valid_pct must be None where the folder {held.path} holds validation images, "
+                         f"got {valid_pct}; leave it out, or give {node.path}")
     if held and not held.subs:
-        raise ValueError(f"valid: {held.path} has no images in folders of classes; give another folder.")
+        raise ValueError(f"valid: {held.path} has no images in folders of classes; give another folder")
     level = class_level or _class_level(path, [tops, held.subs if held else []])
     train = _part_items(node, tops, level, left, again)
     held_out = _part_items(held, held.subs, level, left, again) if held else {}
@@ -356,9 +356,9 @@ def read_layout(
     "What a folder of images means; a `ValueError` where it can be read in two ways"
     path = data_folder(path)
     if class_level not in (None, 1, 2):
-        raise ValueError(f"class_level must be 1, 2 or None, got {class_level!r}; leave it out.")
+        raise ValueError(f"class_level must be 1, 2 or None, got {class_level!r}; leave it out")
     if valid is not None and valid_pct is not None:
-        raise ValueError("valid_pct and valid are both given: leave one of them out.")
+        raise ValueError("valid_pct and valid are both given; leave one of them out")
     found,note = box_table(path) if table is not False else _no_table(path)
     if found: return _table_layout(path, found, valid_pct, valid)
     try: layout = _folder_layout(path, valid_pct, valid, class_level)

@@ -6,36 +6,22 @@
 __all__ = ['localisation', 'CamMetric']
 
 # %% ../nbs/05_localise.ipynb #8f6dc676
-from torch.utils.data import IterableDataset,SequentialSampler
 from fastai.vision.all import *
 from .probe import untouched,unwrap
-from .batches import as_batch,first_images,is_loader,loader_untouched,n_images,valid_loader
+from .batches import as_batch,first_images,loader_untouched,n_images,valid_loader
 from .checks import check_choice,plain_tensor,what_is
-from .boxes import get_boxes,has_boxes
+from .boxes import check_order,get_boxes
 from .class_maps import CamMaker
 from .look import class_number
 from .maps import box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
 from .maps import pointing_game,resize_maps
 
 # %% ../nbs/05_localise.ipynb #4401825c
-def _keeps_order(dl):
-    "Does a loader give its images in the order of its data set?"
-    if isinstance(dl, DataLoader): return not dl.shuffle
-    if isinstance(dl, list) or isinstance(dl.dataset, IterableDataset): return True
-    if dl.batch_sampler is None: return isinstance(dl.sampler, SequentialSampler)
-    # `dl.sampler` may be another
-    return isinstance(getattr(dl.batch_sampler, 'sampler', None), SequentialSampler)
-
 def _boxes_of(dl, name, boxes=None):
     "Boxes in the order of a loader, given or known"
-    if is_loader(dl) and not _keeps_order(dl):
-        raise ValueError(f"{name}: dl shuffles, so boxes would not match its batches; "
-                         "pass dls.valid, a loader made by dls.test_dl, or one with shuffle=False")
+    if boxes is None: return get_boxes(dl, name)
+    check_order(dl, name)
     n = sum(len(as_batch(b)) for b in dl) if isinstance(dl, list) else n_images(dl)
-    if boxes is None and hasattr(dl, 'dataset') and has_boxes(dl): return get_boxes(dl)
-    if boxes is None:
-        raise ValueError(f"{name}: dl has images without a box; use digits_dls, or boxed_folder_dls "
-                         "with boxes in labels.csv, or give `boxes` (localisation alone takes them)")
     if not isinstance(boxes, Tensor) or boxes.ndim!=2 or boxes.shape[1]!=4 or n not in (None, len(boxes)):
         raise ValueError(f"{name}: boxes must be (N,4) as x0, y0, x1, y1 in pixels, a row for each of the loader's "
                          f"{'' if n is None else f'{n} '}images in its order, got {what_is(boxes)}")

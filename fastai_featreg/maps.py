@@ -201,7 +201,7 @@ def _on_image(a, truth, size, name):
         raise ValueError(f"{name}: truth must hold a box (N,4) or a mask (N,H,W) for each of the maps "
                          f"{tuple(a.shape)}, got {what_is(truth)}")
     if truth.ndim==2 and size is None:
-        raise ValueError(f"{name}: boxes are in pixels, so size, the image's (H,W), is needed")
+        raise ValueError(f"{name}: size must be the image's (H,W) where boxes are in pixels, got None")
     masks = plain_tensor(truth)!=0 if truth.ndim==3 else box_masks(truth, size)
     big = resize_maps(a, tuple(masks.shape[1:]))
     return minmax(big),masks.to(a.device).float()

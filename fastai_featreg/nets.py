@@ -181,12 +181,12 @@ def _n_blocks(name, per, extra, depth, **others):
     "Blocks a stage in a net of `depth` layers; all whole numbers among the arguments of the family `name` are checked"
     for k,v in dict(depth=depth, **others).items():
         if not isinstance(v, numbers.Integral) or v<1:
-            raise ValueError(f"{name}: {k} must be a whole number of at least 1, got {v!r}.")
+            raise ValueError(f"{name}: {k} must be a whole number of at least 1, got {v!r}")
     n,rest = divmod(depth-extra, per)
     if not rest and n>=1: return n
     below = per*max(n,1) + extra
     raise ValueError(f"{name}: depth must be {per}*n+{extra} for n blocks a stage, n at least 1, got {depth}; "
-                     f"the next are {below} and {below+per}.")
+                     f"the next are {below} and {below+per}")
 
 # %% ../nbs/71_nets.ipynb #c7ac4001
 def cifar_resnet(
@@ -275,9 +275,9 @@ def cifar_densenet(
         the growth rate for DenseNet-BC").
     """
     if not isinstance(bottleneck, bool):
-        raise ValueError(f"cifar_densenet: bottleneck must be True or False, got {bottleneck!r}.")
+        raise ValueError(f"cifar_densenet: bottleneck must be True or False, got {bottleneck!r}")
     if not isinstance(compression, numbers.Real) or not 0<compression<=1:
-        raise ValueError(f"cifar_densenet: compression must be a share above 0 and up to 1, got {compression!r}.")
+        raise ValueError(f"cifar_densenet: compression must be a share above 0 and up to 1, got {compression!r}")
     n = _n_blocks('cifar_densenet', 6 if bottleneck else 3, 4, depth, growth=growth, n_out=n_out, in_chans=in_chans)
     stem = 2*growth if bottleneck and compression<1 else 16
     stages,nf = _dense_stages(n, stem, growth, bottleneck, compression)
@@ -298,7 +298,7 @@ def pyramidnet(
         authors' code. That code's sizes are up to 1 % above those of the paper's table (110/270: 28.5 for 28.3 M).
     """
     if bottleneck is not None and not isinstance(bottleneck, bool):
-        raise ValueError(f"pyramidnet: bottleneck must be True, False or None, got {bottleneck!r}.")
+        raise ValueError(f"pyramidnet: bottleneck must be True, False or None, got {bottleneck!r}")
     deep = isinstance(depth, numbers.Integral) and depth>=164
     narrow = deep if bottleneck is None else bottleneck
     n = 3*_n_blocks('pyramidnet', 9 if narrow else 6, 2, depth, alpha=alpha, n_out=n_out, in_chans=in_chans)
@@ -317,7 +317,7 @@ def _named(name, doc, build):
         pretrained:bool=False, # there are no weights to load: False
     )->nn.Sequential: # `body`, `pool`, `flat` and `fc`
         if pretrained:
-            raise ValueError(f"{name}: there are no published weights to load, pass pretrained=False.")
+            raise ValueError(f"{name}: there are no published weights to load; pass pretrained=False")
         return build(n_out=n_out, in_chans=in_chans)
     net.__name__ = net.__qualname__ = name # an exported learner stores the function by this name
     net.__doc__ = doc

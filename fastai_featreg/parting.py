@@ -25,7 +25,7 @@ def _parts(a, name, at=''):
     within = [i for i,(_,p,_) in enumerate(kids) if f'{name}.'.startswith(f'{p}.')]
     if not within:
         raise ValueError(f'layer {name!r} is inside a module that is not called as a whole, so the network cannot be '
-                         'cut there; name another layer.')
+                         'cut there; name another layer')
     i = within[0]
     k,path,m = kids[i]
     inner,after = (m, []) if path==name else _parts(a, name, path)
@@ -67,7 +67,7 @@ def cut_after(
     (fmap, *_),_ = _map_and_logits(unwrap(model), stage, x)
     if stage.layout!='NCHW' or not _gives(body, x, fmap):
         raise ValueError(f'a {type(unwrap(model)).__name__} does more than run its children one after the other up to '
-                         f'{stage.name!r}, so it cannot be cut there; name another layer, or cut it by hand.')
+                         f'{stage.name!r}, so it cannot be cut there; name another layer, or cut it by hand')
     return body
 
 # %% ../nbs/00e_parting.ipynb #6d1af7a9
@@ -116,20 +116,20 @@ def body_head(
     model = network_of(model, 'body_head')
     kind = type(unwrap(model)).__name__
     if type(model) is nn.Sequential and len(model)==2 and type(model[-1]) is nn.Sequential:
-        raise ValueError('body_head: this network has two parts already; use it as it is.')
+        raise ValueError('body_head: this network has two parts already; use it as it is')
     a = get_anatomy(model, check_cam=False)
     stage,x = a.last,_noise_for(model, a)
     if stage.layout!='NCHW':
         raise ValueError(f'the last map of this {kind} is not of the layout NCHW, so there is no body that gives it; '
-                         'use a convolutional network.')
+                         'use a convolutional network')
     body,after = _parts(a, stage.name)
     (fmap, *_),logits = _map_and_logits(unwrap(model), stage, x)
     check_answer('body_head', logits, len(x))
     found = _with_head(body, after, x, logits) if _gives(body, x, fmap) else None
     if found is not None and a.modules.get(a.classifier) in set(found[0].modules()):
         raise ValueError(f'a {kind} classifies its map before it pools, so a head that pools first would have nothing '
-                         'left to classify; use `vision_learner`, which gives it another head.')
+                         'left to classify; use `vision_learner`, which gives it another head')
     if found is None:
         raise ValueError(f'a {kind} does more than run its children one after the other, so it cannot be parted in '
-                         'body and head; use `vision_learner`, or part it by hand.')
+                         'body and head; use `vision_learner`, or part it by hand')
     return found

@@ -17,7 +17,7 @@ def digit_scans(
 )->list: # ten uint8 arrays (n, 8, 8), one a digit
     "scikit-learn's scanned digits of one split, by class"
     if split not in ('train','valid'):
-        raise ValueError(f"split is {split!r}: choose 'train' or 'valid'.")
+        raise ValueError(f"split must be 'train' or 'valid', got {split!r}")
     data = load_digits()
     scans = (data.images*(255/16)).astype(np.uint8)
     # by no seed: a scan that trains in one run validates in none
@@ -88,7 +88,7 @@ def check_int(
     "`ValueError` unless `value` is a whole number from `low` to `high`"
     whole = isinstance(value, (int,np.integer)) and not isinstance(value, bool)
     if not whole or not low<=value<=high:
-        raise ValueError(f"{name} is {value!r}: give a whole number from {low} to {high}.")
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
 
 def digit_scenes(
     n:int, # number of images
@@ -104,8 +104,8 @@ def digit_scenes(
     check_int('clutter', clutter, 0, 64)
     check_int('seed', seed, 0, 2**63)
     if not 0.2 <= scale[0] <= scale[1] <= 0.7:
-        raise ValueError(f"scale is {scale!r}: give the smallest and the largest height of a digit as shares of size, "
-                         "from 0.2 to 0.7.")
+        raise ValueError("scale must be the smallest and the largest height of a digit as shares of size, from 0.2 "
+                         f"to 0.7, got {scale!r}")
     scans = digit_scans(split)
     rng = np.random.default_rng([seed, split=='valid'])
     labels = rng.permutation(np.arange(n)%10)

@@ -50,7 +50,7 @@ class Stage:
         if n==math.prod(self.size): return
         h,w = self.size
         raise ValueError(f'layer {self.name!r} gave {n} tokens, where the images that were probed give {h}x{w}: '
-                         'rows and columns would be a guess; pass images of this shape to get_anatomy as `x`.')
+                         'rows and columns would be a guess; pass images of this shape to get_anatomy as `x`')
 
 # %% ../nbs/00b_stages.ipynb #30b1c98e
 def _uneven(hw, size):
@@ -256,7 +256,7 @@ def _doubt(trace, last, end=math.inf):
           if trace.order[last]<trace.order[n]<end and _on_map(trace.modules[n], shape, trace.n)]
     if not on: return ''
     return (f'the last stage found is {last!r}, but layer {max(on, key=trace.order.get)!r} still computes on a map '
-            'after it: name the layers, or probe a larger image by `size`.')
+            'after it; name the layers, or probe a larger image by `size`')
 
 # %% ../nbs/00b_stages.ipynb #b09abcda
 def _timm_info(model):
@@ -306,7 +306,7 @@ def find_stages(
     if not names:
         names,way = walk_stages(trace, taps),'walk'
     if not names:
-        raise ValueError('no module of the model gives a spatial map before the classifier: these methods need a '
-                         'convolutional network or a transformer of image patches.')
+        raise ValueError('no module of the model gives a spatial map before the classifier; use a '
+                         'convolutional network or a transformer of image patches')
     doubt = _doubt(trace, names[-1], end) if way=='walk' else ''
     return [taps[n] for n in names],way,doubt

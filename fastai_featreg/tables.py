@@ -51,7 +51,7 @@ def _table_text(table):
     marked = raw[:2] in (b'\xff\xfe', b'\xfe\xff')
     try: return raw.decode('utf-16' if marked else 'utf-8-sig')
     except UnicodeDecodeError:
-        raise ValueError(f"{table} is not written in UTF-8: save it as 'CSV UTF-8'.") from None
+        raise ValueError(f"{table} is not written in UTF-8; save it as 'CSV UTF-8'") from None
 
 def _table_rows(table):
     "Column names in lower case, and (line, cells) of each row that is not blank"
@@ -71,7 +71,7 @@ def _table_rows(table):
             cells = [c.strip() for c in row]
             if any(cells): rows.append((reader.line_num, cells))
     except csv.Error as e:
-        raise ValueError(f"{table} line {reader.line_num} cannot be read ({e}): correct it.") from None
+        raise ValueError(f"{table} line {reader.line_num} cannot be read ({e}); correct it") from None
     return columns(sep),rows[1:]
 
 def labels_csv(
@@ -92,8 +92,8 @@ def box_table(
     if not lacks: return (table, columns, rows),''
     has = some_names(columns, 8) if any(columns) else 'none'
     if {*BOX_COLUMNS[3:]} & {*columns}:
-        raise ValueError(f"{table} lacks the columns {', '.join(lacks)} (it has {has}): add them, or move the table "
-                         "away.")
+        raise ValueError(f"{table} lacks the columns {', '.join(lacks)} (it has {has}); add them, or move the table "
+                         "away")
     return None,f"{table.name} is not read: it has the columns {has}, a table of boxes has {','.join(BOX_COLUMNS)}"
 
 def has_box_table(
@@ -109,7 +109,7 @@ def _row_file(path, text, where):
     file,folder = Path(os.path.normpath(path/text)),os.path.normpath(path)
     if not file.is_relative_to(folder):
         raise ValueError(f"{where}: path must lie in {path}, got {some_names([text])}; move the image there, or remove "
-                         "the row.")
+                         "the row")
     return path/file.relative_to(folder)
 
 def _row_box(texts, where):
@@ -117,27 +117,27 @@ def _row_box(texts, where):
     try: box = tuple(float(t.replace(',', '.')) for t in texts)
     except ValueError:
         raise ValueError(f"{where}: x0,y0,x1,y1 must be numbers, got {some_names(texts, 4)}; correct it, or remove the "
-                         "row.") from None
+                         "row") from None
     x0,y0,x1,y1 = box
     if not np.isfinite(box).all() or not (0<=x0<x1 and 0<=y0<y1):
-        raise ValueError(f"{where}: the box is {some_names(texts, 4)}, but x0 < x1 and y0 < y1 must be finite and not "
-                         "negative; correct it, or remove the row.")
+        raise ValueError(f"{where}: x0 < x1 and y0 < y1 must be finite and not negative, got {some_names(texts, 4)}; "
+                         "correct it, or remove the row")
     return box
 
 def _row_item(path, table, columns, line, cells):
     "Split and item of one row of a box table"
     where,n = f"{table} line {line}",len(columns)
     if len(cells)<n or any(cells[n:]):
-        raise ValueError(f"{where} has {len(cells)} cells for {n} columns: correct it, or quote cells that hold the "
-                         "separator.")
+        raise ValueError(f"{where} has {len(cells)} cells for {n} columns; correct it, or quote cells that hold the "
+                         "separator")
     row = dict(zip(columns, cells))
     for c in BOX_COLUMNS:
         if not row[c]:
-            raise ValueError(f"{where}: {c} is empty; fill it in, or remove the row.")
+            raise ValueError(f"{where}: {c} is empty; fill it in, or remove the row")
     split = split_of(row['split'])
     if not split:
         raise ValueError(f"{where}: split must be train, valid or test, got {some_names([row['split']])}; correct it, "
-                         "or remove the row.")
+                         "or remove the row")
     box = _row_box([row[c] for c in BOX_COLUMNS[3:]], where)
     file = _row_file(path, row['path'], where)
     return split,LayoutItem(file, normalize('NFC', row['label']), box)
@@ -152,17 +152,17 @@ def table_items(
     "Items of a box table by split, each file once, and how many rows say again what one said before"
     twice = [c for c in BOX_COLUMNS if columns.count(c)>1]
     if twice:
-        raise ValueError(f"{table} has the column {twice[0]} more than once: rename one of them.")
+        raise ValueError(f"{table} has the column {twice[0]} more than once; rename one of them")
     parts,seen = {'train':[], 'valid':[], 'test':[]},{}
     for line,cells in rows:
         split,item = _row_item(path, table, columns, line, cells)
         if item.file not in seen: parts[split].append(item)
         elif seen[item.file]!=(split,item):
             raise ValueError(f"{table} line {line} gives {os.path.relpath(item.file, path)} another class, split or "
-                             "box than a line before it: keep one row an image.")
+                             "box than a line before it; keep one row an image")
         seen[item.file] = (split,item)
     missing = [f.relative_to(path) for f in seen if not f.is_file()]
     if missing:
-        raise ValueError(f"{path} lacks {len(missing)} images that labels.csv names ({some_names(missing)}): add them, "
-                         "or remove their rows.")
+        raise ValueError(f"{path} lacks {len(missing)} images that labels.csv names ({some_names(missing)}); add them, "
+                         "or remove their rows")
     return parts,len(rows) - len(seen)

@@ -78,7 +78,7 @@ def scan_tree(
     # real folders before links to them
     try: entries = sorted(os.scandir(path), key=lambda e: (e.is_symlink(), e.name))
     except OSError as e:
-        raise ValueError(f"{path} cannot be read ({e.strerror}): mend its permissions, or move it away.") from None
+        raise ValueError(f"{path} cannot be read ({e.strerror}); mend its permissions, or move it away") from None
     for e in entries:
         if e.is_dir(): _scan_folder(node, e, above, seen)
         else: _scan_file(node, e, st.st_dev)

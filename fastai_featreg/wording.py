@@ -27,8 +27,8 @@ def unknown_name(
     "Sentence about a name nobody knows, with the names that look like it"
     name = echo(name, 60)
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else '.'
-    return f"unknown {kind} '{name}'{hint} {show or 'Known: ' + ', '.join(known)}"
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ''
+    return f"unknown {kind} '{name}'; {hint}{show or 'known: ' + ', '.join(known)}"
 
 # %% ../nbs/88_wording.ipynb #d807cace
 def one_line(

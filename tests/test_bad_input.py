@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 from fastai_featreg.methods.cam_loss import negative_cam_loss
 from fastai_featreg.core import register_method
+from grammar import in_grammar
 from tiny import *
 from fastai_featreg.methods.cam_loss import cam_loss
 from fastai_featreg.methods.distill_losses import at_loss, cat_loss, ccm_loss, dkd_loss, kd_loss
@@ -28,6 +29,7 @@ def sentence(e, why):
     "The text of an error, without fastai's line about the event; it is one sentence, and says `why`"
     text = re.sub(r'^Exception occured in .*:\n\t', '', str(e.value))
     assert '\n' not in text and re.search(why, text), text
+    assert in_grammar(text) or not isinstance(e.value, ValueError), text
     return text
 
 
@@ -72,7 +74,7 @@ arguments = {
     'strength (1, -1)': (lambda: SelectScale(strength=(1, -1)), 'strength must be'),
     'curriculum .5': (lambda: SelectScale(curriculum=.5), 'curriculum must be'),
     'curriculum linear': (lambda: SelectScale(curriculum='linear'), 'curriculum must be True, False or a function'),
-    'no drop': (lambda: DropCallback(), 'must define `drop'),
+    'no drop': (lambda: DropCallback(), 'define `drop'),
     'c nan': (lambda: CAMLoss(c=nan), 'c must be'),
     "c '3'": (lambda: CAMLoss(c='3'), 'c must be'),
     'start soon': (lambda: CAMLoss(start='soon'), 'start must be'),
@@ -386,7 +388,7 @@ def test_refused_before_the_first_step(name):
 
 @pytest.mark.parametrize('make,why', [
     (lambda: SelectScale(curriculum=lambda p: 2*p + .5), 'curriculum after 50%'),
-    (lambda: FeatureMining(weight=lambda p: 1. if p<.5 else nan), 'after 50% of training it gave nan'),
+    (lambda: FeatureMining(weight=lambda p: 1. if p<.5 else nan), 'got nan after 50% of training'),
     (lambda: CCM(tiny_teacher(), beta=lambda p: 2*p + .5), 'after 50% of training: beta must be'),
 ])
 def test_a_schedule_that_goes_wrong_later(make, why):

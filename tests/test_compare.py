@@ -243,7 +243,8 @@ def test_part_of_a_folder(tmp_path, capsys):
     assert main([*args, '--n-train', '10', '--n-valid', '4'])==0
     assert rows(tmp_path/'out')[['n_train', 'n_valid']].drop_duplicates().values.tolist()==[['10', '4']]
     capsys.readouterr()
-    one_sentence(capsys, main([*args, '--n-train', '100']), 'n_train is 100')
+    said = 'n_train must take at most the 12 images of class cat, got 100'
+    one_sentence(capsys, main([*args, '--n-train', '100']), said)
 
 
 def test_own_folder(tmp_path, capsys):
@@ -454,7 +455,7 @@ def test_unknown_recipe_is_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('given, said', [
-    (dict(seeds='3'), "seeds must be a number, got '3'"), (dict(seeds=2.5), 'seeds must be a whole number, not 2.5'),
+    (dict(seeds='3'), "seeds must be a number, got '3'"), (dict(seeds=2.5), 'seeds must be a whole number, got 2.5'),
     (dict(epochs=1.5), 'epochs must be a whole number'), (dict(size=True), 'size must be a number, got True'),
     (dict(lr='a'), "lr must be a number, got 'a'")])
 def test_budgets_that_are_no_numbers(tmp_path, given, said):

@@ -8,6 +8,7 @@ from fastai_featreg.comparison.command import main
 from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.data import folder_dls, load_data
 from fastai_featreg.folders import ClassOf, read_layout, stratified_split
+from grammar import in_grammar
 
 small = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
 
@@ -186,6 +187,7 @@ def test_refused(tmp_path, name):
     files,text = refused[name]
     with pytest.raises(ValueError) as e: read_layout(plant(tmp_path/'data', files))
     assert text in str(e.value) and '\n' not in str(e.value) and 40 < len(str(e.value)) < 500, e.value
+    assert in_grammar(str(e.value)), e.value
 
 
 # arguments: (files, arguments, counts or None, source or the sentence)
@@ -197,7 +199,7 @@ asked = {
     'n_valid odd': (CD, dict(n_valid=3), 'cat 2+2, dog 2+2', 'and at least 2'),
     'n_valid of some classes': ('cat/1-4.png dog/1-40.png', dict(n_valid=4), 'cat 2+2, dog 32+8', 'at least 2'),
     'n_valid, a folder': (put('train') + put('valid'), dict(n_valid=6), 'cat 4+4, dog 4+4', 'folder valid'),
-    'n_valid, every image': (CD, dict(n_valid=8), None, 'n_valid is 8, which takes 4 images of class cat'),
+    'n_valid, every image': (CD, dict(n_valid=8), None, 'got 8, which takes 4 of the 4 images of class cat'),
     'n_valid and valid_pct': (CD, dict(n_valid=6, valid_pct=.25), BOTH, '25 % of each class (seed'),
     'valid inside': (CD + put('held'), dict(valid='held'), 'cat 4+4, dog 4+4', 'folder held'),
     'valid in another case': (put('train') + put('valid') + put('test'), dict(valid='test'), 'cat 4+4, dog 4+4',
@@ -210,12 +212,12 @@ asked = {
     'valid and valid_pct': (put('train') + put('valid'), dict(valid='valid', valid_pct=.2), None,
                             'leave one of them out'),
     'valid_pct, a folder': (put('train') + put('valid'), dict(valid_pct=.3), None,
-                            'valid holds validation images: leave it out'),
-    'valid_pct of 1': (CD, dict(valid_pct=1), None, 'valid_pct is 1'),
-    'valid_pct of 0': (CD, dict(valid_pct=0), None, 'valid_pct is 0'),
-    'valid_pct of percents': (CD, dict(valid_pct=20), None, 'valid_pct is 20'),
-    'valid_pct NaN': (CD, dict(valid_pct=float('nan')), None, 'valid_pct is nan'),
-    'valid_pct text': (CD, dict(valid_pct='a fifth'), None, 'valid_pct is a fifth'),
+                            'valid holds validation images, got 0.3; leave it out'),
+    'valid_pct of 1': (CD, dict(valid_pct=1), None, 'valid_pct must be a number above 0 and below 1, got 1'),
+    'valid_pct of 0': (CD, dict(valid_pct=0), None, 'below 1, got 0'),
+    'valid_pct of percents': (CD, dict(valid_pct=20), None, 'below 1, got 20'),
+    'valid_pct NaN': (CD, dict(valid_pct=float('nan')), None, 'below 1, got nan'),
+    'valid_pct text': (CD, dict(valid_pct='a fifth'), None, "below 1, got 'a fifth'"),
     'class_level 1': ('pets/{cat,dog}/1-2.png farm/{cow,pig}/1-2.png', dict(class_level=1), 'farm 3+1, pets 3+1',
                       'at random'),
     'class_level 2': ('pets/{cat,dog}/1-4.png farm/cow/1-4.png', dict(class_level=2), 'cat 3+1, cow 3+1, dog 3+1',
@@ -232,7 +234,7 @@ def test_asked(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if counts is None:
         with pytest.raises(ValueError) as e: read_layout(data, **kwargs)
-        assert text in str(e.value) and '\n' not in str(e.value), e.value
+        assert text in str(e.value) and '\n' not in str(e.value) and in_grammar(str(e.value)), e.value
     else:
         layout = read_layout(data, **kwargs)
         assert ', '.join(f'{c} {t}+{v}' for c,(t,v) in layout.classes.items())==counts, layout
@@ -327,10 +329,11 @@ def test_what_the_loaders_say_and_take(tmp_path):
     assert [dls.vocab[c] for _,c in dls.valid_ds]==[f.parent.parent.name for f in dls.valid_ds.items]
     more = load_data(data, size=8, bs=2, num_workers=0, n_train=4, n_valid=8, say=told.append)
     assert (more.train.n, more.valid.n)==(4, 8) and 'at least 4' in told[1]
-    with pytest.raises(ValueError, match='n_train is 12, which takes 6 images of class cat, but there are 4'):
+    with pytest.raises(ValueError, match='n_train must take at most the 4 images of class cat, got 12, which takes 6'):
         folder_dls(data, size=8, bs=2, n_train=12, n_valid=8, say=told.append)
     for name in ('digits', 'cifar10', None):
-        with pytest.raises(ValueError, match='is 0.3, but .* has a split of its own'): load_data(name, valid_pct=.3)
+        with pytest.raises(ValueError, match='must be None for .*, which has a split of its own, got 0.3'):
+            load_data(name, valid_pct=.3)
 
 
 def test_class_of_a_file_elsewhere():
@@ -363,14 +366,14 @@ def test_arguments_of_the_comparison(tmp_path, capsys):
     assert set(run(tmp_path/'b', data, '--valid', held)[1].n_valid)=={'2'}
     assert set(run(tmp_path/'c', data, '--n-valid', 6)[1].n_valid)=={'6'}
     capsys.readouterr()
-    for args,text in ((['--valid-pct', 2], 'valid_pct is 2.0'), (['--valid', tmp_path/'gone'], 'gone does not exist'),
-                      (['--n-valid', 8], 'one at least must train'),
+    for args,text in ((['--valid-pct', 2], 'below 1, got 2.0'), (['--valid', tmp_path/'gone'], 'gone does not exist'),
+                      (['--n-valid', 8], 'n_valid must leave an image of each class'),
                       (['--valid', held, '--valid-pct', .2], 'leave one of them out')):
         assert run(tmp_path/'d', data, *args)[0]==2
         err = capsys.readouterr().err.splitlines()
         assert len(err)==1 and err[0].startswith('featreg: ') and text in err[0], err
     assert main(['compare', 'digits', '--valid-pct', '0.3', '--out', str(tmp_path/'d')])==2
-    assert 'digits has a split of its own' in capsys.readouterr().err
+    assert 'must be None for digits, which has a split of its own' in capsys.readouterr().err
 
 
 # ---- what is left out, and what is allowed and seldom meant ----

@@ -1,8 +1,9 @@
 """What CONTRIBUTING.md asks of every module: types, docments and docstrings of what is public, short bodies, lines of
-120 columns, methods that do not import each other"""
+120 columns, methods that do not import each other, one grammar for sentences about wrong input"""
 import ast
 from pathlib import Path
 import pytest
+from grammar import Sentences, errors, in_grammar
 from fastai_featreg.methods import method_modules, own_methods
 
 folder = Path(__file__).parent.parent/'fastai_featreg'
@@ -90,3 +91,59 @@ def test_methods_are_found_where_they_are_registered():
     # in the order of their notebooks, which is that of tables and of pairs
     numbers = [next((folder.parent/'nbs/methods').glob(f'[0-9]*_{name}.ipynb')).name for name in methods]
     assert numbers==sorted(numbers) and len(numbers)>=5
+
+
+# reasons, of which a caller makes the sentence
+reasons = {
+    'files._as_bytes': 'open_image, check_files',
+    'files._decode': 'open_image, check_files',
+    'rows.padded': 'no_table',
+    'rows.read_cells': 'no_table',
+    'teachers.file_content': '_cannot_open',
+}
+# a sentence of another function is passed on, and ends as that does
+passed_on = {'folders.read_layout', 'guide.Guide._set_up_maps', 'teachers._known_arch', 'teachers.open_teacher'}
+
+
+def beside_the_grammar(sources: dict) -> list:
+    "(function, line, text) of the errors that are not in the grammar"
+    sentences = Sentences(sources)
+    return [o for module in sources for o in sentences.of(module) if not in_grammar(o[2])]
+
+
+def test_errors_are_sentences_of_one_grammar():
+    found,allowed = beside_the_grammar(modules),reasons.keys() | passed_on
+    assert {f for f,_,_ in found}==allowed, [o for o in found if o[0] not in allowed]
+    for f,line,text in found:
+        assert not text.endswith('.'), (f, line, text)
+        assert f in reasons or text.endswith(('{}', '({})')), (f, line, text)
+
+
+def test_no_error_is_overlooked():
+    sentences = Sentences(modules)
+    for name,tree in sentences.trees.items():
+        assert {line for _,line,_ in sentences.of(name)}=={n.lineno for n in errors(tree)}, name
+
+
+@pytest.mark.parametrize('raised', [
+    "ValueError(f'n is {n}: give a whole number.')",
+    "ValueError(f'n must be a whole number, got {n}.')",
+    "ValueError('n must be a whole number')",
+    "ValueError('n is wrong, ' + 'give another')",
+    "ValueError('n is wrong; give another' if n else 'n is wrong')",
+    "ValueError(why)",
+    "ValueError(f'n is wrong; {remedy}')",
+    "ValueError(told(n))",
+    "TypeError()",
+])
+def test_what_is_no_such_sentence_is_seen(raised):
+    source = f"""
+def told(n): return 'n is wrong: give another'
+class C:
+    def f(self, n):
+        what,remedy = 'it', 'give another.'
+        why = 'the folder is empty: fill it'
+        raise {raised}
+"""
+    assert beside_the_grammar({'some': source})
+    assert not beside_the_grammar({'some': source.replace(raised, "ValueError(f'n must be 1, got {n}; give it')")})

@@ -202,7 +202,7 @@ def with_views(l):
 
 no_classes = 'multi|soft|value|binary|whole|none$'
 refused = [ # function, situation, sentence
-    ('cams, positions', 'exported', 'positions outside'),
+    ('cams, positions', 'exported', 'which has 0 images'),
     ('cams, positions', 'loaders (stream|counted|lists)', 'positions need a data set'),
     ('cams, loader', 'exported', 'x is empty'),
     ('cams(?!, (batch|loader|positions))|show_(?!drop_layers)|plot|get', 'exported', 'no images'),

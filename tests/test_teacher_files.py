@@ -8,6 +8,7 @@ from fastai_featreg.archs import heads,known_archs,make_learner
 from fastai_featreg.comparison.command import main
 from fastai_featreg.comparison.plan import parse_methods
 from fastai_featreg.methods.teachers import *
+from grammar import in_grammar
 from tiny import *
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name]
@@ -26,6 +27,7 @@ def sentence(f, why):
     with pytest.raises(ValueError) as e: f()
     text = str(e.value)
     assert '\n' not in text and text.isprintable() and len(text)<700 and re.search(why, text), text
+    assert in_grammar(text), text
     return text
 
 def answers(net, n_in=3):

@@ -82,13 +82,13 @@ def check_budget(name:str, value:float|None):
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got {echo(repr(value), 40)}")
     if not abs(value)<math.inf:
-        raise ValueError(f"{name} must be finite, not {value}")
+        raise ValueError(f"{name} must be finite, got {value}")
     if value<=0:
-        raise ValueError(f"{name} must be greater than 0, not {echo(value, 40)}")
+        raise ValueError(f"{name} must be greater than 0, got {echo(value, 40)}")
     if value>limits.get(name, math.inf):
-        raise ValueError(f"{name} must be at most {limits[name]}, not {echo(value, 40)}")
+        raise ValueError(f"{name} must be at most {limits[name]}, got {echo(value, 40)}")
     if name!='lr' and value!=int(value):
-        raise ValueError(f"{name} must be a whole number, not {echo(value, 40)}")
+        raise ValueError(f"{name} must be a whole number, got {echo(value, 40)}")
 
 def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"

@@ -111,7 +111,7 @@ def literal_arguments(call:ast.Call):
         args = [ast.literal_eval(a) for a in call.args]
         return args,{k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except Exception: # a long chain of signs is a RecursionError, a list as a key of a dictionary a TypeError
-        raise ValueError(f"methods: the arguments in '{text}' must be literals, such as 2, 0.5 or 'box'") from None
+        raise ValueError(f"methods: arguments must be literals, such as 2, 0.5 or 'box', got '{text}'") from None
 
 def parse_recipe(call:ast.Call):
     "Class, positional and keyword arguments that a recipe such as `SelectScale.cifar()` stands for"
@@ -136,7 +136,7 @@ def parse_callback(node:ast.AST):
     if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
         return parse_recipe(call)
     if not isinstance(call.func, ast.Name):
-        raise ValueError(f"methods: '{shown(node)}' is neither a name nor a call such as FeatureMining(layers=2)")
+        raise ValueError(f"methods: '{shown(node)}' is neither a name nor a call; write e.g. FeatureMining(layers=2)")
     return find_method(call.func.id), *literal_arguments(call)
 
 def summands(node:ast.AST):
@@ -215,7 +215,8 @@ def method_of(calls:list):
     except ValueError:
         raise
     except Exception as e:
-        raise ValueError(f"methods: {'+'.join(names)} has an argument that cannot be written ({echo(e)})") from e
+        raise ValueError(f"methods: {'+'.join(names)} has an argument that cannot be written ({echo(e)}); "
+                         "give a literal, such as 2, 0.5 or 'box'") from e
     check_callbacks(label, calls)
     return label,partial(make_callbacks, calls)
 

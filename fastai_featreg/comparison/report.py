@@ -71,7 +71,7 @@ def summarise(
         n_sources = df.groupby('method')['method_id'].nunique()
         if n_sources.gt(1).any(): mixed.append('method_id')
     if mixed:
-        raise ValueError(f"the runs differ in {', '.join(mixed)}: choose those of one configuration first")
+        raise ValueError(f"the runs differ in {', '.join(mixed)}; choose those of one configuration first")
     df = count_once(df)
     good = df[df['error']=='']
     plain = good[good['method']=='plain'].set_index('seed')

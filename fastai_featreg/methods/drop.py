@@ -60,7 +60,8 @@ class DropCallback(FeatureCallback):
     ):
         name = type(self).__name__
         if type(self).drop is DropCallback.drop:
-            raise ValueError(f"{name} must define `drop(self, f, strength)`, which gives a map of the shape of f")
+            raise ValueError(f"{name} has no drop of its own; define `drop(self, f, strength)`, which gives a map "
+                             "of the shape of f")
         if isinstance(layers, int) and layers<1:
             raise ValueError(f"{name}: layers must be a number of last stages (1, 2, ...), 'all', layer names or "
                              f"modules, or a function (name, module) -> bool, got {layers!r}")

@@ -30,7 +30,7 @@ def show_drops(
     check_map('show_drops', f)
     if not isinstance(drops, dict) or not all(callable(d) and not isinstance(d, Callback) for d in drops.values()):
         raise ValueError("show_drops: drops must be a dictionary of name -> function of a map, such as "
-                         "{'SelectScale': select_scale}, or modules such as SelectScale2d(); got "
+                         "{'SelectScale': select_scale}, or modules such as SelectScale2d(), got "
                          f"{drops!r:.80}; a callback is shown by its module")
     order = channel_scores[default_score](f)[0].argsort(descending=True)[:n]
     rows,cols,top = len(drops)+1,len(order),1.5*f.max().item()

@@ -156,7 +156,7 @@ def _strengths(strength, default, n, what):
     if strength is None: return default
     each = list(strength) if is_listy(strength) else [strength]*n
     if len(each)==n: return each
-    raise ValueError(f"strength must be a number, or {n} numbers, one for each {what}, from the first to the last; "
+    raise ValueError(f"strength must be a number, or {n} numbers, one for each {what}, from the first to the last, "
                      f"got {len(each)}")
 
 def _nowhere(anatomy, layers, left_out=()):
@@ -167,7 +167,7 @@ def _nowhere(anatomy, layers, left_out=()):
 def _last_stages(anatomy, layers, strength, flow):
     "Plan for the last stages, or for all; a stage counts where there is anything to act behind"
     if anatomy.doubt:
-        raise ValueError(f"layers={layers!r}: {anatomy.doubt.partition(':')[0]}; "
+        raise ValueError(f"layers={layers!r}: {anatomy.doubt.partition(';')[0]}; "
                          "name the layers, or give a function (name, module) -> bool")
     stages = _by_stage(anatomy, flow)
     counts = [k for k,(found,_) in enumerate(stages) if found]
@@ -175,8 +175,8 @@ def _last_stages(anatomy, layers, strength, flow):
     if not counts:
         raise _nowhere(anatomy, layers, [o for _,left_out in stages for o in left_out])
     if not 0<n<=len(counts):
-        raise ValueError(f"layers={layers!r} must be the number of last stages, from 1 to {len(counts)} in this model, "
-                         "or 'all'")
+        raise ValueError(f"layers must be the number of last stages, from 1 to {len(counts)} in this model, or 'all', "
+                         f"got {layers!r}")
     default = [1.]*n if layers=='all' else [.5]*(n-1) + [1.]
     each = _strengths(strength, default, n, f"of the {n} stages")
     acts = [(s, w)

@@ -108,8 +108,8 @@ def mined_pool(
     if other is not None:
         _check_mask(f, other, 'other')
     if other is not None and other.shape!=mask.shape:
-        sizes = f"{tuple(mask.shape)}, got {tuple(other.shape)}"
-        raise ValueError(f"mined_pool: other must have the shape of mask, {sizes}")
+        raise ValueError(f"mined_pool: other must have the shape of mask, {tuple(mask.shape)}, "
+                         f"got {tuple(other.shape)}")
     mask = mask.float()
     parts = torch.stack([mask, 1 - mask if other is None else other.float()])
     if mask.ndim==2:

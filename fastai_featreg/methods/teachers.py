@@ -261,7 +261,7 @@ def open_teacher(
     what = f'holds a {type(got).__name__}; give {_accepted}'
     path = _short(located(teacher)[0])
     if isinstance(got, dict) and teacher_arch is None:
-        what = ("holds weights without a network: say which by teacher_arch (--teacher-arch), such as 'resnet18', or "
+        what = ("holds weights without a network; say which by teacher_arch (--teacher-arch), such as 'resnet18', or "
                 "build it, load them by load_state_dict, and give the network")
     elif isinstance(got, dict):
         try: return network_with(teacher_arch, find_weights(got))

@@ -272,7 +272,7 @@ def _map_before_head(net):
     "The `Stage` whose map the head takes, and the number of classes"
     if not isinstance(net, nn.Sequential) or len(net)<2 or type(net[-1]) is not nn.Sequential:
         raise ValueError("MVFeaAug takes the place of pooling and head, and needs a network whose last part is both, "
-                         f"as vision_learner makes it; this {type(net).__name__} is not: train body_head(model) in "
+                         f"as vision_learner makes it; this {type(net).__name__} is not; train body_head(model) in "
                          "its place, the same network in two parts")
     a = get_anatomy(net, check_cam=False)
     name = list(net._modules)[-2]
@@ -354,6 +354,6 @@ def remove_views(
     "Give a learner its plain head back; the head's own layers keep what they have learnt"
     head = find_views(learn.model)
     if head is None:
-        raise ValueError("remove_views: this learner's model has no multi-view head")
+        raise ValueError("remove_views: this learner's model has no multi-view head; nothing is to be removed")
     leave_optimiser(learn, head.aux.parameters())
     head.make_plain()
