@@ -151,7 +151,7 @@ def mined_stages(
     return anatomy.find(names)
 
 
-@register_method('feature_mining', paper='Xie et al. 2021',
+@register_method('feature_mining', colour='#0072B2', paper='Xie et al. 2021',
     in_short='cross-entropies of two random complementary parts of the last feature map',
     what="""A random box cuts the last feature map in two complementary parts. Each part has its own average pooling and
         linear layer, and both must name the class; their two cross-entropies are added to the loss. With `layers=2` the
