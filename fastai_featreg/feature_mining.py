@@ -285,7 +285,7 @@ def show_mining(
         for ax,part in zip(row[1:], (a, a*m, a*(1-m))):
             ax.imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())
             _outline(ax, m)
-    titles = (channel_note(x.shape[1]) or 'image', f'X of {name}, edge of M', 'part 1: X*M', 'part 2: X*(1-M)')
+    titles = (channel_note(x.shape[1]) or 'image', f'X, edge of M:\n{name}', 'part 1: X*M', 'part 2: X*(1-M)')
     for ax,title in zip(axes[0], titles):
         ax.set_title(title, fontsize=9)
     for ax in axes.flat: ax.axis('off')
