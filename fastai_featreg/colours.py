@@ -47,7 +47,7 @@ def distance(
     return float(np.linalg.norm(seen[0] - seen[1], axis=-1).min())
 
 # %% ../nbs/8z_colours.ipynb #6744a095
-shades = (('black', 0.3), ('black', 0.5), ('white', 0.3)) # mixed in, and its share
+shades = (('black', 0.45), ('black', 0.65), ('white', 0.4)) # mixed in, and its share
 no_variant = 'teacher','teacher_arch'
 
 def number_of(text:str):
