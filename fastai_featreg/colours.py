@@ -94,7 +94,7 @@ def method_colour(
 
 # %% ../nbs/8z_colours.ipynb #ea8ba9f0
 markers = 'os^DvP*X<p>h'
-near = 20 # CIELAB: colours that are less apart need different markers
+near = 30 # CIELAB: colours that are less apart need different markers
 
 def all_markers():
     "Markers without end"
