@@ -4,11 +4,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_rgb
-from fastai_featreg.colours import distance, method_colour, method_styles, near
+from fastai_featreg.comparison.colours import distance, method_colour, method_styles, near
 from fastai_featreg.core import card_of, cards, methods, register_method
-from fastai_featreg.plan import known_methods
-from fastai_featreg.report import plot_comparison
-from fastai_featreg.rows import read_results
+from fastai_featreg.comparison.plan import known_methods
+from fastai_featreg.comparison.report import plot_comparison
+from fastai_featreg.comparison.rows import read_results
 
 results = Path(__file__).parent.parent/'nbs/results'
 folders = sorted(p.parent for p in results.rglob('results.csv') if p.parent.name!='figure3')

@@ -7,9 +7,9 @@ from pathlib import Path
 import fastai_featreg
 import pandas as pd
 from fastcore.docments import docments
-from fastai_featreg.report import summarise
-from fastai_featreg.rows import read_results
-from fastai_featreg.plan import method_label,needs_teacher
+from fastai_featreg.comparison.report import summarise
+from fastai_featreg.comparison.rows import read_results
+from fastai_featreg.comparison.plan import method_label,needs_teacher
 from fastai_featreg.core import card_of,method_summary,methods
 from fastai_featreg.methods import import_methods,own_methods
 
