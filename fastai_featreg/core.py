@@ -8,6 +8,7 @@ __all__ = ['methods', 'cards', 'Variant', 'MethodCard', 'register_method', 'card
 # %% ../nbs/01_core.ipynb #822d6b0c
 from dataclasses import dataclass
 from fastai.vision.all import *
+from matplotlib.colors import is_color_like
 from torch.nn.parallel import DistributedDataParallel
 from .anatomy import Anatomy,get_anatomy,lay_out
 from .probe import unwrap
@@ -38,6 +39,7 @@ class MethodCard:
         when_not:str='', # a paragraph: when not
         source:str='', # a paragraph: the paper in full, and what it reports
         paper:str='', # authors and year, for tables
+        colour:str='', # of its lines in pictures, as matplotlib writes it; '': by the name of its class
         in_short:str='', # a phrase for tables; '' takes the summary
         summary:str='', # one line for `featreg methods`; '' takes the first line of the class's docstring
         variants:tuple|list=(), # `Variant`s that are measured too
@@ -46,10 +48,13 @@ class MethodCard:
         refused:dict|None=None, # cell of the conformance suite -> expression that the refusal matches; None: it works
     ):
         prose = dict(what=what, when=when, when_not=when_not, source=source, paper=paper, in_short=in_short,
-                     summary=summary)
+                     summary=summary, colour=colour)
         for name,text in prose.items():
             if not isinstance(text, str): raise ValueError(f"register_method: {name} must be text, got {text!r}")
             setattr(self, name, ' '.join(text.split())) # as it stands in the source it has line breaks
+        if colour and not is_color_like(colour):
+            raise ValueError(f"register_method: colour must be one that matplotlib knows, got {colour!r}; "
+                             "write e.g. '#0072B2', or leave it out")
         self.variants,self.quick,self.refused = variants,quick or {},refused or {}
         self.neutral = {'weight 0': dict(weight=0.)} if neutral is None else neutral
         if not all(isinstance(o, Variant) for o in variants):

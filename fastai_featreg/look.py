@@ -82,7 +82,7 @@ def _show_map(ctx, a, size, alpha):
     ctx.imshow(big, cmap='magma', alpha=alpha)
     if big.max()>0:
         y,x = divmod(int(big.argmax()), big.shape[1])
-        ctx.plot(x, y, 'x', color='cyan', markersize=5)
+        ctx.plot(x, y, 'x', color='cyan', markersize=5, clip_on=False)
     else:
         ctx.text(.5, .5, 'no evidence', transform=ctx.transAxes, ha='center', va='center', color='white', size=8)
 

@@ -92,6 +92,9 @@ class Prose(ast.NodeTransformer):
         is_text = lambda s: isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
         node.body = [s for s in node.body if not is_text(s)]
         if hasattr(node, 'returns'): node.returns = None
+        if hasattr(node, 'decorator_list'): # what is said of a method, its colour too, changes no run
+            is_card = lambda o: ast.unparse(o).startswith('register_method(')
+            node.decorator_list = [o for o in node.decorator_list if not is_card(o)]
         return self.generic_visit(node)
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = bare
     def visit_arg(self, node):

@@ -18,11 +18,11 @@ from ..core import register_method
 from ..methods.teachers import marked,short_marks,unmarked
 from ..wording import echo,unknown_name
 
-# %% ../../nbs/comparison/83_plan.ipynb #1c3b1179
-register_method('mixup', paper='Zhang et al. 2018',
+# %% ../nbs/83_plan.ipynb #1c3b1179
+register_method('mixup', colour='#6C2400', paper='Zhang et al. 2018',
     summary='Train on weighted means of two images and of their labels (mixup, 2018)',
     in_short="mixed images and labels (fastai's own, for comparison)")(MixUp)
-register_method('cutmix', paper='Yun et al. 2019',
+register_method('cutmix', colour='#543054', paper='Yun et al. 2019',
     summary='Paste a box of one image into another and weight the labels by area (CutMix, 2019)')(CutMix)
 
 # %% ../../nbs/comparison/83_plan.ipynb #4d8b5e54

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
+from .colours import method_styles
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
 from ..wording import one_line,plural
 
@@ -192,12 +193,10 @@ def verdict(label:str, r:tuple):
     what = 'a gain' if r.gain>0 else 'a loss'
     return f"{span}: it excludes 0, so {what} is shown, for these images and this budget."
 
-# %% ../../nbs/comparison/85_report.ipynb #75fd43c5
-def colours(labels:list):
-    "Colour of each method; plain is black"
-    return {l: 'black' if l=='plain' else f'C{i}' for i,l in enumerate(labels)}
+# %% ../nbs/85_report.ipynb #75fd43c5
+most_bands = 4 # more of them hide each other
 
-def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
+def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, styles:dict):
     "Difference to plain of each seed, its mean and 95 % interval, a line for each method"
     plain = df[df['method']=='plain'].set_index('seed')['accuracy']
     others = summary.drop(index='plain', errors='ignore')
@@ -205,11 +204,11 @@ def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
         rows = df[df['method']==label]
         gains = 100*(rows['accuracy'] - rows['seed'].map(plain))
         above = np.full(len(rows), y + 0.15)
-        ax.scatter(gains, above, color=colour[label], alpha=0.5, s=18, linewidths=0)
+        ax.scatter(gains, above, color=styles[label]['color'], alpha=0.5, s=18, linewidths=0)
         # two seeds tell no interval
         half = 100*(r.gain_high - r.gain) if r.pairs>2 else 0.
         half = np.nan_to_num(half)
-        ax.errorbar(100*r.gain, y, xerr=half, fmt='o', ms=8, capsize=4, color=colour[label])
+        ax.errorbar(100*r.gain, y, xerr=half, ms=8, capsize=4, **styles[label])
     ax.axvline(0, color='black', lw=1)
     ax.set(
         yticks=[],
@@ -217,20 +216,22 @@ def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, colour:dict):
         xlabel='points of validation accuracy against plain',
         title='Gain: mean, 95 % interval, each seed')
 
-def plot_curves(ax:plt.Axes, df:pd.DataFrame, colour:dict):
-    "Accuracy of each epoch: mean, band from the worst to the best seed"
+def plot_curves(ax:plt.Axes, df:pd.DataFrame, styles:dict):
+    "Accuracy of each epoch: mean, and of few methods a band from the worst to the best seed"
+    banded = df['method'].nunique()<=most_bands
     for label,rows in df.groupby('method', sort=False):
         values = [[float(v) for v in text.split(';') if v] for text in rows['curve']]
         # a shorter curve is filled up with NaN, which counts nowhere
         curves = 100*pd.DataFrame(values, dtype=float)
         epochs = np.arange(1, curves.shape[1] + 1)
-        ax.plot(epochs, curves.mean(), color=colour[label], marker='.')
+        ax.plot(epochs, curves.mean(), ms=4, **styles[label])
+        if not banded: continue
         worst,best = curves.min(),curves.max()
-        ax.fill_between(epochs, worst, best, color=colour[label], alpha=0.15, linewidth=0)
+        ax.fill_between(epochs, worst, best, color=styles[label]['color'], alpha=0.15, linewidth=0)
     ax.set(
         xlabel='epoch',
         ylabel='validation accuracy, %',
-        title='Validation accuracy (mean, worst and best seed)')
+        title=f"Validation accuracy (mean{', worst and best seed'*banded})")
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 # %% ../../nbs/comparison/85_report.ipynb #ba6ae76c
@@ -246,11 +247,11 @@ def plot_comparison(
     lines = -(-len(labels)//columns) # of the legend
     fig,axs = plt.subplots(1, 2, figsize=(11, 4.6 + 0.22*lines), layout='constrained')
     if not labels: return fig
-    colour = colours(labels)
-    plot_gain(axs[0], good, summarise(good), colour)
-    plot_curves(axs[1], good, colour)
+    styles = method_styles(labels)
+    plot_gain(axs[0], good, summarise(good), styles)
+    plot_curves(axs[1], good, styles)
     for ax in axs: ax.grid(alpha=0.3)
-    handles = [plt.Line2D([], [], color=colour[l], marker='o', label=l) for l in labels]
+    handles = [plt.Line2D([], [], label=l, **styles[l]) for l in labels]
     fig.legend(handles=handles, loc='outside lower center', ncols=columns, frameon=False)
     return fig
 

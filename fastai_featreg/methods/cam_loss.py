@@ -128,7 +128,7 @@ def _check_times(start, latest):
     if latest is not None and not _is_time(latest):
         raise ValueError(f"CAMLoss: latest must be {_times}, or None to wait for the accuracy for ever, got {latest!r}")
 
-@register_method('cam_loss', paper='Wang et al. 2021',
+@register_method('cam_loss', colour='#D55E00', paper='Wang et al. 2021',
     in_short="distance of the class-agnostic map to the target's class activation map, added to the loss",
     what="""The class-agnostic activation map (the sum of all channels) is pulled towards the class activation map of
         the target class: what the network expresses should be what it needs for the class. The term begins when more
@@ -321,7 +321,7 @@ def negative_cam_loss(
         evidence = (maps.exp().mean(2).log() - maps.mean(2)).T
     return evidence.mean() if counts is None else (evidence*counts).sum()/counts.sum().clamp(min=1)
 
-@register_method('negative_cam', paper='Sun et al. 2020',
+@register_method('negative_cam', colour='#543054', paper='Sun et al. 2020',
     in_short='positive evidence for the strongest wrong classes, added to the loss',
     what="""The activation maps of the wrong classes with the highest scores are pushed below zero: no place in the
         picture should speak for them.""",

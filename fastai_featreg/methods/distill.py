@@ -100,8 +100,8 @@ class TeacherCallback(Taught, CamCallback):
         "Expected distance over the target's classes; images without a label are left out"
         return self.map_distance(f, theirs, classes, weights) if (weights.sum(1)>0).any() else None
 
-# %% ../../nbs/methods/40_distill.ipynb #63f6dc58
-@register_method('knowledge_distillation', paper='Hinton et al. 2015',
+# %% ../nbs/40_distill.ipynb #63f6dc58
+@register_method('knowledge_distillation', colour='#6C2400', paper='Hinton et al. 2015',
     in_short="divergence from a trained teacher's softened answers, beside half of the task loss",
     what="""The softened answers of a trained teacher are learned beside the labels: half of the loss is the task's,
         half the divergence from the teacher. (The teacher of the gains below is a ResNet-8 of twice the student's
@@ -143,7 +143,7 @@ class KnowledgeDistillation(Taught, LossCallback):
         logits,_ = self.guide(self.learn.x)
         return (1-beta)*self.logit_loss(logits, tau, *self.targets(False))
 
-@register_method('attention_transfer', paper='Zagoruyko and Komodakis 2017, as in Wang et al. 2021',
+@register_method('attention_transfer', colour='#E69F00', paper='Zagoruyko and Komodakis 2017, as in Wang et al. 2021',
     in_short="the same, and the distance of the target's class activation map from the teacher's",
     what="""As `KnowledgeDistillation`, and the student's class activation map of the target is pulled towards the
         teacher's.""",
@@ -187,7 +187,7 @@ class AttentionTransfer(TeacherCallback):
         own = held_maps(own, f.dtype, 1., self.positions)
         return at_loss(own, None, theirs, None, self.distance, self.positions, weights)
 
-@register_method('ccm', paper='Wang et al. 2021',
+@register_method('ccm', colour='#D80048', paper='Wang et al. 2021',
     in_short="""the same, and the distance of the class-agnostic map from the teacher's class activation map of the
         target""",
     what="""As `KnowledgeDistillation`, and the student's class-agnostic map is pulled towards the teacher's class
@@ -223,7 +223,7 @@ class CCM(TeacherCallback):
         "`ccm_loss` of the student's class-agnostic map"
         return ccm_loss(pooled_map(f, self.anatomy), theirs, None, self.distance, self.positions, weights)
 
-@register_method('cat_kd', paper='Guo et al. 2023',
+@register_method('cat_kd', colour='#906CFC', paper='Guo et al. 2023',
     in_short="difference of all classes' pooled class activation maps from the teacher's, added to the loss",
     what="""The pooled and normalised class activation maps of all classes are learned from the teacher.""",
     when="""To compare distillation of maps without distillation of logits.""",

@@ -130,7 +130,7 @@ def _check_kept(name, p):
     warnings.warn(f"{name}: p={p} keeps {p:.0%} and drops the rest; p is the share that is kept, unlike in nn.Dropout. "
                   f"Did you mean p={1-p:g}?", stacklevel=3)
 
-@register_method('feature_dropout', paper='Srivastava et al. 2014',
+@register_method('feature_dropout', colour='#9CC06C', paper='Srivastava et al. 2014',
     in_short='single activations dropped',
     what="""Single activations of the maps are dropped at random. It is torch's function.""",
     when="""As a baseline: neighbouring positions tell the same, so little is lost by it.""",
@@ -161,7 +161,7 @@ class FeatureDropout(DropCallback):
         "torch's dropout"
         return f if self.p==1 else F.dropout(f, (1-self.p)*strength)
 
-@register_method('spatial_dropout', paper='Tompson et al. 2015',
+@register_method('spatial_dropout', colour='#56B4E9', paper='Tompson et al. 2015',
     in_short='whole channels dropped at random',
     what="""Whole channels are dropped at random, the others divided by the retaining rate.""",
     when="""The simplest drop that neighbouring positions of a map cannot undo; a baseline for the rest.""",
@@ -193,7 +193,7 @@ class SpatialDropout(DropCallback):
         "`spatial_dropout`"
         return spatial_dropout(f, eased(self.p, strength))
 
-@register_method('drop_block', paper='Ghiasi et al. 2018',
+@register_method('drop_block', colour='#CC79A7', paper='Ghiasi et al. 2018',
     in_short='square blocks of the map dropped',
     what="""Square blocks of positions are dropped, the same in all channels. It is torchvision's function.""",
     when="""Large maps and long training, as in its paper (7 x 7 blocks on maps of ImageNet).""",
@@ -228,7 +228,7 @@ class DropBlock(DropCallback):
         "`drop_block`"
         return drop_block(f, eased(self.p, strength), self.block_size)
 
-@register_method('spatial_scale', paper='Chen et al. 2020',
+@register_method('spatial_scale', colour='#3C24A8', paper='Chen et al. 2020',
     in_short='random factors on all channels',
     what="""All channels are multiplied by random factors with mean one, image by image.""",
     when="""To see what the selection in `SelectScale` is worth: it is the same without it.""",
@@ -258,7 +258,7 @@ class SpatialScale(DropCallback):
         "`spatial_scale`"
         return spatial_scale(f, eased(self.retain, strength))
 
-@register_method('selectout', paper='Chen et al. 2020',
+@register_method('selectout', colour='#E69F00', paper='Chen et al. 2020',
     in_short='some of the channels that respond most dropped',
     what="""In each image, some of the channels that respond most are dropped, and the others are divided by the
         retaining rate.""",
@@ -298,7 +298,7 @@ class Selectout(DropCallback):
         "`selectout`"
         return selectout(f, self.top_rate, eased(self.p, strength), self.score)
 
-@register_method('select_scale', paper='Chen et al. 2020',
+@register_method('select_scale', colour='#D80048', paper='Chen et al. 2020',
     in_short='random factors on the channels that respond most, image by image',
     what="""In each image, the tenth of the channels that respond most is multiplied by random factors with mean one.
         What a network relies on becomes unreliable, and it must learn other patterns as well.""",

@@ -9,13 +9,14 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'mined_s
 # %% ../../nbs/methods/10_feature_mining.ipynb #0760576f
 import math,numbers
 from fastai.vision.all import *
-from ..anatomy import Anatomy,get_anatomy
-from ..channels import like_last
-from ..checks import check_choice,check_flag,check_map,check_number
-from ..core import FeatureCallback,register_method,Variant
-from ..batches import batch_to_look_at
-from ..look import channel_note,decoded_images
-from ..taps import feature_maps
+from matplotlib.collections import LineCollection
+from .anatomy import Anatomy,get_anatomy
+from .channels import like_last
+from .checks import check_choice,check_flag,check_map,check_number
+from .core import FeatureCallback,register_method,Variant
+from .batches import batch_to_look_at
+from .look import channel_note,decoded_images
+from .taps import feature_maps
 
 # %% ../../nbs/methods/10_feature_mining.ipynb #33ab5241
 def _leave_both(
@@ -151,7 +152,7 @@ def mined_stages(
     return anatomy.find(names)
 
 
-@register_method('feature_mining', paper='Xie et al. 2021',
+@register_method('feature_mining', colour='#0072B2', paper='Xie et al. 2021',
     in_short='cross-entropies of two random complementary parts of the last feature map',
     what="""A random box cuts the last feature map in two complementary parts. Each part has its own average pooling and
         linear layer, and both must name the class; their two cross-entropies are added to the loss. With `layers=2` the
@@ -251,6 +252,13 @@ class FeatureMining(FeatureCallback):
 
 # %% ../../nbs/methods/10_feature_mining.ipynb #94f9e571
 @delegates(plt.subplots, keep=True)
+def _outline(ax, mask):
+    "Draw the edge between the two parts of a mask, pixel by pixel, with a dark seam that bright maps leave visible"
+    rows,cols = mask.diff(dim=0).nonzero().tolist(),mask.diff(dim=1).nonzero().tolist()
+    edges = [[(x-.5, y+.5), (x+.5, y+.5)] for y,x in rows] + [[(x+.5, y-.5), (x+.5, y+.5)] for y,x in cols]
+    for colour,width in (('black', 3.5), ('cyan', 1.8)):
+        ax.add_collection(LineCollection(edges, colors=colour, linewidths=width, capstyle='projecting'))
+
 def show_mining(
     learn:Learner, # learner whose network and data are shown
     layers:int|str|nn.Module|list=1, # layer to show; of several, the last
@@ -261,7 +269,7 @@ def show_mining(
     x:Tensor|tuple|list|None=None, # batch, items, positions, or a loader; None takes the first validation images
     **kwargs
 ):
-    "Image, feature map (mean over channels), mask and both parts, for the first images of the validation set"
+    "Image, feature map (mean over channels) with the edge of the mask, and both parts, for the first validation images"
     check_choice('show_mining', ('box', 'point'), mask=mask)
     batch = batch_to_look_at(learn, x, n)
     x = batch.on(learn.model)
@@ -271,14 +279,13 @@ def show_mining(
     draw = box_mask if mask=='box' else point_mask
     m = draw(*f.shape[2:], generator=torch.Generator().manual_seed(seed))
     mean = f.float().mean(1).cpu()
-    fig,axes = plt.subplots(len(x), 5, figsize=figsize or (8, 1.7*len(x)), squeeze=False, **kwargs)
+    fig,axes = plt.subplots(len(x), 4, figsize=figsize or (8, 2*len(x)), squeeze=False, layout='constrained', **kwargs)
     for row,image,a in zip(axes, decoded_images(learn, batch.x), mean):
         image.show(ctx=row[0])
-        row[2].imshow(m, cmap='gray', vmin=0, vmax=1)
-        parts = {1: a, 3: a*m, 4: a*(1-m)}
-        for column,part in parts.items():
-            row[column].imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())
-    titles = (channel_note(x.shape[1]) or 'image', f'map of {name}', 'mask M', 'part 1: X*M', 'part 2: X*(1-M)')
+        for ax,part in zip(row[1:], (a, a*m, a*(1-m))):
+            ax.imshow(part, cmap='magma', vmin=min(0, a.min()), vmax=a.max())
+            _outline(ax, m)
+    titles = (channel_note(x.shape[1]) or 'image', f'X, edge of M:\n{name}', 'part 1: X*M', 'part 2: X*(1-M)')
     for ax,title in zip(axes[0], titles):
         ax.set_title(title, fontsize=9)
     for ax in axes.flat: ax.axis('off')

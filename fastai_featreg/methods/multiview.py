@@ -78,7 +78,7 @@ class InputTap(TapHook):
         self.owner.on_map(self.stage, inputs)
 
 
-@register_method('mv_fea_aug', paper='Gao et al. 2021',
+@register_method('mv_fea_aug', colour='#009E73', paper='Gao et al. 2021',
     in_short="""the classifier answers many local views of the last map, found by AdaCAM; their mean is the prediction,
         so this one stays in the model""",
     what="""AdaCAM, a class map that needs no label, finds the positions that matter; squares round them are averaged to

@@ -7,11 +7,9 @@ from pathlib import Path
 import fastai_featreg
 import pandas as pd
 from fastcore.docments import docments
-from matplotlib import pyplot as plt
 from fastai_featreg.comparison.report import summarise
 from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.plan import method_label,needs_teacher
-from fastai_featreg.comparison.report import colours,plot_curves
 from fastai_featreg.core import card_of,method_summary,methods
 from fastai_featreg.methods import import_methods,own_methods
 
@@ -104,13 +102,6 @@ def gain(r: pd.Series) -> str:
     "Difference to plain training and its interval, points"
     assert r.pairs>=3, f'{r.name}: {r.pairs} seeds are too few to show'
     return f'{100*r.gain:+.1f} ({100*r.gain_low:+.1f} to {100*r.gain_high:+.1f})'
-
-
-def plot_accuracies(df: pd.DataFrame):
-    "Accuracy of each epoch, for runs whose step times say nothing"
-    ax,colour = plt.subplots(figsize=(8, 4.8))[1],colours(list(df['method'].unique()))
-    plot_curves(ax, df, colour)
-    ax.legend([plt.Line2D([], [], color=c) for c in colour.values()], colour)
 
 
 @cache
