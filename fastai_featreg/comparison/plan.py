@@ -18,7 +18,7 @@ from ..core import register_method
 from ..methods.teachers import marked,short_marks,unmarked
 from ..wording import echo,unknown_name
 
-# %% ../nbs/83_plan.ipynb #1c3b1179
+# %% ../../nbs/comparison/83_plan.ipynb #1c3b1179
 register_method('mixup', colour='#6C2400', paper='Zhang et al. 2018',
     summary='Train on weighted means of two images and of their labels (mixup, 2018)',
     in_short="mixed images and labels (fastai's own, for comparison)")(MixUp)

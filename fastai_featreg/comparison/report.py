@@ -193,7 +193,7 @@ def verdict(label:str, r:tuple):
     what = 'a gain' if r.gain>0 else 'a loss'
     return f"{span}: it excludes 0, so {what} is shown, for these images and this budget."
 
-# %% ../nbs/85_report.ipynb #75fd43c5
+# %% ../../nbs/comparison/85_report.ipynb #75fd43c5
 most_bands = 4 # more of them hide each other
 
 def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, styles:dict):

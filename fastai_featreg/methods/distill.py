@@ -100,7 +100,7 @@ class TeacherCallback(Taught, CamCallback):
         "Expected distance over the target's classes; images without a label are left out"
         return self.map_distance(f, theirs, classes, weights) if (weights.sum(1)>0).any() else None
 
-# %% ../nbs/40_distill.ipynb #63f6dc58
+# %% ../../nbs/methods/40_distill.ipynb #63f6dc58
 @register_method('knowledge_distillation', colour='#6C2400', paper='Hinton et al. 2015',
     in_short="divergence from a trained teacher's softened answers, beside half of the task loss",
     what="""The softened answers of a trained teacher are learned beside the labels: half of the loss is the task's,

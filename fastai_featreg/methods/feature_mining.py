@@ -10,13 +10,13 @@ __all__ = ['box_mask', 'point_mask', 'mined_pool', 'FeatureMiningHead', 'mined_s
 import math,numbers
 from fastai.vision.all import *
 from matplotlib.collections import LineCollection
-from .anatomy import Anatomy,get_anatomy
-from .channels import like_last
-from .checks import check_choice,check_flag,check_map,check_number
-from .core import FeatureCallback,register_method,Variant
-from .batches import batch_to_look_at
-from .look import channel_note,decoded_images
-from .taps import feature_maps
+from ..anatomy import Anatomy,get_anatomy
+from ..channels import like_last
+from ..checks import check_choice,check_flag,check_map,check_number
+from ..core import FeatureCallback,register_method,Variant
+from ..batches import batch_to_look_at
+from ..look import channel_note,decoded_images
+from ..taps import feature_maps
 
 # %% ../../nbs/methods/10_feature_mining.ipynb #33ab5241
 def _leave_both(
