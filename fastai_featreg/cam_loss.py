@@ -37,12 +37,12 @@ def cam_loss(
     Reading (CL 3.1): "l2 could be used as well" is the mean of squared differences, without a root.
     """
     maps = cam_and_caam(f, w.detach() if isinstance(w, Tensor) else w)
-    own,everything = maps[:-1],maps[-1:]
+    own,everything = maps[:,:-1],maps[:,-1:]
     if f.dtype==torch.float16:
-        slopes = (w[:,None] if w.ndim==2 else w).detach().float().abs().amax(2).T[...,None,None]
+        slopes = (w[:,None] if w.ndim==2 else w).detach().float().abs().amax(2)[...,None,None]
         own = held_maps(own, f.dtype, slopes.to(own.device), positions)
         everything = held_maps(everything, f.dtype, 1., positions)
-    distances = caam_cam_distance(own, everything.expand_as(own), distance, positions).T
+    distances = caam_cam_distance(own, everything.expand_as(own), distance, positions)
     if weights is None: return distances.mean()
     if not isinstance(weights, Tensor) or weights.shape!=distances.shape:
         raise ValueError(f"cam_loss: weights must hold a share of each class of each image, (N,K) = "
@@ -296,7 +296,7 @@ def wrong_classes(
     return found,scores>-math.inf
 
 def negative_cam_loss(
-    maps:Tensor, # maps of wrong classes, (k,N,H,W)
+    maps:Tensor, # maps of wrong classes, (N,k,H,W)
     counts:Tensor|None=None, # (N,k), which of them count; None takes all
     mode:str='zero', # 'zero': mean positive evidence; 'uniform': divergence of the spatial softmax from uniform
 )->Tensor: # scalar
@@ -310,15 +310,18 @@ def negative_cam_loss(
         the softmax is saturated; that of the other direction vanishes there.
     """
     if not isinstance(maps, Tensor) or maps.ndim!=4 or not maps.is_floating_point():
-        raise ValueError(f"negative_cam_loss: maps must be floating point (k,N,H,W), for k classes of N images, "
+        raise ValueError(f"negative_cam_loss: maps must be floating point (N,k,H,W), for k classes of N images, "
                          f"got {what_is(maps)}")
+    if counts is not None and counts.shape!=maps.shape[:2]:
+        raise ValueError(f"negative_cam_loss: counts must be (N,k), one for each of the maps {tuple(maps.shape)}, "
+                         f"got {what_is(counts)}")
     check_choice('negative_cam_loss', ('zero', 'uniform'), mode=mode)
     maps = widen(maps).flatten(2)
-    if mode=='zero': evidence = maps.relu().mean(2).T
+    if mode=='zero': evidence = maps.relu().mean(2)
     else:
         # exp cannot overflow, and a flat map gives log 1 = 0 exactly
         maps = maps - maps.detach().amax(2, keepdim=True)
-        evidence = (maps.exp().mean(2).log() - maps.mean(2)).T
+        evidence = maps.exp().mean(2).log() - maps.mean(2)
     return evidence.mean() if counts is None else (evidence*counts).sum()/counts.sum().clamp(min=1)
 
 @register_method('negative_cam', paper='Sun et al. 2020',
@@ -371,7 +374,7 @@ class NegativeCAM(CamCallback):
         if not f.requires_grad: return None
         wrong,counts = wrong_classes(self.scores, *mixed_classes(self.learn), min(self.k, self.scores.shape[1]))
         own = cam(pooled_map(f, self.anatomy), self.channel_weights(f, wrong))
-        return negative_cam_loss(own.transpose(0, 1), counts, self.mode)
+        return negative_cam_loss(own, counts, self.mode)
 
 # %% ../nbs/30_cam_loss.ipynb #127e8a3f
 @delegates(plt.subplots, keep=True)

@@ -323,7 +323,7 @@ class CamMaker:
         "Class maps and CAAM of the map `f`"
         is_last = self.stage.module is self.anatomy.stages[-1].module
         pooled = pooled_map(f, self.anatomy) if is_last else f
-        if self.method=='cam': return cam_and_caam(pooled, self.weights()[classes])
+        if self.method=='cam': return cam_and_caam(pooled, self.weights()[classes]).unbind(1)
         make = grad_cam if self.method=='grad_cam' else grad_cam_pp
         scores = logits.gather(1, classes[:,None])[:,0]
         return make(f, scores, self.relu),caam(pooled)
@@ -386,11 +386,11 @@ class CamCallback(FeatureCallback):
     def class_maps(self,
         f:Tensor, # output of the last stage, (N,D,H,W)
         classes:Tensor, # (N,K)
-    )->tuple[Tensor,Tensor]: # maps (K,N,H,W) of those classes and the class-agnostic map (N,H,W)
+    )->tuple[Tensor,Tensor]: # maps (N,K,H,W) of those classes and the class-agnostic map (N,H,W)
         "Maps of K classes of each image; gradients flow through `f` only"
         weights = self.channel_weights(f, classes)
-        *own,everything = cam_and_caam(pooled_map(f, self.anatomy), weights)
-        return torch.stack(own),everything
+        maps = cam_and_caam(pooled_map(f, self.anatomy), weights)
+        return maps[:,:-1],maps[:,-1]
 
     def clean_up(self):
         "As in the base; the model is not held any longer"

@@ -183,7 +183,7 @@ class AttentionTransfer(TeacherCallback):
         weights:Tensor, # (N,K)
     )->Tensor: # scalar
         "`at_loss` of the student's maps of the target's classes"
-        own = self.class_maps(f, classes)[0].transpose(0, 1)
+        own = self.class_maps(f, classes)[0]
         own = held_maps(own, f.dtype, 1., self.positions)
         return at_loss(own, None, theirs, None, self.distance, self.positions, weights)
 

@@ -56,10 +56,10 @@ def caam(
 def cam_and_caam(
     f:Tensor, # feature map, (N,D,H,W)
     w:Tensor, # class weights, (N,D) or (N,K,D)
-)->Tensor: # (2,N,H,W): CAM and CAAM; (K+1,N,H,W) for K classes, CAAM last; float32 at least
+)->Tensor: # (N,2,H,W): CAM and CAAM; (N,K+1,H,W) for K classes, CAAM last; float32 at least
     "CAM and CAAM in one read of `f`"
     _check_w(f, w, 'cam_and_caam')
-    return _weighted_sums(f, w[:,None] if w.ndim==2 else w, plus_ones=True).movedim(1, 0)
+    return _weighted_sums(f, w[:,None] if w.ndim==2 else w, plus_ones=True)
 
 # %% ../nbs/02_maps.ipynb #70684f94
 def held_maps(
