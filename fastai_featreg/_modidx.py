@@ -234,7 +234,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'fastai_featreg/class_maps.py'),
                                            'fastai_featreg.class_maps._as_matrix': ( 'class_maps.html#_as_matrix',
                                                                                      'fastai_featreg/class_maps.py'),
-                                           'fastai_featreg.class_maps._choose': ('class_maps.html#_choose', 'fastai_featreg/class_maps.py'),
                                            'fastai_featreg.class_maps._classes': ( 'class_maps.html#_classes',
                                                                                    'fastai_featreg/class_maps.py'),
                                            'fastai_featreg.class_maps._given': ('class_maps.html#_given', 'fastai_featreg/class_maps.py'),

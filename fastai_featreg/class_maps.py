@@ -218,39 +218,27 @@ def check_in_use(
 
 def choose_method(
     anatomy:Anatomy, # of the network
-    cam:str, # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
-    name:str, # who asks, for the sentence
+    method:str, # 'cam' (must be exact), 'grad_cam', 'grad_cam_pp', or 'auto': CAM where exact, else Grad-CAM
+    name:str, # who asks, and by which argument, for the sentence: `'CAMLoss: cam'`
     remedy:str, # what to do where CAM is asked for and not exact
-)->str: # 'cam', 'grad_cam' or 'grad_cam_pp'
-    "How class maps to train with are made: of a student's map that is pooled, or of a teacher's"
-    exact = bool(anatomy.cam_exact)
-    if cam=='cam' and not exact:
-        raise ValueError(f"{name}: cam='cam' needs a head for which CAM is exact, but {anatomy.cam_why}; {remedy}")
-    check_in_use(anatomy, name)
-    if cam!='auto': return cam
-    return 'cam' if exact else 'grad_cam'
+    stage:Stage|None=None, # layer whose maps are wanted, where any may be named; None: the map that is pooled
+)->tuple[str,str]: # 'cam', 'grad_cam' or 'grad_cam_pp'; and why, one sentence
+    "How class maps are made: those of a student, of a teacher, and those to look at"
+    pooled = anatomy.stages[-1]
+    is_pooled = stage is None or stage.module is pooled.module
+    reason = anatomy.cam_why if is_pooled else f'CAM needs the map that is pooled, of layer {pooled.name!r}'
+    if is_pooled and anatomy.cam_exact and method in ('auto', 'cam'): return 'cam',f'CAM, exact: {reason}'
+    if method=='cam':
+        raise ValueError(f"{name}='cam' needs a head for which CAM is exact, but {reason}; {remedy}")
+    if is_pooled: check_in_use(anatomy, f'{name}={method!r}', ', or name an earlier layer' if stage else '')
+    if method=='auto': return 'grad_cam',f'Grad-CAM because CAM is not exact: {reason}'
+    return method,f'{cam_names[method]} as asked for'
 
 def _named_stage(anatomy, layer):
     if is_listy(layer):
         raise ValueError("layer must be one layer, a module's name, a module or a stage number (-1 is the last), "
                          f"got {layer!r}")
     return anatomy.last if layer is None else anatomy.find([layer])[0]
-
-def _choose(anatomy, method, layer):
-    "Stage, method and the line that says why"
-    if method not in ('auto', *cam_names):
-        raise ValueError(f"method must be 'auto', 'cam', 'grad_cam' or 'grad_cam_pp', got {method!r}")
-    stage,pooled = _named_stage(anatomy, layer),anatomy.stages[-1]
-    is_last = stage.module is pooled.module
-    exact = is_last and bool(anatomy.cam_exact)
-    reason = anatomy.cam_why if is_last else f'CAM needs the map that is pooled, of layer {pooled.name!r}'
-    if method=='cam' and not exact:
-        raise ValueError(f"method='cam' is not exact at layer {stage.name!r}: {reason}; "
-                         "use method='auto' or 'grad_cam'")
-    if exact and method in ('auto', 'cam'): return stage,'cam',f'CAM, exact: {reason}'
-    if is_last: check_in_use(anatomy, f'method={method!r}', ', or name an earlier layer')
-    if method=='auto': return stage,'grad_cam',f'Grad-CAM because CAM is not exact: {reason}'
-    return stage,method,f'{cam_names[method]} as asked for'
 
 def class_labels(
     y:Tensor|None, # targets of a batch
@@ -300,7 +288,11 @@ class CamMaker:
         self.relu = relu
         self.model = network_of(model, 'CamMaker')
         self.anatomy = get_anatomy(self.model, x=x)
-        self.stage,self.method,self.why = _choose(self.anatomy, method, layer)
+        if method not in ('auto', *cam_names):
+            raise ValueError(f"method must be 'auto', 'cam', 'grad_cam' or 'grad_cam_pp', got {method!r}")
+        self.stage = _named_stage(self.anatomy, layer)
+        remedy = "use method='auto' or 'grad_cam'"
+        self.method,self.why = choose_method(self.anatomy, method, 'method', remedy, self.stage)
         self.weights = ClassWeights(self.model, self.anatomy) if self.method=='cam' else None
 
     def __call__(self,
@@ -368,7 +360,7 @@ class CamCallback(FeatureCallback):
         "The map that is pooled, and a way to make class maps of it"
         auto = "cam='auto', or " if 'cam' in inspect.signature(type(self)).parameters else ''
         remedy = f"use {auto}average pooling and one linear layer (`concat_pool=False, lin_ftrs=[]` in vision_learner)"
-        self.method = choose_method(anatomy, self.cam, type(self).__name__, remedy)
+        self.method,_ = choose_method(anatomy, self.cam, f'{type(self).__name__}: cam', remedy)
         maker = ClassWeights(self.learn.model, anatomy) if self.method=='cam' else None
         self.anatomy,self.maker = anatomy,maker
         return [anatomy.last]

@@ -101,7 +101,7 @@ class Guide:
         except ValueError as e: raise ValueError(f"teacher: {e}") from e
         remedy = ("take a teacher with average pooling and one linear layer "
                   "(or cam='auto', in AttentionTransfer and CCM)")
-        self.method = choose_method(self.anatomy, cam, 'teacher', remedy)
+        self.method,_ = choose_method(self.anatomy, cam, 'teacher: cam', remedy)
         self.weights = ClassWeights(self.net, self.anatomy)() if self.method=='cam' else None
 
     def images(self,

@@ -222,7 +222,8 @@ def test_a_class_token_teaches_no_maps(make):
     "The patches of the last map have no part in the logits, so that Grad-CAM would be zero"
     learn = sized_learner(tiny_model(), make(vit()))
     before = [p.clone() for p in learn.model.parameters()]
-    with pytest.raises(ValueError, match="teacher: there are no class maps of 'norm'.*class token.*global_pool='avg'"):
+    why = "teacher: cam='auto': there are no class maps of 'norm'.*class token.*global_pool='avg'"
+    with pytest.raises(ValueError, match=why):
         learn.fit(1)
     assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
     learn = sized_learner(tiny_model(), KnowledgeDistillation(vit()))
