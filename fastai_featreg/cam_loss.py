@@ -18,7 +18,7 @@ from .class_maps import CamCallback,pooled_map
 from .core import register_method,Variant
 from .guard import is_validating
 from .look import channel_note,decoded_images,get_cams
-from .maps import caam_cam_distance,cam,cam_and_caam,held_maps,minmax
+from .maps import cam,cam_and_caam,expected_distance,held_maps,minmax
 
 # %% ../nbs/30_cam_loss.ipynb #641e74fc
 def cam_loss(
@@ -42,13 +42,7 @@ def cam_loss(
         slopes = (w[:,None] if w.ndim==2 else w).detach().float().abs().amax(2)[...,None,None]
         own = held_maps(own, f.dtype, slopes.to(own.device), positions)
         everything = held_maps(everything, f.dtype, 1., positions)
-    distances = caam_cam_distance(own, everything.expand_as(own), distance, positions)
-    if weights is None: return distances.mean()
-    if not isinstance(weights, Tensor) or weights.shape!=distances.shape:
-        raise ValueError(f"cam_loss: weights must hold a share of each class of each image, (N,K) = "
-                         f"{tuple(distances.shape)}, got {what_is(weights)}")
-    weights = weights.to(distances)
-    return (distances*weights).sum()/(weights.sum(1)>0).sum().clamp(min=1)
+    return expected_distance(own, everything, weights, distance, positions, 'cam_loss')
 
 # %% ../nbs/30_cam_loss.ipynb #452ba6aa
 class RunningAccuracy:
