@@ -238,7 +238,7 @@ def batch_to_look_at(
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n<1):
         raise ValueError(f"the number of images must be a whole number of at least 1, got {n!r}")
     net = unwrap(learn.model)
-    with untouched(net): got = _fetch(learn, x, n, labelled) # random states too
+    with untouched(net): got = _fetch(learn, x, n, labelled)
     if not len(got): raise ValueError(_empty)
     if not got.x.is_floating_point(): _check_bytes(net, got.x)
     return got

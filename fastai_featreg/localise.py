@@ -91,7 +91,6 @@ def localisation(
     "How well the maps of a learner find the objects, over the whole validation set, with baselines"
     dl = valid_loader(learn, 'localisation') if dl is None else dl
     boxes = _boxes_of(dl, 'localisation', boxes)
-    # random states too
     with untouched(unwrap(learn.model)): sample = first_images(dl, 1).x
     make = CamMaker(learn.model, method, layer, x=sample)
     parts = defaultdict(list)
