@@ -11,9 +11,9 @@ from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from torch.utils.data import DataLoader as TorchDL,IterableDataset
 from fastai.vision.all import *
-from .probe import untouched,unwrap
+from .probe import images_for,untouched,unwrap
 from .checks import plain_tensor,what_is
-from .class_maps import class_labels,images_for
+from .answers import class_labels
 from .boxes import has_boxes
 
 # %% ../nbs/13_batches.ipynb #d6af41b6

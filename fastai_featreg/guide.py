@@ -10,10 +10,10 @@ import logging
 from copy import deepcopy
 from fastai.vision.all import *
 from .anatomy import get_anatomy,lay_out
-from .probe import untouched,unwrap
+from .probe import like_model,untouched,unwrap
 from .answers import answer_form,check_answer,class_scores
 from .checks import plain_tensor
-from .class_maps import ClassWeights,MapStart,choose_method,like_model,pooled_map,run_from
+from .class_maps import ClassWeights,MapStart,choose_method,pooled_map,run_from
 from .maps import cam,grad_cam,grad_cam_pp
 from .taps import remove_taps
 

@@ -13,7 +13,7 @@ from .batches import as_batch,first_images,is_loader,loader_untouched,n_images,v
 from .checks import check_choice,plain_tensor,what_is
 from .boxes import get_boxes,has_boxes
 from .class_maps import CamMaker
-from .look import class_number
+from .answers import class_number
 from .maps import box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
 from .maps import pointing_game,resize_maps
 

@@ -279,11 +279,11 @@ in_a_fit |= {f'teacher file {name}': (lambda name=name: learner(CCM(files_at(nam
 # follows
 behind_the_forward_pass = {
     'dictionary': (lambda: learner(FeatureMining(), Answers(lambda o: {'logits': o})),
-        "got a dictionary of 'logits'; wrap it in a module"),
+        "got dict of 'logits'; wrap it in a module"),
     'two answers': (lambda: learner(FeatureMining(), Answers(lambda o: (o, o))),
-        'got a tuple of 2; wrap it in a module'),
+        'got tuple of 2; wrap it in a module'),
     'dictionary, taught': (lambda: learner(KnowledgeDistillation(tiny_teacher()), Answers(lambda o: {'logits': o})),
-        "got a dictionary of 'logits'"),
+        "got dict of 'logits'"),
     'nine classes': (lambda: learner(KnowledgeDistillation(tiny_teacher(n_out=9))),
         'teacher knows 9 classes, the student 10'),
     'nine classes, with maps': (lambda: learner(CCM(tiny_teacher(n_out=9))), 'same classes'),
