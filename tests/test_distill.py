@@ -4,7 +4,7 @@ from copy import deepcopy
 from functools import partial
 import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
-import fastai_featreg.distill as distill
+import fastai_featreg.methods.distill as distill
 from fastai_featreg.answers import mixed_classes
 from fastai_featreg.comparison.plan import parse_methods
 from fastai_featreg.methods.distill import *
