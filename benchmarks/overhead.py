@@ -280,7 +280,7 @@ def literal_select_scale(f: torch.Tensor, top_rate: float, retain: float) -> tor
 
 def literal_cam_and_caam(f: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     "Eq. 2 and 3 to the letter: the map times its weights, summed over channels, and the map summed over channels"
-    return torch.stack([(f*w[:,:,None,None]).sum(1), f.sum(1)])
+    return torch.stack([(f*w[:,:,None,None]).sum(1), f.sum(1)], 1)
 
 
 def literal_ada_cam(g: torch.Tensor) -> torch.Tensor:

@@ -145,6 +145,12 @@ class Anatomy:
             raise ValueError(self.doubt)
         return self.stages[-1]
 
+    def find(self,
+        layers:int|str|nn.Module|list, # last n stages (n > 0), a module or its name, or a list of these and numbers
+    )->list: # `Stage`s, in network order for an int, else in the order given
+        "The stages that `layers` means"
+        return _find(self, layers)
+
     def __repr__(self):
         image = 'x'.join(map(str, self.input_size))
         lines = [f'{len(self.stages)} stages ({self.way}) for input {image}, pooling: {self.pooling}, '
@@ -283,69 +289,62 @@ def get_anatomy(
                    n_images=1 if look.shape[0]==3 else look.shape[0])
 
 # %% ../nbs/00_anatomy.ipynb #87b10cf8
-@patch
-def _full_name(self:Anatomy, name):
+def _full_name(anatomy, name):
     "Name of the module that `name` means: its own, or its end, such as 'layer4' for '0.model.layer4'"
-    if name in self.calls: return name
-    ends = [n for n in self.taps if n.endswith(f'.{name}')]
+    if name in anatomy.calls: return name
+    ends = [n for n in anatomy.taps if n.endswith(f'.{name}')]
     if len(ends)>1:
         raise ValueError(f"layers: {name!r} is the end of {len(ends)} names, {', '.join(map(repr, ends[:5]))}"
                          f"{', ...'*(len(ends)>5)}; give more of the name")
     return ends[0] if ends else name
 
-@patch
-def _by_name(self:Anatomy, name):
+def _by_name(anatomy, name):
     "`Stage` of the module `name`, or a `ValueError` that says why it cannot be tapped"
-    name = self._full_name(name)
-    if name in self.taps:
-        return self.taps[name]
-    if name not in self.calls:
-        close = difflib.get_close_matches(name, self.taps, 3, .5) or [s.name for s in self.stages]
+    name = _full_name(anatomy, name)
+    if name in anatomy.taps:
+        return anatomy.taps[name]
+    if name not in anatomy.calls:
+        close = difflib.get_close_matches(name, anatomy.taps, 3, .5) or [s.name for s in anatomy.stages]
         raise ValueError(f'layers: the model has no module {name!r}; did you mean {" or ".join(map(repr, close))}? '
                          '`layers=1` takes the last stage, whatever its name; `get_anatomy(model)` lists the names')
-    calls = self.calls[name]
+    calls = anatomy.calls[name]
     what = (f'is called {calls} times in a forward pass' if calls>1 else
             'gives no spatial map' if calls else
             'is not called in a forward pass')
-    raise ValueError(f'layers: module {name!r} {what}; name a module that gives one, e.g. {self.stages[-1].name!r}')
+    raise ValueError(f'layers: module {name!r} {what}; name a module that gives one, e.g. {anatomy.stages[-1].name!r}')
 
-@patch
-def _by_number(self:Anatomy, i):
+def _by_number(anatomy, i):
     "Stage number `i`"
-    n = len(self.stages)
+    n = len(anatomy.stages)
     if -n<=i<n:
-        return self.stages[i]
+        return anatomy.stages[i]
     raise ValueError(f'layers: there is no stage {i}, the model has {n} stages; use {-n} to {n-1}, or name a module')
 
-@patch
-def _one(self:Anatomy, o):
+def _one(anatomy, o):
     "The `Stage` that one element of `layers` means"
     if isinstance(o, str):
-        return self._by_name(o)
+        return _by_name(anatomy, o)
     if isinstance(o, numbers.Integral) and not isinstance(o, bool):
-        return self._by_number(int(o))
+        return _by_number(anatomy, int(o))
     if not isinstance(o, nn.Module):
         raise ValueError(f'layers: {o!r} is no layer; use a stage number, a module or its name')
-    name = next((n for n,m in self.modules.items() if m is unwrap(o)), None)
-    if name is not None: return self._by_name(name)
+    name = next((n for n,m in anatomy.modules.items() if m is unwrap(o)), None)
+    if name is not None: return _by_name(anatomy, name)
     raise ValueError(f'layers: this {type(o).__name__} is not a module of the model; '
                      'take it from the model itself, or give its name')
 
 # %% ../nbs/00_anatomy.ipynb #ea2dcf17
-@patch
-def find(self:Anatomy,
-    layers:int|str|nn.Module|list, # last n stages (n > 0), a module or its name, or a list of these and stage numbers
-)->list: # `Stage`s, in network order for an int, else in the order given
+def _find(anatomy, layers):
     "The stages that `layers` means"
     if isinstance(layers, numbers.Integral) and not isinstance(layers, bool):
-        n = len(self.stages)
-        if self.doubt:
-            raise ValueError(f'layers={layers}: {self.doubt}')
+        n = len(anatomy.stages)
+        if anatomy.doubt:
+            raise ValueError(f'layers={layers}: {anatomy.doubt}')
         if 0<layers<=n:
-            return self.stages[n-int(layers):]
+            return anatomy.stages[n-int(layers):]
         raise ValueError(f'layers must be the number of last stages, from 1 to {n} in this model, got {layers}; '
                          'for one stage by its number use a list, e.g. [-1]')
-    found = [self._one(o) for o in (layers if is_listy(layers) else [layers])]
+    found = [_one(anatomy, o) for o in (layers if is_listy(layers) else [layers])]
     if not found:
         raise ValueError(f'layers must hold at least one layer, got {layers!r}; use 1 for the last stage')
     twice = [s.name for i,s in enumerate(found) if s.module in [o.module for o in found[:i]]]

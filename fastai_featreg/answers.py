@@ -4,23 +4,15 @@
 
 # %% auto #0
 __all__ = ['check_inputs', 'check_answer', 'bare_loss', 'loss_form', 'answer_form', 'head_form', 'in_form', 'class_scores',
-           'soft_classes', 'mixing', 'task_loss', 'mixed_classes', 'check_classes']
+           'soft_classes', 'class_labels', 'class_number', 'mixing', 'task_loss', 'mixed_classes', 'n_right',
+           'check_classes']
 
 # %% ../nbs/03_answers.ipynb #bde5c099
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
+from .checks import plain_tensor,what_is
 
 # %% ../nbs/03_answers.ipynb #b0c11fde
-def _told(o):
-    "What `o` is, in a few words"
-    if isinstance(o, Tensor):
-        return f'a tensor {str(o.dtype).removeprefix("torch.")} {tuple(o.shape)}'
-    if isinstance(o, dict):
-        return f'a dictionary of {", ".join(map(repr, o)):.80}'
-    if isinstance(o, (list, tuple)):
-        return f'a {type(o).__name__} of {len(o)}'
-    return f'a {type(o).__name__}'
-
 def check_inputs(
     name:str, # class of the callback, for the sentence
     xb:tuple, # what the network is given, as `learn.xb`
@@ -32,9 +24,9 @@ def check_inputs(
         raise ValueError(f"{name}: the network must have one input, a batch of images, got {len(xb)} inputs; {remedy}")
     x, = xb
     if not isinstance(x, Tensor):
-        raise ValueError(f"{name}: the network's input must be one tensor, got {_told(x)}; {remedy}")
+        raise ValueError(f"{name}: the network's input must be one tensor, got {what_is(x)}; {remedy}")
     if images and x.ndim!=4:
-        raise ValueError(f"{name}: the network's input must be images (N,C,H,W), got {_told(x)}; {remedy}")
+        raise ValueError(f"{name}: the network's input must be images (N,C,H,W), got {what_is(x)}; {remedy}")
 
 # %% ../nbs/03_answers.ipynb #bd69fe29
 def check_answer(
@@ -46,7 +38,7 @@ def check_answer(
     if isinstance(pred, Tensor) and pred.ndim in (1, 2) and len(pred)==n and pred.is_floating_point():
         return
     raise ValueError(f"{name}: the network must answer {n} images with one tensor (N,C), or (N,) for one output, "
-                     f"got {_told(pred)}; wrap it in a module that returns the logits of the classes alone")
+                     f"got {what_is(pred)}; wrap it in a module that returns the logits of the classes alone")
 
 # %% ../nbs/03_answers.ipynb #87b0b125
 _losses = dict( # form of the answers -> classes and functions
@@ -167,6 +159,23 @@ def soft_classes(
     weights,classes = y.topk(min(20, max(1, most)), 1)
     return classes,weights/weights.sum(1, keepdim=True).clamp(min=1e-8)
 
+# %% ../nbs/03_answers.ipynb #e7d15c01
+def class_labels(
+    y:Tensor|None, # targets of a batch
+)->Tensor|None: # (N,); None where there is no one class an image
+    "Targets that are the number of one class an image"
+    one = isinstance(y, Tensor) and y.ndim==1 and not y.is_floating_point() and y.dtype!=torch.bool
+    return plain_tensor(y) if one else None
+
+def class_number(
+    learn:Learner, # its data may have a vocabulary
+    target:str|int|Tensor|None, # 'target' and 'predicted' too
+)->str|int|Tensor|None: # anything but a name as it is
+    "The number of a class that is given by its name"
+    if not isinstance(target, str) or target in ('target', 'predicted'): return target
+    vocab = list(getattr(learn.dls, 'vocab', []))
+    return vocab.index(target) if target in vocab else target
+
 # %% ../nbs/03_answers.ipynb #1cfb10f6
 def mixing(
     learn:Learner, # in a training batch
@@ -193,6 +202,17 @@ def mixed_classes(
     b,wb = soft_classes(mix.yb1[0].as_subclass(Tensor), n_out)
     lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)
     return torch.cat([a, b], 1),torch.cat([wa*lam, wb*(1-lam)], 1)
+
+# %% ../nbs/03_answers.ipynb #e7d15c04
+def n_right(
+    pred:Tensor, # logits (N,C)
+    classes:Tensor, # (N,K)
+    weights:Tensor, # (N,K)
+)->int: # images
+    "Predictions that name a class of the largest weight"
+    if pred.shape[1]==1: return int(((pred[:,0]>0)==(weights[:,0]>0.5)).sum()) # one output: is the class there?
+    best = (weights>0) & (weights==weights.max(1, keepdim=True).values)
+    return int(((pred.argmax(1)[:,None]==classes) & best).any(1).sum())
 
 # %% ../nbs/03_answers.ipynb #7814e8a2
 def check_classes(

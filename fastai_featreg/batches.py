@@ -11,9 +11,9 @@ from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from torch.utils.data import DataLoader as TorchDL,IterableDataset
 from fastai.vision.all import *
-from .probe import untouched,unwrap
+from .probe import images_for,untouched,unwrap
 from .checks import plain_tensor,what_is
-from .class_maps import class_labels,images_for
+from .answers import class_labels
 from .boxes import has_boxes
 
 # %% ../nbs/13_batches.ipynb #d6af41b6
@@ -240,7 +240,7 @@ def batch_to_look_at(
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n<1):
         raise ValueError(f"the number of images must be a whole number of at least 1, got {n!r}")
     net = unwrap(learn.model)
-    with untouched(net): got = _fetch(learn, x, n, labelled) # random states too
+    with untouched(net): got = _fetch(learn, x, n, labelled)
     if not len(got): raise ValueError(_empty)
     if not got.x.is_floating_point(): _check_bytes(net, got.x)
     return got

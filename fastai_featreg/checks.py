@@ -13,9 +13,13 @@ from fastai.vision.all import *
 # %% ../nbs/03a_checks.ipynb #80a0571b
 def what_is(
     o:object, # anything
-)->str: # e.g. 'torch.float32 (2, 3)', or the name of its type
-    "Type and shape of a tensor, the type of anything else"
-    return f'{o.dtype} {tuple(o.shape)}' if isinstance(o, Tensor) else type(o).__name__
+)->str: # e.g. 'torch.float32 (2, 3)', 'tuple of 2', 'str'
+    "Type and shape of a tensor, keys of a dictionary, length of a list or tuple, the type of anything else"
+    if isinstance(o, Tensor): return f'{o.dtype} {tuple(o.shape)}'
+    if isinstance(o, dict):
+        return f'dict of {", ".join(map(repr, o)):.80}'
+    name = type(o).__name__
+    return f'{name} of {len(o)}' if isinstance(o, (list, tuple)) else name
 
 # %% ../nbs/03a_checks.ipynb #59935606
 def check_map(

@@ -12,7 +12,7 @@ from .batches import as_batch,first_images,loader_untouched,n_images,valid_loade
 from .checks import check_choice,plain_tensor,what_is
 from .boxes import check_order,get_boxes
 from .class_maps import CamMaker
-from .look import class_number
+from .answers import class_number
 from .maps import box_iou_at,box_thresholds,caam_cam_distance,centre_map,energy_inside
 from .maps import pointing_game,resize_maps
 
@@ -77,7 +77,6 @@ def localisation(
     "How well the maps of a learner find the objects, over the whole validation set, with baselines"
     dl = valid_loader(learn, 'localisation') if dl is None else dl
     boxes = _boxes_of(dl, 'localisation', boxes)
-    # random states too
     with untouched(unwrap(learn.model)): sample = first_images(dl, 1).x
     make = CamMaker(learn.model, method, layer, x=sample)
     parts = defaultdict(list)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GreyImage', 'channel_note', 'decoded_images', 'draw_boxes', 'overlay', 'class_name', 'label_text', 'answer_text',
-           'is_right', 'title_colour', 'Cams', 'class_number', 'get_cams', 'show_cams']
+           'is_right', 'title_colour', 'Cams', 'get_cams', 'show_cams']
 
 # %% ../nbs/04_look.ipynb #8da861a5
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import matplotlib.patheffects as effects
 from fastai.vision.all import *
 from .batches import batch_to_look_at,loaders
 from .checks import plain_tensor
+from .answers import class_number
 from .class_maps import CamMaker,cam_names
 from .maps import minmax,resize_maps
 
@@ -184,15 +185,6 @@ class Cams:
         n,size = len(self),'x'.join(map(str, self.maps.shape[1:]))
         return f"{n} map{'s'*(n!=1)} of {size} from layer {self.layer!r}. {self.why}"
 
-
-def class_number(
-    learn:Learner, # its data may have a vocabulary
-    target:str|int|Tensor|None, # 'target' and 'predicted' too
-)->str|int|Tensor|None: # anything but a name as it is
-    "The number of a class that is given by its name"
-    if not isinstance(target, str) or target in ('target', 'predicted'): return target
-    vocab = list(getattr(learn.dls, 'vocab', []))
-    return vocab.index(target) if target in vocab else target
 
 def _wants_labels(target): return None if target is None else isinstance(target, str) and target=='target'
 

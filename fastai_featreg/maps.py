@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['box_thresholds', 'cam', 'caam', 'cam_and_caam', 'held_maps', 'minmax', 'resize_maps', 'score_grads', 'pp_weights',
            'grad_cam', 'grad_cam_pp', 'box_masks', 'pointing_game', 'energy_inside', 'map_boxes', 'box_iou_at',
-           'mask_iou_at', 'max_box_acc', 'caam_cam_distance', 'centre_map']
+           'mask_iou_at', 'max_box_acc', 'caam_cam_distance', 'centre_map', 'expected_distance']
 
 # %% ../nbs/02_maps.ipynb #77519d2e
 import math
@@ -56,10 +56,10 @@ def caam(
 def cam_and_caam(
     f:Tensor, # feature map, (N,D,H,W)
     w:Tensor, # class weights, (N,D) or (N,K,D)
-)->Tensor: # (2,N,H,W): CAM and CAAM; (K+1,N,H,W) for K classes, CAAM last; float32 at least
+)->Tensor: # (N,2,H,W): CAM and CAAM; (N,K+1,H,W) for K classes, CAAM last; float32 at least
     "CAM and CAAM in one read of `f`"
     _check_w(f, w, 'cam_and_caam')
-    return _weighted_sums(f, w[:,None] if w.ndim==2 else w, plus_ones=True).movedim(1, 0)
+    return _weighted_sums(f, w[:,None] if w.ndim==2 else w, plus_ones=True)
 
 # %% ../nbs/02_maps.ipynb #70684f94
 def held_maps(
@@ -346,3 +346,31 @@ def centre_map(
     h,w = size if is_listy(size) else (size, size)
     ys,xs = [((torch.arange(n) + .5)/n - .5)/spread for n in (h, w)]
     return torch.exp(-(ys[:,None]**2 + xs**2)/2)
+
+# %% ../nbs/02_maps.ipynb #e7d15a02
+def expected_distance(
+    a:Tensor, # class maps, (N,H,W) of one class an image, or (N,K,H,W) of K classes
+    b:Tensor, # other maps, of the shape of `a`, or (N,1,H,W): one beside all K
+    weights:Tensor|None=None, # shares (N,K) of the K classes; an image of zeros has no part. None: 1/K each
+    distance:str='l1', # 'l1' (absolute differences) or 'l2' (squared differences)
+    positions:str='mean', # 'mean' or 'sum' over the positions
+    name:str='expected_distance', # who asks, for the sentence
+)->Tensor: # scalar in [0,1], or up to H*W as a sum
+    """Distance of two maps, expected over the classes of a target; mean over the images that have a class
+
+    Reading (CL Eq. 4, 9, 10): the equations know one class an image; of mixed, soft and several labels this is the
+        expectation over the classes, with their shares for probabilities.
+    """
+    check_distance(name, distance, positions)
+    for o in (a, b): check_maps(name, o)
+    if a.ndim==b.ndim==4 and b.shape[1]==1:
+        b = b.expand(-1, a.shape[1], -1, -1)
+    each = caam_cam_distance(a, b, distance, positions)
+    if weights is None: return each.mean()
+    if each.ndim!=2 or not isinstance(weights, Tensor) or weights.shape!=each.shape:
+        raise ValueError(f"{name}: weights must be (N,K), one for each class of class weights (N,K,D) or class maps "
+                         f"(N,K,H,W), got {what_is(weights)} for maps {tuple(a.shape)}; "
+                         "leave it out where an image has one class")
+    weights = weights.to(each)
+    with_class = (weights.sum(1)>0).sum()
+    return (each*weights).sum()/with_class.clamp(min=1)

@@ -146,22 +146,18 @@ class Trace:
             self.layouts[self.tokens[name]] = got[0]
         return got
 
-# %% ../nbs/00b_stages.ipynb #f16ba2f9
-@patch
-def taps(self:Trace,
-)->dict: # name -> `Stage`, in the order in which modules finished
-    "Every module that was called once and gave a map"
-    found = [n for n,(_,got) in self.outs.items() if got and self.calls[n]==1]
-    return {n:self.stage(n) for n in sorted(found, key=self.order.get)}
+    def taps(self)->dict: # name -> `Stage`, in the order in which modules finished
+        "Every module that was called once and gave a map"
+        found = [n for n,(_,got) in self.outs.items() if got and self.calls[n]==1]
+        return {n:self.stage(n) for n in sorted(found, key=self.order.get)}
 
-@patch
-def stage(self:Trace,
-    name:str, # name of a module that gave a map
-)->Stage:
-    "Describe the map that the module `name` gave"
-    layout,channels,hw,n_prefix = self.outs[name][1]
-    stride = round(self.size[0]/hw[0])
-    return Stage(name, self.modules[name], channels, stride, hw, layout, n_prefix, self.size)
+    def stage(self,
+        name:str, # name of a module that gave a map
+    )->Stage:
+        "Describe the map that the module `name` gave"
+        layout,channels,hw,n_prefix = self.outs[name][1]
+        stride = round(self.size[0]/hw[0])
+        return Stage(name, self.modules[name], channels, stride, hw, layout, n_prefix, self.size)
 
 # %% ../nbs/00b_stages.ipynb #7d2cb94c
 def is_skipped(

@@ -147,9 +147,9 @@ refused = {
     **dict.fromkeys(('dictionary', 'tuple', 'nested'), but_drops(one_tensor)),
     'answers (N,C,1,1)': dict.fromkeys(names, one_tensor),
     'segmentation': dict.fromkeys(names, one_tensor) | {'mv_fea_aug': two_parts},
-    'vectors': (dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got a tensor float32 .8, 12.")
+    'vectors': (dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got torch.float32 .8, 12.")
                 | {'mv_fea_aug': two_parts}),
-    'volumes': (dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got a tensor float32")
+    'volumes': (dict.fromkeys(tapped, "the network's input must be images .N,C,H,W., got torch.float32")
                 | {'mv_fea_aug': two_parts}),
     **{n: dict.fromkeys(tapped, 'the network is TorchScript') | {'mv_fea_aug': two_parts}
        for n in ('TorchScript', 'TorchScript, traced')},

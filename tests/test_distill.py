@@ -4,6 +4,7 @@ from copy import deepcopy
 from functools import partial
 import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
+import fastai_featreg.methods.distill as distill
 from fastai_featreg.answers import mixed_classes
 from fastai_featreg.comparison.plan import parse_methods
 from fastai_featreg.methods.distill import *
@@ -23,6 +24,25 @@ makers = dict(kd=KnowledgeDistillation, dkd=partial(KnowledgeDistillation, loss=
               letter=partial(AttentionTransfer, per_class=True, positions='sum', gamma=1.),
               at=AttentionTransfer, at_grad=partial(AttentionTransfer, cam='grad_cam'),
               ccm=CCM, ccm_grad=partial(CCM, cam='grad_cam'), cat=CATKD, kept=partial(CCM, cache=True))
+
+
+@pytest.mark.parametrize('make,name', [(AttentionTransfer, 'at_loss'), (CCM, 'ccm_loss'), (CATKD, 'cat_loss')])
+def test_one_path(make, name, monkeypatch):
+    "A callback on maps calls the public function of its name, with what the function documents, and does nothing else"
+    f,called = getattr(distill, name),[]
+    def counted(*args):
+        called.append(f(*args))
+        return called[-1]
+    monkeypatch.setattr(distill, name, counted)
+    monkeypatch.setattr(make, 'class_maps', None)
+    terms = []
+    cb = make(tiny_teacher(), beta=1., gamma=1.)
+    learn = tiny_learner(cb, n=32)
+    add = cb.add_to_loss
+    monkeypatch.setattr(cb, 'add_to_loss', lambda term: terms.append(term) or add(term))
+    learn.fit(1)
+    assert len(called)==4 and all(torch.equal(a, b) for a,b in zip(called, terms, strict=True))
+    assert make.column==name
 
 
 @pytest.mark.parametrize('name', makers)
@@ -222,7 +242,8 @@ def test_a_class_token_teaches_no_maps(make):
     "The patches of the last map have no part in the logits, so that Grad-CAM would be zero"
     learn = sized_learner(tiny_model(), make(vit()))
     before = [p.clone() for p in learn.model.parameters()]
-    with pytest.raises(ValueError, match="teacher: there are no class maps of 'norm'.*class token.*global_pool='avg'"):
+    why = "teacher: cam='auto': there are no class maps of 'norm'.*class token.*global_pool='avg'"
+    with pytest.raises(ValueError, match=why):
         learn.fit(1)
     assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
     learn = sized_learner(tiny_model(), KnowledgeDistillation(vit()))

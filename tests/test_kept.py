@@ -124,7 +124,7 @@ class Named(nn.Module):
     def forward(self, x): return dict(logits=self.net(x))
 
 @pytest.mark.parametrize('call, said', [
-    (lambda: body_head(Named()), "got a dictionary of 'logits'"),
+    (lambda: body_head(Named()), "got dict of 'logits'"),
     (lambda: get_cams(tiny_model()), 'learn must be a Learner'),
     (lambda: show_mining(tiny_model()), 'learn must be a Learner'),
     (lambda: show_drops(torch.rand(1, 8, 4, 4), {'a': SelectScale()}), 'a callback is shown by its module'),

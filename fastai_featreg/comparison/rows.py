@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['read_results', 'same_config', 'count_once', 'unlike', 'differences', 'write_row', 'RowKeeper', 'take_in',
-           'results_file', 'claim', 'safely', 'hang_up', 'complain_aloud']
+           'results_file', 'claim']
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00004
-import csv,io,math,os,re,shutil,sys,tempfile,uuid
+import csv,io,math,os,re,shutil,tempfile,uuid
 from contextlib import contextmanager,suppress
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock,Timeout
 from .fingerprints import fingerprint_of
+# they were written here once
+from ..wording import complain_aloud,hang_up,safely # noqa: F401
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00007
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
@@ -407,30 +409,3 @@ def claim(
         if ours and lock.is_locked:
             with suppress(OSError): os.unlink(lock.lock_file) # at worst it is claimed twice
         lock.release()
-
-# %% ../../nbs/comparison/81_rows.ipynb #a1f00050
-def safely(
-    say:callable, # takes a text, such as `print`
-)->callable: # does the same, and never fails for the sake of the output
-    "Say what can be said"
-    def try_to_say(text):
-        try: say(text)
-        except UnicodeEncodeError:
-            with suppress(OSError, ValueError):
-                say(text.replace('±', '+-').encode('ascii', 'replace').decode())
-        except (OSError, ValueError): hang_up()
-    return try_to_say
-
-def hang_up():
-    "Let outputs that are closed lead nowhere, so that Python's last flush does not fail"
-    for stream in (sys.stdout, sys.stderr):
-        try: stream.flush()
-        except (OSError, ValueError, AttributeError):
-            with suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-def complain_aloud(
-    text:str, # a sentence
-):
-    "A line on the error stream, if there is one"
-    safely(lambda text: print(text, file=sys.stderr, flush=True))(text)

@@ -11,9 +11,8 @@ import gc,random,re,time
 from fastai.vision.all import *
 from fastai.callback.fp16 import *
 from fastai.callback.tracker import TerminateOnNaNCallback
-from ..answers import mixed_classes
+from ..answers import mixed_classes,n_right
 from ..archs import make_learner
-from ..methods.cam_loss import n_right
 from ..fits import LossCallback
 from ..boxes import has_boxes
 from .fingerprints import source_id

@@ -14,12 +14,11 @@ from ..checks import check_count,check_distance
 from ..class_maps import CamCallback,pooled_map
 from ..core import register_method,Variant
 from ..fits import LossCallback
-from .distill_losses import at_loss,ccm_loss,small_cams
-from ..maps import held_maps
+from .distill_losses import at_loss,cat_loss,ccm_loss,small_cams
 # learners that were exported before it moved name `_Given` here
 from .taught import Taught,_Given # noqa: F401
 # the functions of a method are found in its module too
-from .distill_losses import binary_kd_loss,cat_loss,dist_loss
+from .distill_losses import binary_kd_loss,dist_loss
 from .distill_losses import dkd_loss,kd_loss,standardise,standardised_kd_loss
 from .guide import AnswerCache,Guide,frozen_view,normalisation,renormaliser
 from .teachers import open_teacher
@@ -183,9 +182,8 @@ class AttentionTransfer(TeacherCallback):
         weights:Tensor, # (N,K)
     )->Tensor: # scalar
         "`at_loss` of the student's maps of the target's classes"
-        own = self.class_maps(f, classes)[0].transpose(0, 1)
-        own = held_maps(own, f.dtype, 1., self.positions)
-        return at_loss(own, None, theirs, None, self.distance, self.positions, weights)
+        own = self.channel_weights(f, classes)
+        return at_loss(pooled_map(f, self.anatomy), own, theirs, None, self.distance, self.positions, weights)
 
 @register_method('ccm', colour='#D80048', paper='Wang et al. 2021',
     in_short="""the same, and the distance of the class-agnostic map from the teacher's class activation map of the
@@ -265,5 +263,5 @@ class CATKD(TeacherCallback):
         classes:Tensor, # (N,K), not needed
         weights:Tensor, # (N,K), not needed
     )->Tensor: # scalar
-        "Squared difference of the small CAMs"
-        return F.mse_loss(small_cams(pooled_map(f, self.anatomy), self.maker(), self.size), theirs)
+        "`cat_loss` of the student's map that is pooled"
+        return cat_loss(pooled_map(f, self.anatomy), self.maker(), theirs, None, self.size)

@@ -9,8 +9,8 @@ __all__ = ['kd_loss', 'binary_kd_loss', 'dkd_loss', 'dist_loss', 'standardise', 
 # %% ../../nbs/methods/42_distill_losses.ipynb #2d7a5983
 import math
 from fastai.vision.all import *
-from ..checks import check_distance,check_maps,check_number,what_is,widen
-from ..maps import caam,caam_cam_distance,cam,held_maps,resize_maps
+from ..checks import check_maps,check_number,what_is,widen
+from ..maps import caam,cam,expected_distance,held_maps,resize_maps
 
 # %% ../../nbs/methods/42_distill_losses.ipynb #4bceb21d
 def _check_logits(name, student, teacher, least=2):
@@ -182,18 +182,6 @@ def _class_maps(name, arg, f, w, positions='mean'):
     check_maps(name, f, arg)
     return f
 
-def _expected_distance(name, own, theirs, distance, positions, weights):
-    "Distance of the student's maps from the teacher's; mean over images, expectation over their classes"
-    check_distance(name, distance, positions)
-    each = caam_cam_distance(*_same_size(own, theirs), distance, positions)
-    if weights is None: return each.mean()
-    if each.ndim!=2 or not isinstance(weights, Tensor) or weights.shape!=each.shape:
-        raise ValueError(f"{name}: weights must be (N,K), one for each class of class weights (N,K,D) or class maps "
-                         f"(N,K,H,W), got {what_is(weights)} for maps {tuple(theirs.shape)}; "
-                         "leave it out where an image has one class")
-    labelled = (weights.sum(1)>0).sum()
-    return (each*weights).sum()/labelled.clamp(min=1)
-
 def at_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
     ws:Tensor|None, # student's weights of the target class, (N,D), or of K classes, (N,K,D); None: `fs` is class maps
@@ -216,7 +204,7 @@ def at_loss(
     """
     own = _class_maps('at_loss', 'fs', fs, ws, positions)
     theirs = _class_maps('at_loss', 'ft', _constant(ft), wt)
-    return _expected_distance('at_loss', own, theirs, distance, positions, weights)
+    return expected_distance(*_same_size(own, theirs), weights, distance, positions, 'at_loss')
 
 def ccm_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
@@ -236,7 +224,7 @@ def ccm_loss(
     own = held_maps(caam(fs), fs.dtype, 1., positions)
     theirs = _class_maps('ccm_loss', 'ft', _constant(ft), wt)
     if theirs.ndim==4: own = own[:,None].expand(-1, theirs.shape[1], -1, -1)
-    return _expected_distance('ccm_loss', own, theirs, distance, positions, weights)
+    return expected_distance(*_same_size(own, theirs), weights, distance, positions, 'ccm_loss')
 
 # %% ../../nbs/methods/42_distill_losses.ipynb #00081ab7
 def small_cams(
@@ -261,7 +249,7 @@ def cat_loss(
     fs:Tensor, # student's map that is pooled, (N,D,H,W)
     ws:Tensor, # student's weights of all classes, (C,D); constants
     ft:Tensor, # teacher's map, (N,E,h,w); constants
-    wt:Tensor, # teacher's weights of all classes, (C,E); constants
+    wt:Tensor|None, # teacher's weights of all classes, (C,E); constants. None: `ft` is small CAMs, from `small_cams`
     size:int=2, # side of the pooled maps, positions
 )->Tensor: # scalar
     """Squared difference of small normalised CAMs of all classes (CAT-KD, Guo et al., 2023)
@@ -269,7 +257,8 @@ def cat_loss(
     Departure (CL 4.5): the paper compares with KD and AT; CAT-KD is no method of the papers but an addition. Ours are
         the class weights as constants, by which no gradient reaches the classifier; the original's does.
     """
-    own,theirs = small_cams(fs, ws, size),small_cams(ft, wt, size).detach()
+    own = small_cams(fs, ws, size)
+    theirs = (ft if wt is None else small_cams(ft, wt, size)).detach()
     if own.shape!=theirs.shape:
         raise ValueError("cat_loss: student and teacher must have as many images and classes, "
                          f"got {tuple(own.shape[:2])} and {tuple(theirs.shape[:2])}")

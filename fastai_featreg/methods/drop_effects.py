@@ -96,7 +96,7 @@ def dropped_errors(
     if dl is None: dl = valid_loader(learn, 'dropped_errors')
     if not _has_length(dl):
         raise ValueError("dropped_errors: dl must have a length; give its data set a `__len__`")
-    with untouched(learn.model): batch = first_images(dl, 1) # random states too
+    with untouched(learn.model): batch = first_images(dl, 1)
     if batch.y is None:
         raise ValueError("dropped_errors: dl has images without labels; pass a loader that has both")
     anatomy,device = get_anatomy(learn.model, x=batch.x, check_cam=False),batch.on(learn.model).device

@@ -10,11 +10,10 @@ __all__ = ['Ensemble', 'MultiViewHead', 'PrototypeClassifier', 'check_classifier
 from collections import OrderedDict
 from fastai.vision.all import *
 from ..anatomy import get_anatomy
-from ..probe import untouched,unwrap
+from ..probe import like_model,untouched,unwrap
 from ..answers import check_answer
 from ..checks import check_count,plain_tensor
 from ..heads import VisitingParams,isolated_rng
-from ..class_maps import like_model
 from .views import ada_cam,anchors,check_sizes,local_pool,view_weights
 
 # %% ../../nbs/methods/49_view_head.ipynb #2f490866
