@@ -296,6 +296,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_featreg.command.Parser.error': ('command.html#parser.error', 'fastai_featreg/command.py'),
                                         'fastai_featreg.command.add_compare': ('command.html#add_compare', 'fastai_featreg/command.py'),
                                         'fastai_featreg.command.add_how': ('command.html#add_how', 'fastai_featreg/command.py'),
+                                        'fastai_featreg.command.add_verdict': ('command.html#add_verdict', 'fastai_featreg/command.py'),
                                         'fastai_featreg.command.add_what': ('command.html#add_what', 'fastai_featreg/command.py'),
                                         'fastai_featreg.command.check_texts': ('command.html#check_texts', 'fastai_featreg/command.py'),
                                         'fastai_featreg.command.list_methods': ('command.html#list_methods', 'fastai_featreg/command.py'),
