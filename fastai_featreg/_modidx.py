@@ -1430,6 +1430,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_featreg.verdicts.interval_of': ('verdicts.html#interval_of', 'fastai_featreg/verdicts.py'),
                                          'fastai_featreg.verdicts.mean_squares': ( 'verdicts.html#mean_squares',
                                                                                    'fastai_featreg/verdicts.py'),
+                                         'fastai_featreg.verdicts.one_more': ('verdicts.html#one_more', 'fastai_featreg/verdicts.py'),
                                          'fastai_featreg.verdicts.p_value': ('verdicts.html#p_value', 'fastai_featreg/verdicts.py'),
                                          'fastai_featreg.verdicts.packed': ('verdicts.html#packed', 'fastai_featreg/verdicts.py'),
                                          'fastai_featreg.verdicts.power': ('verdicts.html#power', 'fastai_featreg/verdicts.py'),
