@@ -7,9 +7,9 @@ A world has images, arms (plain and 16 methods) and seeds. Arm `m` with seed `s`
     mean + easy_i + own_mi + shift_m + (lucky_s + run_ms)/sqrt(2)  >  noise_msi,       noise logistic
 
 `easy` is shared by all arms, as the images are; `own` is what suits an arm whatever the seed; `lucky` is a seed's gift
-to all arms, `run` that to one. All are normal and drawn anew for each command, for a claim is about images and seeds
-like these. Without a shift all arms are equally good, and every claim is a false one. All methods are held beside the same
-plain runs, so their differences are correlated.
+to all arms, `run` that to one. All are normal and drawn anew for each command, for a claim is about images and
+seeds like these. Without a shift all arms are equally good, and every claim is a false one. All methods are held
+beside the same plain runs, so their differences are correlated.
 
 Rules: 'paired t', what was said until version 0.0.2, of each method alone; 'Satterthwaite', the textbook's for crossed
 random effects, with Holm; 'seeds and images', that of `fastai_featreg.verdicts`, with Holm. 'seeds added' are commands
