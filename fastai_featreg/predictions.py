@@ -48,7 +48,8 @@ def prediction_mark(
     ids:dict, # method, seed, `method_id` and configuration of a run
 )->str: # the name of its file, without `.npz`
     "Name for the predictions of a run; cells that mean the same give the same name"
-    return fingerprint_of(*[meaning(c, ids.get(c, '')) for c in ('method', 'seed', *config_names, 'method_id')], kind='p')
+    columns = ['method', 'seed', *config_names, 'method_id']
+    return fingerprint_of(*[meaning(c, ids.get(c, '')) for c in columns], kind='p')
 
 def write_predictions(
     file:Path, # to be written, or replaced
@@ -98,8 +99,8 @@ class PredictionKeeper:
         try: write_predictions(self.folder/f'{mark}.npz', classes, targets)
         except OSError as e:
             if not self.failed:
-                self.say(f"'{self.folder}' cannot be written ({e.strerror or e}): the rows say which images were right, "
-                         "and the predicted classes are not kept.")
+                self.say(f"'{self.folder}' cannot be written ({e.strerror or e}): "
+                         "the rows say which images were right, and the predicted classes are not kept.")
             self.failed = True
             return ''
         return mark

@@ -91,8 +91,9 @@ def find_arm(
     plainly = lambda text: re.sub(r'\([^()]*\)|_', '', str(text)).lower()
     found = [l for l in labels if l==name] or [l for l in labels if plainly(l)==plainly(name)]
     if len(found)==1 or name=='plain': return found[0] if found else name
-    which = 'it is the name of several: ' if found else 'there are: '
-    raise ValueError(f"against must name one of the methods, got '{echo(name, 60)}'; {which}{', '.join(found or labels)}")
+    which = 'it is the name of several:' if found else 'there are:'
+    raise ValueError(f"against must name one of the methods, got '{echo(name, 60)}'; "
+                     f"{which} {', '.join(found or labels)}")
 
 def check_one_configuration(df:pd.DataFrame):
     "`ValueError` if the runs differ in more than method and seed"
