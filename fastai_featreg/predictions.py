@@ -37,7 +37,10 @@ class KeptPredictions(Callback):
         whole = seen==len(self.dl.dataset) and seen>0
         self.last = [torch.cat(o).cpu().numpy() for o in zip(*self.batches)] if whole else None
 
-def is_one_class(pred:object, yb:tuple)->bool:
+def is_one_class(
+    pred:object, # what the network said of a batch
+    yb:tuple, # its targets
+)->bool: # with several labels, numbers or one score there is no predicted class
     "Is there one class for each image, and one score for each class?"
     if len(yb)!=1 or not isinstance(pred, torch.Tensor) or not isinstance(yb[0], torch.Tensor): return False
     y = yb[0]

@@ -95,7 +95,9 @@ def find_arm(
     raise ValueError(f"against must name one of the methods, got '{echo(name, 60)}'; "
                      f"{which} {', '.join(found or labels)}")
 
-def check_one_configuration(df:pd.DataFrame):
+def check_one_configuration(
+    df:pd.DataFrame, # runs
+):
     "`ValueError` if the runs differ in more than method and seed"
     differs = lambda c: df[c].map(partial(meaning, c)).nunique()>1
     mixed = [c for c in config_names if c in df and differs(c)]

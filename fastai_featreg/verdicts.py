@@ -61,7 +61,12 @@ class Parts(NamedTuple):
     n_seeds:int # how many seeds; `seeds` has a degree of freedom less
     n_images:int # how many images
 
-def one_more(lasting:np.ndarray, rest:np.ndarray, n_seeds:int, n_images:int):
+def one_more(
+    lasting:np.ndarray, # variance of an image's difference that is the same with every seed
+    rest:np.ndarray, # variance that is not
+    n_seeds:int, # how many seeds
+    n_images:int, # how many images
+)->np.ndarray: # variance of the mean
     "Variance of one image more that is won and one that is lost, among those that count"
     # 2/n_images**2 alone would cost 15 points of power at 10 seeds and 100 images
     more = lasting + 2/n_images
@@ -80,7 +85,10 @@ def variance_parts(
     of_images = lasting/n_images + one_more(lasting, rest, n_seeds, n_images)
     return mean, Parts(seeds/n, rest/n, of_images, n_seeds, n_images)
 
-def quantile(df:float, p:float)->float:
+def quantile(
+    df:float, # degrees of freedom
+    p:float, # probability of both sides together
+)->float: # positive
     "What |Student's t| exceeds with probability `p`"
     return -stdtrit(df, p/2)
 
@@ -122,7 +130,12 @@ class Difference:
     n_seeds:int # pairs of runs
     n_images:int # images that are covered; 0: the interval is about these images alone
 
-def interval_of(mean:float, parts:Parts, n_images:int, level:float)->Difference:
+def interval_of(
+    mean:float, # mean difference
+    parts:Parts, # its variance
+    n_images:int, # images that are covered, see `Difference`
+    level:float, # how often the interval holds, at least
+)->Difference: # with NaN for the ends it does not have
     "The interval of one difference; none where one seed, or equal seeds of unknown images, give no width"
     half = p = np.nan
     if parts.n_seeds>1 and parts.seeds + parts.images>0:
