@@ -12,7 +12,7 @@ seeds like these. Without a shift all arms are equally good, and every claim is 
 beside the same plain runs, so their differences are correlated.
 
 Rules: 'paired t', what was said until version 0.0.2, of each method alone; 'Satterthwaite', the textbook's for crossed
-random effects, with Holm; 'seeds and images', that of `fastai_featreg.verdicts`, with Holm. 'seeds added' are commands
+random effects, with Holm; 'seeds and images', that of `fastai_featreg.comparison.verdicts`, with Holm. 'seeds added' are commands
 of 3, then 5, then 10 seeds, that end at the first claim.
 """
 import argparse, time
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
-from fastai_featreg.verdicts import Parts, half_width, holm, mean_squares, quantile, variance_parts
+from fastai_featreg.comparison.verdicts import Parts, half_width, holm, mean_squares, quantile, variance_parts
 
 worlds = {
     'usual': dict(mean=1., easy=2., own=0.5, seed=0.1),

@@ -14,14 +14,14 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 import fastai_featreg.all # noqa: F401 - registers the methods
-from fastai_featreg import runs
+from fastai_featreg.comparison import runs
 from fastai_featreg.archs import make_learner
-from fastai_featreg.command import main
+from fastai_featreg.comparison.command import main
 from fastai_featreg.data import load_data
-from fastai_featreg.predictions import (is_one_class, KeptPredictions, prediction_mark, PredictionKeeper,
+from fastai_featreg.comparison.predictions import (is_one_class, KeptPredictions, prediction_mark, PredictionKeeper,
                                         read_predictions, write_predictions)
-from fastai_featreg.rows import read_results
-from fastai_featreg.verdicts import packed, unpacked
+from fastai_featreg.comparison.rows import read_results
+from fastai_featreg.comparison.verdicts import packed, unpacked
 
 small = dict(size=64, bs=8, n_train=32, n_valid=20)
 
@@ -160,7 +160,7 @@ def test_a_comparison_keeps_them(tmp_path, capsys, blocked):
     assert 'seeds were added after a first look (3, then 4)' in capsys.readouterr().out
 
 def test_a_damaged_cell_is_named_before_anything_is_trained(tmp_path):
-    module = sys.modules['fastai_featreg.rows']
+    module = sys.modules['fastai_featreg.comparison.rows']
     row = dict(method='plain', seed=0, curve='0.5', error='', right='n5:qA==') | dict.fromkeys(module.measures, 1.)
     module.write_row(tmp_path/'results.csv', row)
     path = tmp_path/'results.csv'
