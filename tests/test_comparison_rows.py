@@ -221,7 +221,7 @@ def test_two_commands_share_the_runs(tmp_path):
     assert len(''.join(logs))==12, logs
     df = read_results(tmp_path/'out'/'results.csv')
     assert len(df)==12 and not df.duplicated(['method', 'seed']).any()
-    assert all('MixUp()' in s and 'of 6 seeds' in s for s in said), 'either command reports all runs'
+    assert all('MixUp()' in s and 'over 6 seeds' in s for s in said), 'either command reports all runs'
 
 outputs = {'closed after a line': lambda p: (p.stdout.readline(), p.stdout.close()),
            'closed at once': lambda p: p.stdout.close()}

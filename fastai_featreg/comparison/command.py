@@ -16,6 +16,12 @@ from .plan import known_methods
 from .rows import hang_up,read_results
 from ..wording import echo,one_line,plural
 
+# %% ../../nbs/comparison/82_command.ipynb #82d00001
+def add_verdict(p:argparse.ArgumentParser):
+    "Arguments about what is said of the runs"
+    p.add_argument('--against', default='plain', metavar='METHOD',
+                   help='the method that all others are held beside; its name is enough (default: %(default)s)')
+
 # %% ../../nbs/comparison/82_command.ipynb #4c85e950
 about_compare = ('Train plain and each method on the same data, network, budget and seeds; '
                  'tell what each gains and costs.\n'
@@ -86,6 +92,7 @@ def add_compare(commands:argparse._SubParsersAction):
         epilog='\n'.join([*what_suits(), '', example]))
     add_what(p)
     add_how(p)
+    add_verdict(p)
 
 class Parser(argparse.ArgumentParser):
     "A parser that says what is wrong on one line"

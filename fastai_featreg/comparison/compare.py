@@ -17,10 +17,12 @@ from ..data import load_data
 from .fingerprints import data_id
 from ..nets import nets
 from .plan import as_text,parse_methods
-from .report import report
+from .predictions import PredictionKeeper
+from .report import find_arm,report
 from .rows import (claim,complain_aloud,config_names,count_once,differences,read_results,results_file,
                                  RowKeeper,safely,same_config,take_in)
 from .runs import device_of,method_id,run_once
+from .verdicts import power_line
 from ..wording import echo,one_line,plural,unknown_name
 # what belongs to a comparison is found here too
 from .plan import find_method,known_methods
@@ -229,17 +231,19 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
 
 # %% ../../nbs/comparison/80_compare.ipynb #321411a0
 def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
-              bars:bool|None):
+              bars:bool|None, seeds:int):
     "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
     start = time.perf_counter()
     keep,rows,busy = RowKeeper(path, say),[],[]
+    predictions = PredictionKeeper(path, say)
     def one(i, run, bar, write):
         "Train a run, unless another command has done it meanwhile"
         seed,label = run
         ids = config | dict(method=label, seed=seed, method_id=methods[label])
         if is_there(path, ids):
             return write(f"{label}, seed {seed}: another command has trained it meanwhile")
-        rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
+        row = run_once(dls, plan[label], seed, progress=bar, keep=partial(predictions, ids), **settings)
+        rows.append(row | ids | dict(seeds_asked=seeds))
         keep(rows[-1])
         spent = time.perf_counter() - start
         write(finished(i, len(todo), seed, label, rows[-1], spent))
@@ -321,6 +325,7 @@ def compare(
     valid_pct:float|None=None, # share of each class for validation where no folder does it; None: 0.2, or by `n_valid`
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
+    against:str='plain', # the method that all others are held beside; the name is enough, without arguments
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -335,6 +340,7 @@ def compare(
     say = safely(say)
     data = at_home('data', data) or 'digits'
     plan = dict(parse_methods(as_text(methods), teacher, teacher_arch))
+    against = find_arm(plan, against)
     path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan):
         say('None of these methods learns from a teacher: --teacher is not used.')
@@ -358,8 +364,8 @@ def compare(
     check_methods({label: plan[label] for _,label in todo}, dls, *learner)
     say(opening(config, list(plan), seeds, len(todo), path))
     settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
-    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
-    return report(all_rows(path, config, methods, order, there, new, say), path, say)
+    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, seeds)
+    return report(all_rows(path, config, methods, order, there, new, say), path, say, against)
 
 # %% ../../nbs/comparison/80_compare.ipynb #00942945
 def failed_run(df:pd.DataFrame):
@@ -373,7 +379,7 @@ def missing(order:list, df:pd.DataFrame):
     return [o for o in order if o not in there]
 
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
-    "Two lines about what is going to happen"
+    "Three lines about what is going to happen, and what can be shown by it"
     c,n = SimpleNamespace(**config),len(plan)*seeds
     start = 'fine-tuned' if c.pretrained=='True' else 'from scratch'
     runs = f"{', '.join(plan)}: {plural(n, 'run')} ({plural(seeds, 'seed')} each)"
@@ -383,4 +389,5 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
               f"{plural(c.epochs, 'epoch')}, {c.device}")
     there = f"{n - n_todo} of {n} runs are in {path} already"
     return (f"{runs} on {c.data}, {images}\n"
-            f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}")
+            f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}\n"
+            f"{power_line(seeds, int(c.n_valid), len(plan) - 1)}")

@@ -22,14 +22,15 @@ measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
 looks = 'pointing_game energy_inside max_box_acc'.split()
 bests = 'best_accuracy best_epoch top5'.split()
 doings = 'acted term_share start_epoch start_reason note train_curve'.split() # text: of several callbacks, joined by +
+kept = 'right predictions seeds_asked'.split() # text: what a verdict needs beside the accuracy
 switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
                   device n_threads featreg torch fastai timm data_id""".split()
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
-                  *config_names, 'method_id']
+                  *config_names, 'method_id', *kept]
 # files of earlier versions have no such columns
-optional = {*looks, *bests, *doings, 'data_id', 'method_id'}
+optional = {*looks, *bests, *doings, *kept, 'data_id', 'method_id'}
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00009
 # as a spreadsheet writes them
@@ -129,6 +130,10 @@ def check_curve(text:str)->str:
     finite = all(v is not None and not math.isinf(v) for v in values)
     return '' if finite else 'finite numbers between semicolons'
 
+def check_right(text:str)->str:
+    "What the images that were right must be, '' if they are"
+    return '' if re.fullmatch(r'(n\d+:[A-Za-z0-9+/]+={0,2})?', text) else 'a number of images and their bits'
+
 def complain(i:int, column:str, must:str, cell:str):
     "Raise a `ValueError` about one cell if it must be something else"
     if must:
@@ -140,10 +145,9 @@ def typed(
 )->pd.DataFrame: # the columns of `result_columns` as numbers and text, then those nobody here knows
     "Cells as numbers and text; `ValueError` with row and column where one cannot be right"
     values = {}
-    for c in ('method', 'curve', 'train_curve'):
+    for c,check in dict(method=check_method, curve=check_curve, train_curve=check_curve, right=check_right).items():
         for i,cell in cells.get(c, pd.Series(dtype=object)).items():
-            must = check_method(cell) if c=='method' else check_curve(cell)
-            complain(i, c, must, cell)
+            complain(i, c, check(cell), cell)
     for c in ('seed', *measures, *looks, *bests):
         values[c] = [as_number(cell) for cell in cells.get(c, ['']*len(cells))]
         for i,v,error in zip(cells.index, values[c], cells['error']):

@@ -92,10 +92,10 @@ def summaries() -> dict:
 
 
 def over_distillation(df: pd.DataFrame) -> pd.DataFrame:
-    "Rows of `summarise` for runs with a teacher, in which distillation alone stands in the place of plain training"
+    "Rows of `summarise` for runs with a teacher, against distillation alone"
     alone = 'KnowledgeDistillation(teacher)'
     if not (df['method']==alone).any(): return pd.DataFrame()
-    return summarise(df[df['method']!='plain'].replace({'method': {alone: 'plain'}}))
+    return summarise(df[df['method']!='plain'], against=alone).drop(index=alone)
 
 
 def gain(r: pd.Series) -> str:
