@@ -12,7 +12,7 @@ seeds like these. Without a shift all arms are equally good, and every claim is 
 beside the same plain runs, so their differences are correlated.
 
 Rules: 'paired t', what was said until version 0.0.2, of each method alone; 'Satterthwaite', the textbook's for crossed
-random effects, with Holm; 'seeds and images', that of `fastai_featreg.comparison.verdicts`, with Holm. 'seeds added' are commands
+random effects, with Holm; 'seeds and images', that of `comparison.verdicts`, with Holm. 'seeds added' are commands
 of 3, then 5, then 10 seeds, that end at the first claim.
 """
 import argparse, time

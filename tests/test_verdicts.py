@@ -9,8 +9,8 @@ from scipy import stats
 
 from fastai_featreg.comparison.report import best_epochs, find_arm, summarise, summary_table, verdicts
 from fastai_featreg.comparison.rows import read_results
-from fastai_featreg.comparison.verdicts import (difference, difference_of_accuracies, half_width, holm, p_value, packed, power,
-                                     power_line, smallest_difference, unpacked, variance_parts)
+from fastai_featreg.comparison.verdicts import (difference, difference_of_accuracies, half_width, holm, p_value, packed,
+                                                power, power_line, smallest_difference, unpacked, variance_parts)
 
 simulation = Path(__file__).parent.parent/'nbs/results/verdict_simulation.csv'
 
