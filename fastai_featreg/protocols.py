@@ -8,7 +8,7 @@ __all__ = ['protocols', 'Protocol', 'settings', 'lr_at', 'mom_at', 'find_protoco
 
 # %% ../nbs/89_protocols.ipynb #b890003
 import ast,dataclasses,math,numbers
-from dataclasses import dataclass,field,fields
+from dataclasses import dataclass,fields
 from pathlib import Path
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib # Python 3.10 has none of its own
