@@ -9,7 +9,7 @@ __all__ = ['enlarge_mat', 'mirror', 'enlarge_crop_flip', 'Cutout', 'augmentation
 from fastai.vision.all import *
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from .data import pad_crop_flip
-from .protocols import Protocol
+from .protocols import augments,Protocol
 
 # %% ../nbs/89a_augment.ipynb #b89a0006
 def enlarge_mat(
