@@ -7,7 +7,8 @@ __all__ = ['add_training']
 
 # %% ../nbs/89b_options.ipynb #b89b0003
 import argparse,ast
-from .protocols import augments,optimisers,protocols,schedules
+from .protocols import protocols
+from .rules import augments,optimisers,schedules
 
 # %% ../nbs/89b_options.ipynb #b89b0006
 def shares(text:str):

@@ -1,5 +1,5 @@
-"""Protocols: the same training as before without one, round trips from TOML over a run and its row to TOML, schedules of
-real optimisers with methods at work, and learners that are as they were"""
+"""Protocols: the same training as before without one, round trips from TOML over a run and its row to TOML, schedules
+of real optimisers with methods at work, and learners that are as they were"""
 import dataclasses, random, warnings
 import numpy as np
 import pandas as pd
@@ -12,8 +12,8 @@ from fastai_featreg.command import main
 from fastai_featreg.compare import compare
 from fastai_featreg.data import digits_dls
 from fastai_featreg.feature_mining import FeatureMining
-from fastai_featreg.protocols import (describe, find_protocol, from_toml, lr_at, mom_at, Protocol, protocol_of, protocols,
-                                      to_toml)
+from fastai_featreg.protocols import (describe, find_protocol, from_toml, lr_at, mom_at, Protocol, protocol_of,
+                                      protocols, to_toml)
 from fastai_featreg.recipes import train_as
 from fastai_featreg.rows import config_names, protocol_names, read_results
 from fastai_featreg.runs import run_once
@@ -26,6 +26,8 @@ small = dict(arch='test_resnet', n_train=32, n_valid=16, size=32, bs=8)
 
 @pytest.fixture(scope='module')
 def dls(): return digits_dls(n_train=32, n_valid=16, size=32, bs=8)
+
+one_run = 'compare digits --methods plain --seeds 1 --n-train 32 --n-valid 16'.split()
 
 def compared(out, **given):
     "One arm, one run"
@@ -106,7 +108,7 @@ result = "best"
                                   .replace('milestones = [0.5, 0.75]\n', '')])
 def test_toml_run_row_toml(tmp_path, text):
     (tmp_path/'mine.toml').write_text(text)
-    args = f"compare digits --methods plain --seeds 1 --n-train 32 --n-valid 16 --protocol {tmp_path/'mine.toml'}".split()
+    args = [*one_run, '--protocol', str(tmp_path/'mine.toml')]
     assert main([*args, '--out', str(tmp_path/'out')])==0
     row, = read_results(tmp_path/'out'/'results.csv').to_dict('records')
     assert row['arch']=='test_resnet(drop_path_rate=0.1)' and row['protocol']=='mine' and row['scale']==''
@@ -116,9 +118,8 @@ def test_toml_run_row_toml(tmp_path, text):
     assert len(read_results(tmp_path/'out'/'results.csv'))==1
 
 def test_a_short_form_says_so_in_its_row(tmp_path, capsys):
-    args = ['compare', 'digits', '--methods', 'plain', '--seeds', '1', '--n-train', '32', '--n-valid', '16', '--protocol',
-            'cam_loss_cifar', '--arch', 'test_resnet', '--bs', '8', '--epochs', '1', '--out', str(tmp_path)]
-    assert main(args)==0
+    args = '--protocol cam_loss_cifar --arch test_resnet --bs 8 --epochs 1 --out'.split() + [str(tmp_path)]
+    assert main([*one_run, *args])==0
     row, = read_results(tmp_path/'results.csv').to_dict('records')
     assert row['scale'].split('; ')==['arch test_resnet for resnet56', 'epochs / 160', 'bs 8 for 128']
     assert (row['protocol'], row['result'])==('cam_loss_cifar', 'last')
@@ -154,8 +155,9 @@ class Rates(Callback):
 @pytest.mark.parametrize('settings', [
     dict(sched='step', milestones=(.3, .8), opt='sgd', epochs=3), dict(sched='cosine', warmup=.25, opt='sgd', epochs=3),
     dict(sched='constant', opt='torch_adam', iters=10), dict(sched='one_cycle', opt='sgd', warmup=.4, epochs=2),
-    dict(sched='one_cycle', mom=.7, iters=8), dict(sched='fine_tune', opt='sgd', epochs=2), dict(opt='ranger', epochs=1),
-    dict(sched='cosine', opt='lamb', epochs=2), dict(sched='cosine', opt='larc', mom=.9, epochs=1)])
+    dict(sched='one_cycle', mom=.7, iters=8), dict(sched='fine_tune', opt='sgd', epochs=2),
+    dict(opt='ranger', epochs=1), dict(sched='cosine', opt='lamb', epochs=2),
+    dict(sched='cosine', opt='larc', mom=.9, epochs=1)])
 @pytest.mark.parametrize('method', [None, lambda: Inert(2)])
 def test_the_optimiser_has_the_rate(settings, method):
     p = Protocol(lr=.01, **settings)
@@ -210,7 +212,8 @@ class Breaks(Callback):
     def after_pred(self):
         if self.training and self.train_iter==2: raise self.e
 
-@pytest.mark.parametrize('e', [None, CancelFitException(), CancelTrainException(), KeyboardInterrupt(), ValueError('no')])
+@pytest.mark.parametrize('e', [
+    None, CancelFitException(), CancelTrainException(), KeyboardInterrupt(), ValueError('no')])
 def test_a_learner_is_as_it_was(e):
     learn = tiny_learner(Inert(2), wd=.2)
     learn.fit(1)
@@ -281,7 +284,8 @@ def test_pretrained_networks_are_thawed_for_other_schedules(dls, monkeypatch):
 def test_an_architecture_with_arguments_survives_its_pickle(tmp_path, dls):
     learn = make_learner(dls, 'wide_resnet(10,1)', head='linear')
     learn.export(tmp_path/'l.pkl')
-    assert find_arch('wide_resnet(10, k=1)').named==(('k', 1),) and isinstance(load_learner(tmp_path/'l.pkl').arch, Called)
+    assert find_arch('wide_resnet(10, k=1)').named==(('k', 1),)
+    assert isinstance(load_learner(tmp_path/'l.pkl').arch, Called)
 
 
 # ---- one sentence
@@ -315,7 +319,8 @@ def test_settings_drawn_at_random_survive_toml(seed):
         name=['', 'a "b" \\ ü\n'], opt=['sgd', 'adam', 'lamb'], lr=[1e-5, .1, 1e-20], mom=[0, .9], wd=[0, 5e-4, 1e-7],
         sched=['one_cycle', 'cosine', 'constant'], warmup=[0, .1], epochs=[1, 300], bs=[64], size=[32], cutout=[0, 8],
         arch=['resnet18'], arch_args=[dict(a=1, b=[.5, 'x'], c=True)], head=['gap'], pretrained=[True, False],
-        augment=['none', 'rrc'], mixup=[0, .4], precision=['fp32', 'bf16'], channels_last=[True, False], result=['best'])
+        augment=['none', 'rrc'], mixup=[0, .4], precision=['fp32', 'bf16'], channels_last=[True, False],
+        result=['best'])
     for _ in range(50):
         p = Protocol(**{k: rng.choice(v) for k,v in values.items() if rng.random()<.5})
         assert from_toml(to_toml(p))==p
