@@ -140,7 +140,8 @@ sources = dict(
     one_cycle="fastai's `fit_one_cycle`: for training from scratch",
     fine_tune="fastai's `fine_tune`: an epoch with a frozen body, then all layers, the first at 1/100 of the rate",
     fm_cifar='FM 4.1.1: ResNet-56, -110, -164 and WRN-28-10 on CIFAR-100, mean of 4 runs; bs=64 for '
-        'DenseNet-100-12, lr=0.5 for PyramidNet-110-270. "The highest validation accuracy over the full training course" is the result (FM 4)',
+        'DenseNet-100-12, lr=0.5 for PyramidNet-110-270. "The highest validation accuracy over the full training '
+        'course" is the result (FM 4)',
     fm_imagenet='FM 4.1.3: ResNet-50',
     fm_cub='FM 4.2: ResNet-50 from scratch on CUB-200-2011',
     fm_noise='FM 4.4: ResNet-110 on CIFAR-100 as in FM 4.1.1, with symmetric or pair flips of 0.2 or 0.5 of the labels',
