@@ -121,7 +121,7 @@ def test_a_short_form_says_so_in_its_row(tmp_path, capsys):
     args = '--protocol cam_loss_cifar --arch test_resnet --bs 8 --epochs 1 --out'.split() + [str(tmp_path)]
     assert main([*one_run, *args])==0
     row, = read_results(tmp_path/'results.csv').to_dict('records')
-    assert row['scale'].split('; ')==['arch test_resnet for resnet56', 'epochs / 160', 'bs 8 for 128']
+    assert row['scale'].split('; ')==['epochs / 160', 'bs 8 for 128', 'arch test_resnet for resnet56']
     assert (row['protocol'], row['result'])==('cam_loss_cifar', 'last')
     p = protocol_of(row)
     assert dataclasses.replace(p, scale='', epochs=160, bs=128, arch='resnet56')==protocols['cam_loss_cifar']
