@@ -18,6 +18,9 @@ from fastai_featreg.methods.view_head import remove_views
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.comparison.report import plot_comparison
 from fastai_featreg.comparison.rows import read_results
+from fastai_featreg.comparison.protocols import find_protocol, protocols
+from fastai_featreg.comparison.recipes import train_as
+from fastai_featreg.comparison.augment import augmented
 from fastai_featreg.methods.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
 from fastai_featreg.methods.distill import KnowledgeDistillation, AttentionTransfer, CCM, CATKD
 from fastai_featreg.methods.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, \

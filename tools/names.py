@@ -18,7 +18,8 @@ ground = dict(
 rooms = {
     'methods.drop_layers': 'find_drop_layers show_drop_layers', 'methods.drop_effects': 'show_drops',
     'methods.view_head': 'remove_views', 'comparison.compare': 'compare', 'comparison.report': 'plot_comparison',
-    'comparison.rows': 'read_results'}
+    'comparison.rows': 'read_results', 'comparison.protocols': 'find_protocol protocols',
+    'comparison.recipes': 'train_as', 'comparison.augment': 'augmented'}
 
 
 def is_registered(node: ast.stmt) -> bool:

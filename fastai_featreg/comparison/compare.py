@@ -9,18 +9,21 @@ __all__ = ['run_order', 'compare', 'find_arch', 'find_method', 'known_methods', 
 
 # %% ../../nbs/comparison/80_compare.ipynb #063fa52f
 import importlib.metadata,math,numbers,sys,time
+from dataclasses import replace
 import timm
 from fastai.vision.all import *
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
-from ..archs import find_arch,heads,make_learner
+from ..archs import arch_text,find_arch,heads,make_learner,papers_net
+from .augment import augmented
 from ..data import load_data
 from .fingerprints import data_id
-from ..nets import nets
 from .plan import as_text,parse_methods
 from .predictions import PredictionKeeper
+from .protocols import (budget_names,describe,find_protocol,of_budget,Protocol,
+                                                 protocol_with)
 from .report import find_arm,report
-from .rows import (claim,complain_aloud,config_names,count_once,differences,read_results,results_file,
-                                 RowKeeper,safely,same_config,take_in)
+from .rows import (claim,complain_aloud,config_names,count_once,differences,protocol_names,
+                                            read_results,results_file,RowKeeper,safely,same_config,take_in)
 from .runs import device_of,method_id,run_once
 from .verdicts import power_line
 from ..wording import echo,one_line,plural,unknown_name
@@ -53,7 +56,7 @@ own_images = dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, pr
 
 def papers_head(arch:str, labels:list):
     "Why network or methods ask for the papers' head, average pooling and one linear layer; '' if they do not"
-    if arch.rpartition('-')[0] in nets or arch in nets:
+    if papers_net(arch):
         return f"'{arch}' is a net of the papers"
     return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
 
@@ -107,20 +110,42 @@ def complete(data:str|Path|None, labels:list=(), **given):
         check_budget(k, budget[k])
     return budget
 
+def budgeted(data:str|Path, labels:list, asked:Protocol, own:dict, say:Callable=noop, **rest):
+    "The budget: what was given, then what the protocol says, then what suits the data"
+    budget = complete(data, labels, **own | rest)
+    if asked.iters and not own['epochs']: budget['epochs'] = None
+    if own['head'] is None and (why := papers_head(budget['arch'], labels)):
+        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
+    return budget
+
+def settled(asked:Protocol, budget:dict, fp16:bool):
+    "What runs, and its budget: the protocol with what suits the data, what was changed in its `scale`"
+    known = {k: budget[k] for k in budget_names}
+    p = protocol_with(find_protocol(asked, **known), pretrained=budget['pretrained'])
+    half = half_precision(p, fp16)
+    p = replace(p, precision=half or None)
+    arch = arch_text(budget['arch'], p.arch_args)
+    find_arch(arch)
+    return p,budget | dict(arch=arch, epochs=p.epochs)
+
 # %% ../../nbs/comparison/80_compare.ipynb #56118a3e
-def on_gpu(fp16:bool):
-    "Whether mixed precision can be had; one sentence if it was asked for in vain"
-    if fp16 and not torch.cuda.is_available():
-        complain_aloud("fp16 needs a CUDA GPU and there is none: training in float32.")
-    return fp16 and torch.cuda.is_available()
+def half_precision(p:Protocol, fp16:bool):
+    "'fp16', 'bf16' or '': what was asked for and can be had; one sentence if it was asked for in vain"
+    if fp16 and p.precision not in (None, 'fp16'):
+        raise ValueError(f"fp16 must be left out for the precision {p.precision}, got True; ask for one of them")
+    half = 'fp16' if fp16 or p.precision=='fp16' else 'bf16' if p.precision=='bf16' else ''
+    if half and not torch.cuda.is_available():
+        complain_aloud(f"{half} needs a CUDA GPU and there is none: training in float32.")
+    return half if torch.cuda.is_available() else ''
 
 def version_of(package:str):
     "Installed version, '' if there is none"
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return ''
 
-def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
-    "Everything that makes two runs comparable"
+def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict, p:Protocol|None=None):
+    "Everything that makes two runs comparable, and what the protocol is called"
+    p = p or Protocol()
     name = str(data)
     # two folders of one name are two sets
     if name not in budgets: name = str(Path(data).expanduser().resolve())
@@ -140,8 +165,9 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
         torch=torch.__version__,
         fastai=version_of('fastai'),
         timm=timm.__version__)
-    known = budget | own | versions
-    return {k: str(v) for k,v in known.items() if k in config_names}
+    trained = dict(recipe=describe(p), protocol=p.name, scale=p.scale, result=p.result)
+    known = budget | own | versions | trained
+    return {k: '' if v is None else str(v) for k,v in known.items() if k in config_names + protocol_names}
 
 def open_data(data:str|Path|None, budget:dict, say:Callable=noop):
     "Loaders of the data, the layout of a folder told; a failed download is one sentence"
@@ -326,15 +352,17 @@ def compare(
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
     against:str='plain', # the method that all others are held beside; the name is enough, without arguments
+    protocol:str|Path|dict|Protocol|None=None, # how it is trained, see `find_protocol`; None: by fastai's recipe
+    **settings:object, # single settings of the protocol, such as `wd=5e-4`, see `Protocol`
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
     Departure (FM 4): "the highest validation accuracy over the full training course is chosen as the result";
         `accuracy` is that of the last epoch, as in the other papers. Best accuracy and best epoch stand in the same row
         (`best_accuracy`, `best_epoch`).
-    Departure (FM 4.1.1): all methods are compared by Adam and one cycle, with fastai's weight decay; the papers train
-        by SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a constant rate (MV 3.1).
-        No argument gives their schedules yet, so no number here stands beside a paper's.
+    Departure (FM 4.1.1): without a protocol all methods are compared by Adam and one cycle, with fastai's weight decay;
+        the papers train by SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a
+        constant rate (MV 3.1). letter: `protocol='fm_cifar'`.
     """
     check_teacher_file(teacher)
     say = safely(say)
@@ -344,26 +372,27 @@ def compare(
     path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan):
         say('None of these methods learns from a teacher: --teacher is not used.')
-    budget = complete(
-        data, list(plan), arch=arch, head=head, pretrained=pretrained,
-        epochs=epochs, seeds=seeds, lr=lr, size=size, bs=bs,
-        n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid, class_level=class_level)
-    if head is None and (why := papers_head(budget['arch'], list(plan))):
-        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
+    asked = find_protocol({} if protocol is None else protocol, **settings)
+    own = of_budget(asked, arch=arch, head=head, pretrained=pretrained, epochs=epochs, lr=lr, size=size, bs=bs)
+    budget = budgeted(
+        data, list(plan), asked, own, say, seeds=seeds, n_train=n_train, n_valid=n_valid,
+        valid_pct=valid_pct, valid=valid, class_level=class_level)
+    how,budget = settled(asked, budget, fp16)
     read_results(path)
     take_in(path, say)
     dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
+    dls = augmented(dls, how, budget['size'])
     learner = budget['arch'],budget['pretrained'],budget['head']
     check_start(dls, *learner)
-    fp16 = on_gpu(fp16)
-    config = configuration(data, dls, fp16, budget)
+    fp16 = how.precision=='fp16'
+    config = configuration(data, dls, fp16, budget, how)
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
     todo = missing(order, there)
     check_methods({label: plan[label] for _,label in todo}, dls, *learner)
     say(opening(config, list(plan), seeds, len(todo), path))
-    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
+    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16, protocol=how)
     new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, seeds)
     return report(all_rows(path, config, methods, order, there, new, say), path, say, against)
 
@@ -378,6 +407,12 @@ def missing(order:list, df:pd.DataFrame):
     there = set(ended.itertuples(index=False, name=None))
     return [o for o in order if o not in there]
 
+def trained_as(c:SimpleNamespace):
+    "How it is trained, where that is not fastai's recipe"
+    if not c.recipe: return ''
+    name = c.protocol or 'settings'
+    return f", trained as {name}{f' ({c.scale})' if c.scale else ''}: {c.recipe}"
+
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Three lines about what is going to happen, and what can be shown by it"
     c,n = SimpleNamespace(**config),len(plan)*seeds
@@ -385,8 +420,8 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     runs = f"{', '.join(plan)}: {plural(n, 'run')} ({plural(seeds, 'seed')} each)"
     images = (f"{c.n_train} training and {c.n_valid} validation images, "
               f"{c.n_classes} classes")
-    budget = (f"{c.size} px, batches of {c.bs}, "
-              f"{plural(c.epochs, 'epoch')}, {c.device}")
+    length = plural(c.epochs, 'epoch') if c.epochs else 'iterations in place of epochs'
+    budget = f"{c.size} px, batches of {c.bs}, {length}, {c.device}{trained_as(c)}"
     there = f"{n - n_todo} of {n} runs are in {path} already"
     return (f"{runs} on {c.data}, {images}\n"
             f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}\n"

@@ -26,11 +26,13 @@ kept = 'right predictions seeds_asked'.split() # text: what a verdict needs besi
 switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
-                  device n_threads featreg torch fastai timm data_id""".split()
+                  device n_threads featreg torch fastai timm data_id recipe""".split()
+# of a protocol what does not train: `recipe` says all that does
+protocol_names = 'protocol scale result'.split()
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
-                  *config_names, 'method_id', *kept]
+                  *config_names, 'method_id', *kept, *protocol_names]
 # files of earlier versions have no such columns
-optional = {*looks, *bests, *doings, *kept, 'data_id', 'method_id'}
+optional = {*looks, *bests, *doings, *kept, *protocol_names, 'data_id', 'method_id', 'recipe'}
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00009
 # as a spreadsheet writes them

@@ -12,13 +12,14 @@ from fastai.vision.all import *
 from fastai.callback.fp16 import *
 from fastai.callback.tracker import TerminateOnNaNCallback
 from ..answers import mixed_classes,n_right
-from ..archs import make_learner
+from ..archs import make_learner,papers_net
 from ..fits import LossCallback
 from ..boxes import has_boxes
 from .fingerprints import source_id
 from ..localise import localisation
-from ..nets import nets
 from .predictions import kept,KeptPredictions
+from .protocols import Protocol,protocol_with
+from .recipes import train_as
 from .rows import bests,complain_aloud,doings,looks,measures
 from ..wording import one_line,plural
 
@@ -110,12 +111,16 @@ def same_start(
 
 def train(
     learn:Learner, # fresh learner
-    epochs:int, # passes over the training images
+    epochs:int|None, # passes over the training images; None: the protocol's, or its iterations
     lr:float, # highest learning rate
     pretrained:bool=False, # fine-tune (one more epoch with a frozen body) or train from scratch
+    protocol:Protocol|None=None, # how; None: fastai's standard recipe for either case
 ):
-    "fastai's standard recipe for either case"
-    learn.fine_tune(epochs, lr) if pretrained else learn.fit_one_cycle(epochs, lr)
+    "Train by a protocol"
+    p = protocol_with(protocol or Protocol(), epochs=epochs, lr=lr, pretrained=pretrained)
+    # a learner with pretrained weights is made with a frozen body, which only `fine_tune` thaws
+    if pretrained and p.sched!='fine_tune': learn.unfreeze()
+    train_as(learn, p)
 
 # %% ../../nbs/comparison/84_runs.ipynb #a9b56c8e
 def device_of(dls:DataLoaders):
@@ -174,13 +179,14 @@ def run_once(
     make_cbs:Callable=list, # function that makes the callbacks of the method; `list` for plain
     seed:int=0, # seed of weights, batches and augmentation
     arch:str='resnet18', # see `find_arch`
-    epochs:int=1, # passes over the training images
+    epochs:int|None=1, # passes over the training images; None for a protocol of iterations
     lr:float=3e-3, # highest learning rate
     pretrained:bool=False, # fine-tune downloaded weights?
     head:str='default', # see `make_learner`
     fp16:bool=False, # mixed precision, on a GPU
     progress:Callback|None=None, # progress bar; None for none
     keep:Callable|None=None, # takes predicted and right classes, gives a mark, see `PredictionKeeper`
+    protocol:Protocol|None=None, # how it is trained; None: `fine_tune` if pretrained, else one-cycle, by Adam
 )->dict: # the measures of a row: see `result_columns`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
@@ -192,7 +198,7 @@ def run_once(
         learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, TrainAccuracy, StopDiverged,
                        KeptPredictions, *L(progress)])
         learn.logger = noop
-        train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
+        train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained, protocol)
         peak = peak_memory(device) if can_measure else np.nan
         row = measured(learn, time.perf_counter() - start, peak)
         predicted = kept(learn, keep) if not row['error'] else {}
@@ -203,16 +209,21 @@ def run_once(
 
 # %% ../../nbs/comparison/84_runs.ipynb #748a888f
 # of what trains, functions and not modules: a new sentence in the report does not cost a night
-trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner',
-              'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve']
+trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner,for_learner',
+              'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve',
+              ('fastai_featreg.comparison.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,CountedSteps,CountedStepsEnd,'
+               'n_epochs,given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
+              ('fastai_featreg.comparison.augment:augmentations,augmented,colours,Cutout,enlarge_crop_flip,enlarge_mat,mirror,'
+               'is_augmentation,pieces,squashed'),
+              ('fastai_featreg.comparison.protocols:protocol_with,lr_at,mom_at,factor,one_cycle,fine_tune,phases,n_passed,up_down,'
+               'cos_between,div,div_final')]
 
 def method_id(
     make_cbs:Callable, # function that makes the callbacks of the method
     arch:str, # see `find_arch`
 ):
     "Fingerprint of the source of a method, of what trains it, and of a net of the papers"
-    whole,_,drop = arch.rpartition('-')
-    is_ours = arch in nets or bool(whole) and drop.isdecimal() # `Truncated` is ours too
-    net = ['fastai_featreg.nets'] if is_ours else []
+    is_cut = arch.rpartition('-')[2].isdecimal() # `Truncated` is ours too
+    net = ['fastai_featreg.nets'] if is_cut or papers_net(arch) else []
     classes = [type(cb) for cb in make_cbs()]
     return source_id(*trained_by, 'fastai_featreg.files', *net, *classes)

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import timm
 from fastai.vision.all import *
 from ..probe import unwrap
-from ..archs import find_arch,heads
+from ..archs import find_arch,for_learner,heads
 from ..nets import nets
 
 # %% ../../nbs/methods/41_teachers.ipynb #7e0a0007
@@ -207,8 +207,9 @@ def _own_nets(arch, made):
 
 def _comparison_nets(made):
     "Ways to make the networks of `make_learner`, one for each head"
+    made,own = for_learner(made)
     def build(n, c, **kwargs):
-        kwargs |= dict(pretrained=False, n_in=c)
+        kwargs |= dict(pretrained=False, n_in=c) | own
         if callable(made): return create_vision_model(made, n, **kwargs)
         return create_timm_model(made, n, default_split, **kwargs)[0]
     return {f'the head {k!r}': partial(build, **v) for k,v in heads.items()}
