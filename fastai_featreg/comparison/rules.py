@@ -118,16 +118,15 @@ def check_together(
 ):
     "`ValueError` for settings that contradict each other"
     sched,opt,iters,epochs = (given[k] for k in ('sched', 'opt', 'iters', 'epochs'))
-    wrong = ''
     if sched=='step' and not given['milestones']:
-        wrong = "milestones must be given for the schedule step, got None; give shares such as 0.5,0.75"
-    elif given['milestones'] and sched!='step':
-        wrong = (f"milestones must be left out for the schedule {sched}, got {given['milestones']}; "
-                 "or choose the schedule step")
-    elif given['nesterov'] and opt!='sgd':
-        wrong = f"nesterov must be left out for the optimiser {opt}, got True; or choose sgd"
-    elif iters and epochs:
-        wrong = f"iters must be left out where epochs are given, got {iters} and {epochs} epochs; give one of them"
-    elif iters and sched=='fine_tune':
-        wrong = f"iters must be left out for the schedule fine_tune, got {iters}; give epochs"
-    if wrong: raise ValueError(wrong)
+        raise ValueError('milestones must be given for the schedule step, got None; give shares such as 0.5,0.75')
+    if given['milestones'] and sched!='step':
+        raise ValueError(f"milestones must be left out for the schedule {sched}, got {given['milestones']}; "
+                         'or choose the schedule step')
+    if given['nesterov'] and opt!='sgd':
+        raise ValueError(f'nesterov must be left out for the optimiser {opt}, got True; or choose sgd')
+    if iters and epochs:
+        raise ValueError(f'iters must be left out where epochs are given, got {iters} and {epochs} epochs; '
+                         'give one of them')
+    if iters and sched=='fine_tune':
+        raise ValueError(f'iters must be left out for the schedule fine_tune, got {iters}; give epochs')

@@ -211,12 +211,12 @@ def run_once(
 # of what trains, functions and not modules: a new sentence in the report does not cost a night
 trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner,for_learner',
               'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve',
-              ('fastai_featreg.comparison.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,CountedSteps,CountedStepsEnd,'
-               'n_epochs,given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
-              ('fastai_featreg.comparison.augment:augmentations,augmented,colours,Cutout,enlarge_crop_flip,enlarge_mat,mirror,'
-               'is_augmentation,pieces,squashed'),
-              ('fastai_featreg.comparison.protocols:protocol_with,lr_at,mom_at,factor,one_cycle,fine_tune,phases,n_passed,up_down,'
-               'cos_between,div,div_final')]
+              ('fastai_featreg.comparison.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,CountedSteps,'
+               'CountedStepsEnd,n_epochs,given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
+              ('fastai_featreg.comparison.augment:augmentations,augmented,colours,Cutout,enlarge_crop_flip,'
+               'enlarge_mat,mirror,is_augmentation,pieces,squashed'),
+              ('fastai_featreg.comparison.protocols:protocol_with,lr_at,mom_at,factor,one_cycle,fine_tune,phases,'
+               'n_passed,up_down,cos_between,div,div_final')]
 
 def method_id(
     make_cbs:Callable, # function that makes the callbacks of the method
