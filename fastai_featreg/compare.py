@@ -13,6 +13,8 @@ import timm
 from fastai.vision.all import *
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from .archs import find_arch,heads,make_learner
+from .budgets import budgets,own_images
+from .cost import cost_of
 from .data import load_data
 from .fingerprints import data_id
 from .nets import nets
@@ -42,13 +44,6 @@ def run_order(
     return order
 
 # %% ../nbs/80_compare.ipynb #a02d983e
-whole = dict(n_train=None, n_valid=None)
-cifar = dict(arch='resnet18', head='linear', size=64, bs=128, epochs=10, pretrained=False, lr=3e-3) | whole
-digits = dict(arch='resnet10t', head='linear', size=64, bs=32, epochs=5, n_train=1200, n_valid=500, pretrained=False,
-              lr=1e-2)
-budgets = {'digits': digits, 'cifar10': cifar, 'cifar100': cifar}
-own_images = dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, pretrained=True, lr=2e-3) | whole
-
 def papers_head(arch:str, labels:list):
     "Why network or methods ask for the papers' head, average pooling and one linear layer; '' if they do not"
     if arch.rpartition('-')[0] in nets or arch in nets:
@@ -321,6 +316,7 @@ def compare(
     valid_pct:float|None=None, # share of each class for validation where no folder does it; None: 0.2, or by `n_valid`
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
+    cost:bool|None=None, # measure step time and memory? None: where it takes about a tenth of the comparison's time
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -334,7 +330,8 @@ def compare(
     check_teacher_file(teacher)
     say = safely(say)
     data = at_home('data', data) or 'digits'
-    plan = dict(parse_methods(as_text(methods), teacher, teacher_arch))
+    typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
+    plan = dict(parse_methods(*typed.values()))
     path = results_file(at_home('out', out))
     if teacher is not None and not any('teacher=' in label for label in plan):
         say('None of these methods learns from a teacher: --teacher is not used.')
@@ -359,7 +356,9 @@ def compare(
     say(opening(config, list(plan), seeds, len(todo), path))
     settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
     new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
-    return report(all_rows(path, config, methods, order, there, new, say), path, say)
+    rows = all_rows(path, config, methods, order, there, new, say)
+    costs = cost_of(rows, path, config, plan, methods, dls, cost, say, **typed)
+    return report(rows, path, say, costs)
 
 # %% ../nbs/80_compare.ipynb #00942945
 def failed_run(df:pd.DataFrame):

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
+from .cost_table import cost_lines,with_cost
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
 from .wording import one_line,plural
 
@@ -255,12 +256,12 @@ def plot_comparison(
     return fig
 
 # %% ../nbs/85_report.ipynb #f10dd83d
-def report(df:pd.DataFrame, path:Path, say:Callable):
-    "Table and sentences, and only then the picture"
-    summary = summarise(df)
+def report(df:pd.DataFrame, path:Path, say:Callable, cost:pd.DataFrame|None=None):
+    "Table and sentences, and only then the picture; costs as `cost.cost_of` gives them"
+    summary = with_cost(summarise(df), cost)
     failed = df[df['error']!=''].itertuples()
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
-    sentences = [*verdicts(summary), *notes(summary), *failures]
+    sentences = [*verdicts(summary), *notes(summary), *failures, *cost_lines(cost)]
     say('\n'.join(['', summary_table(summary), '', *sentences]))
     picture = draw(df, path.with_name('comparison.png'))
     say(f'{where_rows_are(df, path)}, {picture}.')
