@@ -18,6 +18,7 @@ from .cost import cost_of
 from .data import load_data
 from .fingerprints import data_id
 from .nets import nets
+from .own import check_loaders,own_loaders,own_names,size_of,with_own
 from .plan import as_text,parse_methods
 from .report import report
 from .rows import (claim,complain_aloud,config_names,count_once,differences,read_results,results_file,
@@ -116,7 +117,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
     "Everything that makes two runs comparable"
     name = str(data)
     # two folders of one name are two sets
-    if name not in budgets: name = str(Path(data).expanduser().resolve())
+    if name not in budgets and name!=own_loaders: name = str(Path(data).expanduser().resolve())
     device = device_of(dls)
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
     own = dict(
@@ -124,7 +125,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
         fp16=fp16,
         n_train=len(dls.train_ds),
         n_valid=len(dls.valid_ds),
-        n_classes=len(dls.vocab),
+        n_classes=dls.c,
         device=device,
         n_threads=torch.get_num_threads(),
         data_id=data_id(dls))
@@ -224,7 +225,7 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
 
 # %% ../nbs/80_compare.ipynb #321411a0
 def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
-              bars:bool|None):
+              bars:bool|None, cbs:Callable|None=None):
     "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
     start = time.perf_counter()
     keep,rows,busy = RowKeeper(path, say),[],[]
@@ -234,7 +235,7 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
         ids = config | dict(method=label, seed=seed, method_id=methods[label])
         if is_there(path, ids):
             return write(f"{label}, seed {seed}: another command has trained it meanwhile")
-        rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
+        rows.append(run_once(dls, with_own(plan[label], cbs, label, seed), seed, progress=bar, **settings) | ids)
         keep(rows[-1])
         spent = time.perf_counter() - start
         write(finished(i, len(todo), seed, label, rows[-1], spent))
@@ -317,6 +318,8 @@ def compare(
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
     cost:bool|None=None, # measure step time and memory? None: where it takes about a tenth of the comparison's time
+    cbs:Callable|None=None, # label and seed -> list of callbacks of your own, such as loggers
+    dls:DataLoaders|None=None, # loaders of your own in place of `data`: their images, labels and transforms count
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -329,6 +332,11 @@ def compare(
     """
     check_teacher_file(teacher)
     say = safely(say)
+    held = dict(data=data, size=size, bs=bs, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid,
+                class_level=class_level)
+    if dls is not None:
+        check_loaders(dls, held)
+        data,size,bs = own_loaders,size_of(dls),dls.bs
     data = at_home('data', data) or 'digits'
     typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
     plan = dict(parse_methods(*typed.values()))
@@ -339,15 +347,16 @@ def compare(
         data, list(plan), arch=arch, head=head, pretrained=pretrained,
         epochs=epochs, seeds=seeds, lr=lr, size=size, bs=bs,
         n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid, class_level=class_level)
-    if head is None and (why := papers_head(budget['arch'], list(plan))):
+    usual = budgets.get(str(data), own_images)['head']
+    if head is None and usual!='linear' and (why := papers_head(budget['arch'], list(plan))):
         say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
     take_in(path, say)
-    dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
+    dls,order = dls or open_data(data, budget, say),run_order(list(plan), seeds)
     learner = budget['arch'],budget['pretrained'],budget['head']
     check_start(dls, *learner)
     fp16 = on_gpu(fp16)
-    config = configuration(data, dls, fp16, budget)
+    config = configuration(data, dls, fp16, budget) | dict(own_cbs=own_names(cbs, list(plan)))
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
@@ -355,7 +364,7 @@ def compare(
     check_methods({label: plan[label] for _,label in todo}, dls, *learner)
     say(opening(config, list(plan), seeds, len(todo), path))
     settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
-    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
+    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, cbs)
     rows = all_rows(path, config, methods, order, there, new, say)
     costs = cost_of(rows, path, config, plan, methods, dls, cost, say, **typed)
     return report(rows, path, say, costs)

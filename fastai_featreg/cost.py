@@ -210,7 +210,7 @@ def measure_cost(
     failed = [dict(method=k, error=why) for k,why in left.items()]
     return pd.concat([known, pd.DataFrame(failed)]) if failed else known
 
-# %% ../nbs/8d_cost.ipynb #802cfc72
+# %% ../nbs/8d_cost.ipynb #a3b06bec
 class NoiseImages(list):
     "Pairs of an image and a class, and the loss that is trained with"
     loss_func = CrossEntropyLossFlat()
@@ -259,7 +259,7 @@ def measure_apart(
                                     input=json.dumps(setting | dict(file=str(file))), timeout=limit)
         except subprocess.TimeoutExpired: raise ValueError('it did not end in time') from None
         if ended.returncode: raise ValueError((ended.stderr.strip().splitlines() or ['it was ended'])[-1])
-        return pd.read_csv(file).fillna({'error': ''})
+        return pd.read_csv(file, dtype=dict(error=str)).fillna({'error': ''})
 
 # %% ../nbs/8d_cost.ipynb #480c59a7
 def setting_of(

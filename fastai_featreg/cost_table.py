@@ -82,8 +82,8 @@ def with_cost(
     "The medians over different runs are mostly noise: only what was measured in turns stands in the table"
     if cost is None: return summary
     known = cost.set_index('method').reindex(summary.index)
-    return summary.assign(step_ms=known['step_ms'].astype(float), step_ratio=known['ratio_median'].astype(float),
-                          memory_ratio=known['memory_ratio'].astype(float))
+    columns = dict(step_ms='step_ms', step_ratio='ratio_median', memory_ratio='memory_ratio')
+    return summary.assign(**{name: known[column].astype(float) for name,column in columns.items()})
 
 def cost_sentence(
     row:dict, # of `measure_cost`
