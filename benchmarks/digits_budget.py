@@ -2,7 +2,8 @@
 
     python benchmarks/digits_budget.py --out nbs/results   # six runs, some minutes on one core
 
-Writes `digits_budget.csv`: a row per epoch with the accuracy of training and validation, for each number of epochs and seed.
+Writes `digits_budget.csv`: a row per epoch, with the accuracies of training and validation, for each number of epochs
+and each seed.
 """
 import argparse
 from pathlib import Path

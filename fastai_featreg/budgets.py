@@ -8,7 +8,8 @@ __all__ = ['whole', 'cifar', 'digits', 'budgets', 'own_images']
 # %% ../nbs/8i_budgets.ipynb #1e45129f
 whole = dict(n_train=None, n_valid=None)
 cifar = dict(arch='resnet18', head='linear', size=64, bs=128, epochs=10, pretrained=False, lr=3e-3) | whole
-# plain training has converged (see below), maps are of 8 x 8, and a run takes some 20 s of one slow core
+# plain training converges here (below), at some 88 %: there is room on both sides. 400 images in 30 epochs end at 76 %,
+# 600 in 25 at 94 %, 800 in 20 at 97 %. The last maps are of 8 x 8. A run takes 20 s of a core, 34 without AVX-512
 digits = dict(arch='resnet8', head='linear', size=32, bs=32, epochs=25, n_train=500, n_valid=500, pretrained=False,
               lr=1e-2)
 budgets = {'digits': digits, 'cifar10': cifar, 'cifar100': cifar}

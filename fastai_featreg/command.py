@@ -6,11 +6,11 @@
 __all__ = []
 
 # %% ../nbs/82_command.ipynb #177e02ec
-import argparse,inspect,sys,warnings
+import argparse,ast,inspect,re,sys,warnings
 from functools import partial
 from pathlib import Path
 from .arguments import parser
-from .wording import echo,one_line,plural
+from .wording import echo,one_line,plural,unknown_name
 
 # %% ../nbs/82_command.ipynb #cb48f1d5
 def method_lines(name:str, cls:type):
@@ -33,10 +33,34 @@ def methods_text():
 
 def list_methods():
     "The registry where it is imported, or else what tools/listing.py has written: an import would take seconds"
-    if 'fastai_featreg.core' in sys.modules: text = methods_text()
-    else: text = (Path(__file__).parent/'methods.txt').read_text(encoding='utf-8')
-    print(text, end='')
+    print(methods_text() if is_imported() else stored_methods(), end='')
     return 0
+
+def is_imported():
+    "Is the registry at hand, perhaps with methods of the user's own?"
+    return 'fastai_featreg.core' in sys.modules
+
+def stored_methods():
+    "`methods_text` of this version"
+    return (Path(__file__).parent/'methods.txt').read_text(encoding='utf-8')
+
+def named(node:ast.AST):
+    "Names of the methods in an expression such as `FeatureMining(layers=2)+SelectScale.cifar()`"
+    if isinstance(node, ast.BinOp): return named(node.left) + named(node.right)
+    if isinstance(node, ast.Call): return named(node.func)
+    if isinstance(node, ast.Attribute): return named(node.value)
+    return [node.id] if isinstance(node, ast.Name) else []
+
+def check_names(methods:str, listing:str):
+    "A misspelt method is told before torch is imported; all else about the list is left to `parse_methods`"
+    text = re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', methods).strip().strip(',')
+    try: nodes = ast.parse(f'[{text}]', mode='eval').body.elts if len(text)<5000 else []
+    except Exception: return
+    key = lambda name: name.replace('_', '').lower()
+    known = re.findall(r'^(\w+) +(\w+)\(', listing, re.MULTILINE)
+    keys = {key(name) for pair in [*known, ('plain', 'all')] for name in pair}
+    wrong = [name for node in nodes for name in named(node) if key(name) not in keys]
+    if wrong: raise ValueError(unknown_name('method', wrong[0], ['plain', 'all', *(name for name,_ in known)]))
 
 def check_texts(given:dict):
     "Texts that say nothing, or that no file or name can have"
@@ -55,6 +79,7 @@ def run_compare(args:argparse.Namespace):
     if args.path and args.data:
         raise ValueError(f"the data are given twice, as '{echo(args.path, 80)}' and as --data '{echo(args.data, 80)}'; "
                          "give one of them")
+    if not is_imported(): check_names(args.methods, stored_methods())
     # torch, fastai and timm: seconds, and only a run needs them
     from fastai_featreg.compare import at_home,compare,failed_run
     from fastai_featreg.rows import read_results

@@ -179,14 +179,19 @@ def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:st
                              "change its arguments or leave it out") from e
 
 # %% ../nbs/80_compare.ipynb #546f8dde
+def time_left(spent:float, done:float, n:int):
+    "In words, after `done` of `n` runs; '' where nothing is known or left"
+    return f'about {format_time(spent/done*(n - done))} left' if 0<done<n else ''
+
 class RunProgress(ProgressCallback):
     "fastai's bar of batches, under a bar over runs"
-    def __init__(self, mbar, nth, title): store_attr()
+    def __init__(self, mbar, i, n, title, start): store_attr()
     def before_fit(self): pass
     def after_fit(self): pass
     def before_epoch(self):
-        epoch = f'epoch {self.epoch+1}/{self.n_epoch}'
-        self.mbar.main_bar.comment = f'{self.nth}, {epoch}: {self.title}'
+        left = time_left(time.perf_counter() - self.start, self.i + self.epoch/self.n_epoch, self.n)
+        where = f'run {self.i+1}/{self.n}, epoch {self.epoch+1}/{self.n_epoch}'
+        self.mbar.main_bar.comment = f"{', '.join(filter(None, [left, where]))}: {self.title}"
     def _launch_pbar(self):
         self.pbar = progress_bar(self.dl, parent=self.mbar, leave=False)
         # a longer line would wrap
@@ -207,19 +212,18 @@ def iterate(todo:list, say:Callable, bars:bool|None):
     if not ifnone(bars, watched()):
         yield from ((run, None, say) for run in todo)
     else:
-        mbar = master_bar(todo)
+        mbar,start = master_bar(todo),time.perf_counter()
         for i,run in enumerate(mbar):
             seed,label = run
-            bar = RunProgress(mbar, f'run {i+1}/{len(todo)}', f'{label}, seed {seed}')
+            bar = RunProgress(mbar, i, len(todo), f'{label}, seed {seed}', start)
             yield run,bar,safely(mbar.write)
 
 def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     "One line about a run"
     what = row['error']
     if not what: what = f"accuracy {100*row['accuracy']:.2f} %, {row['step_ms']:.1f} ms a step"
-    left = note = ''
-    if i<n: left = f" (about {format_time(spent/i*(n-i))} left)"
-    if row.get('note'): note = f"; {row['note']}"
+    left = f' ({left})' if (left := time_left(spent, i, n)) else ''
+    note = f"; {row['note']}" if row.get('note') else ''
     return (f"{i}/{n} {label}, seed {seed}: {what}, "
             f"{row['seconds']:.0f} s{note}{left}")
 

@@ -214,7 +214,8 @@ def test_nothing_heavy_is_imported_to_answer(args):
     assert (rc, err, imported)==(0, '', []) and out
 
 @pytest.mark.parametrize('args', [['compare', '--nothing'], ['compere'], [], ['compare', '--epochs', 'x'],
-                                  ['compare', '--methods', ' '], ['compare', 'a', '--data', 'b']])
+                                  ['compare', '--methods', ' '], ['compare', 'a', '--data', 'b'],
+                                  ['compare', '--methods', 'feature_minin']])
 def test_nothing_heavy_is_imported_to_refuse(args):
     rc,out,err,imported = fresh(*args)
     assert (rc, out, imported)==(2, '', []) and err.startswith('featreg: ') and err.count('\n')==1

@@ -7,7 +7,8 @@ from fastai_featreg.compare import compare
 from fastai_featreg.cost_table import read_costs, with_cost
 from fastai_featreg.report import summarise, summary_table
 
-small = dict(arch='resnet8', methods='feature_mining', epochs=1, seeds=1, size=32, bs=4, n_train=16, n_valid=10, bars=False)
+small = dict(arch='resnet8', methods='feature_mining', epochs=1, seeds=1, size=32, bs=4, n_train=16, n_valid=10,
+             bars=False)
 
 
 @pytest.fixture(autouse=True)
@@ -78,17 +79,17 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
 @pytest.mark.parametrize('seconds', [1e-9, math.inf])
 def test_the_time_that_is_given_is_kept(seconds):
     "Two rounds are made in any case, and a method that is not reached is named"
-    setting = dict(arch='resnet8', head='linear', shape=[4, 3, 16, 16], n_classes=4, fp16=False, device='cpu', n_threads=1,
-                   methods='mixup', teacher=None, teacher_arch=None, labels=['MixUp()'], pairs=4, seconds=seconds)
+    setting = dict(arch='resnet8', head='linear', shape=[4, 3, 16, 16], n_classes=4, fp16=False, device='cpu',
+                   n_threads=1, methods='mixup', teacher=None, teacher_arch=None, labels=['MixUp()'], pairs=4,
+                   seconds=seconds)
     df = cost.measure_setting(setting).set_index('method')
     assert df.loc['plain', 'pairs']==(4 if seconds==math.inf else 2)
     assert df.loc['MixUp()', 'error']==('' if seconds==math.inf else 'no time was left for it')
 
 
 def test_the_table_shows_no_step_times_of_different_runs():
-    rows = pd.DataFrame([dict(method=m, seed=s, accuracy=.5, valid_loss=1., train_loss=1., step_ms=10.*(1 + s), seconds=1.,
-                              peak_mb=100., error='', curve='.5', note='', acted='', term_share='')
-                         for m in ('plain', 'A()') for s in (0, 1)])
+    same = dict(accuracy=.5, valid_loss=1., train_loss=1., step_ms=10., seconds=1., peak_mb=100., error='', curve='.5')
+    rows = pd.DataFrame([dict(method=m, seed=s, **same) for m in ('plain', 'A()') for s in (0, 1)])
     summary = summarise(rows)
     assert '1.000' in summary_table(summary)
     assert '1.000' not in summary_table(with_cost(summary, read_costs('/no such folder/results.csv')))

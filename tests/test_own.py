@@ -58,5 +58,6 @@ def test_own_loaders_train_as_the_same_data_by_name(tmp_path):
     (dict(dls=1, size=32), 'size must be left out'), (dict(cbs=[1]), 'cbs must be a function'),
     (dict(cbs=lambda *_: 1), 'cbs must give a list')])
 def test_what_cannot_be_is_told_before_training(tmp_path, given, told):
-    with pytest.raises(ValueError, match=told): compare(**small | given, **({} if 'dls' in given else images), out=tmp_path)
+    held = {} if 'dls' in given else images
+    with pytest.raises(ValueError, match=told): compare(**small | given, **held, out=tmp_path)
     assert not (tmp_path/'results.csv').exists()
