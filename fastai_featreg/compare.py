@@ -18,7 +18,8 @@ from .cost import cost_of
 from .data import load_data
 from .fingerprints import data_id
 from .nets import nets
-from .own import check_loaders,own_loaders,own_names,size_of,with_own
+from .metrics import metric_name
+from .own import own_loaders,own_names,taken_from,with_own
 from .plan import as_text,parse_methods
 from .report import report
 from .rows import (claim,complain_aloud,config_names,count_once,differences,read_results,results_file,
@@ -323,6 +324,8 @@ def compare(
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
     cost:bool|None=None, # measure step time and memory? None: where it takes about a tenth of the comparison's time
     cbs:Callable|None=None, # label and seed -> list of callbacks of your own, such as loggers
+    metric:Callable|Metric|None=None, # what the report is about in place of accuracy: of fastai, or a function
+    lower_is_better:bool=False, # of the metric
     dls:DataLoaders|None=None, # loaders of your own in place of `data`: their images, labels and transforms count
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
@@ -336,38 +339,31 @@ def compare(
     """
     check_teacher_file(teacher)
     say = safely(say)
-    held = dict(data=data, size=size, bs=bs, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid,
+    held = dict(size=size, bs=bs, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid,
                 class_level=class_level)
-    if dls is not None:
-        check_loaders(dls, held)
-        data,size,bs = own_loaders,size_of(dls),dls.bs
+    if dls is not None: data,held = own_loaders,taken_from(dls, dict(data=data) | held)
     data = at_home('data', data) or 'digits'
     typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
     plan = dict(parse_methods(*typed.values()))
     path = results_file(at_home('out', out))
-    if teacher is not None and not any('teacher=' in label for label in plan):
-        say('None of these methods learns from a teacher: --teacher is not used.')
-    budget = complete(
-        data, list(plan), arch=arch, head=head, pretrained=pretrained,
-        epochs=epochs, seeds=seeds, lr=lr, size=size, bs=bs,
-        n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid, class_level=class_level)
-    usual = budgets.get(str(data), own_images)['head']
-    if head is None and usual!='linear' and (why := papers_head(budget['arch'], list(plan))):
-        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
+    budget = complete(data, list(plan), arch=arch, head=head, pretrained=pretrained, epochs=epochs, seeds=seeds, lr=lr,
+                      **held)
+    for line in remarks(data, budget['arch'], list(plan), head, teacher): say(line)
     read_results(path)
     take_in(path, say)
     dls,order = dls or open_data(data, budget, say),run_order(list(plan), seeds)
     learner = budget['arch'],budget['pretrained'],budget['head']
     check_start(dls, *learner)
     fp16 = on_gpu(fp16)
-    config = configuration(data, dls, fp16, budget) | dict(own_cbs=own_names(cbs, list(plan)))
+    config = configuration(data, dls, fp16, budget)
+    config |= dict(own_cbs=own_names(cbs, list(plan)), metric=metric_name(metric, lower_is_better))
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
     todo = missing(order, there)
     check_methods({label: plan[label] for _,label in todo}, dls, *learner)
     say(opening(config, list(plan), seeds, len(todo), path))
-    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
+    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16, metric=metric)
     new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, cbs)
     rows = all_rows(path, config, methods, order, there, new, say)
     costs = cost_of(rows, path, config, plan, methods, dls, cost, say, **typed)
@@ -383,6 +379,14 @@ def missing(order:list, df:pd.DataFrame):
     ended = df.loc[~failed_run(df), ['seed', 'method']]
     there = set(ended.itertuples(index=False, name=None))
     return [o for o in order if o not in there]
+
+def remarks(data:str|Path, arch:str, labels:list, head:str|None, teacher:str|Path|None):
+    "Lines about what was decided for the user, or is not used"
+    if teacher is not None and not any('teacher=' in label for label in labels):
+        yield 'None of these methods learns from a teacher: --teacher is not used.'
+    usual = budgets.get(str(data), own_images)['head']
+    if head is None and usual!='linear' and (why := papers_head(arch, labels)):
+        yield f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another."
 
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Two lines about what is going to happen"

@@ -22,8 +22,8 @@ def is_told(
     low,high = min(1, row['again_q1']),max(1, row['again_q3'])
     return not low<=row['ratio_median']<=high
 
-# %% ../nbs/8j_cost_table.ipynb #d70fdbf8
-identity = ['arch', 'head', 'size', 'bs', 'n_classes', 'fp16', 'device', 'n_threads', 'featreg', 'torch', 'fastai', 'timm']
+# %% ../nbs/8j_cost_table.ipynb #3a38f501
+identity = 'arch head size bs n_classes fp16 device n_threads featreg torch fastai timm'.split()
 cost_columns = ['method', 'step_ms', 'ratio_q1', 'ratio_median', 'ratio_q3', 'memory_mb', 'memory_ratio', 'pairs',
                 'plain_ms', 'again_q1', 'again_median', 'again_q3', 'clock', 'error', 'method_id', *identity]
 

@@ -19,15 +19,16 @@ from .fingerprints import fingerprint_of
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
 looks = 'pointing_game energy_inside max_box_acc'.split()
 bests = 'best_accuracy best_epoch top5'.split()
-doings = 'acted term_share start_epoch start_reason note train_curve'.split() # text: of several callbacks, joined by +
+# text; of several callbacks, joined by +
+doings = 'acted term_share start_epoch start_reason note train_curve scores'.split()
 switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
-                  device n_threads featreg torch fastai timm data_id own_cbs""".split()
+                  device n_threads featreg torch fastai timm data_id own_cbs metric""".split()
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
                   *config_names, 'method_id']
 # files of earlier versions have no such columns
-optional = {*looks, *bests, *doings, 'data_id', 'method_id', 'own_cbs'}
+optional = {*looks, *bests, *doings, 'data_id', 'method_id', 'own_cbs', 'metric'}
 
 # %% ../nbs/81_rows.ipynb #a1f00009
 # as a spreadsheet writes them
@@ -95,7 +96,7 @@ def read_cells(
     df = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
     # where a semicolon separates, a comma is the decimal point
     if separator==';':
-        numeric = {'seed', 'curve', 'train_curve', *sizes, *measures, *looks, *bests}
+        numeric = {'seed', 'curve', 'train_curve', 'scores', *sizes, *measures, *looks, *bests}
         commas = [c for c in header if c in numeric]
         df[commas] = df[commas].map(lambda cell: cell.replace(',', '.')).astype(object)
     return df
@@ -138,7 +139,7 @@ def typed(
 )->pd.DataFrame: # the columns of `result_columns` as numbers and text, then those nobody here knows
     "Cells as numbers and text; `ValueError` with row and column where one cannot be right"
     values = {}
-    for c in ('method', 'curve', 'train_curve'):
+    for c in ('method', 'curve', 'train_curve', 'scores'):
         for i,cell in cells.get(c, pd.Series(dtype=object)).items():
             must = check_method(cell) if c=='method' else check_curve(cell)
             complain(i, c, must, cell)

@@ -18,6 +18,7 @@ from .fits import LossCallback
 from .boxes import has_boxes
 from .fingerprints import source_id
 from .localise import localisation
+from .metrics import add_metric,scores_of
 from .nets import nets
 from .rows import bests,complain_aloud,doings,looks,measures
 from .wording import one_line,plural
@@ -180,6 +181,7 @@ def run_once(
     head:str='default', # see `make_learner`
     fp16:bool=False, # mixed precision, on a GPU
     progress:Callback|None=None, # progress bar; None for none
+    metric:Callable|Metric|None=None, # of fastai, or a function of predictions and targets; its values are `scores`
 )->dict: # the measures of a row: see `result_columns`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
@@ -188,11 +190,13 @@ def run_once(
         same_start(dls, seed)
         learn = make_learner(dls, arch, pretrained, head)
         learn.remove_cb(ProgressCallback)
+        add_metric(learn, metric)
         learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, TrainAccuracy, StopDiverged, *L(progress)])
         learn.logger = noop
         train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
         peak = peak_memory(device) if can_measure else np.nan
-        return measured(learn, time.perf_counter() - start, peak) | where_it_looks(learn) | what_it_did(learn)
+        scores = scores_of(learn.curve.rows, metric)
+        return measured(learn, time.perf_counter() - start, peak) | scores | where_it_looks(learn) | what_it_did(learn)
     except Exception as e:
         nothing = dict.fromkeys(measures + looks + bests, np.nan) | dict.fromkeys(doings, '')
         return nothing | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
