@@ -83,7 +83,11 @@ def with_cost(
     if cost is None: return summary
     known = cost.set_index('method').reindex(summary.index)
     columns = dict(step_ms='step_ms', step_ratio='ratio_median', memory_ratio='memory_ratio')
-    return summary.assign(**{name: known[column].astype(float) for name,column in columns.items()})
+    found = {name: known[column].astype(float) for name,column in columns.items()}
+    other = summary['against'].iloc[0] if 'against' in summary else 'plain'
+    if other!='plain': # both were measured beside plain
+        for name in ('step_ratio', 'memory_ratio'): found[name] /= found[name].get(other, math.nan)
+    return summary.assign(**found)
 
 def cost_sentence(
     row:dict, # of `measure_cost`
