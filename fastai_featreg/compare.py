@@ -192,7 +192,7 @@ class RunProgress(ProgressCallback):
     def before_epoch(self):
         left = time_left(time.perf_counter() - self.start, self.i + self.epoch/self.n_epoch, self.n)
         where = f'run {self.i+1}/{self.n}, epoch {self.epoch+1}/{self.n_epoch}'
-        self.mbar.main_bar.comment = f"{', '.join(filter(None, [left, where]))}: {self.title}"
+        self.mbar.main_bar.comment = f"{', '.join(filter(None, [left.removeprefix('about '), where]))}: {self.title}"
     def _launch_pbar(self):
         self.pbar = progress_bar(self.dl, parent=self.mbar, leave=False)
         # a longer line would wrap
