@@ -93,13 +93,13 @@ def cost_sentence(
     row:dict, # of `measure_cost`
 )->str: # a sentence
     "What may be said of a method's cost"
-    clock = '' if row['clock']=='wall' else ' of processor time'
+    clock = 'time' if row['clock']=='wall' else 'processor time'
     memory = f"peak memory {row['memory_ratio']:.2f} of plain's"
     if is_told(row):
         spread = f"middle half {row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}"
-        return f"{row['method']}: a step takes {row['ratio_median']:.2f} of plain's{clock} ({spread}), {memory}"
+        return f"{row['method']}: a step takes {row['ratio_median']:.2f} of plain's {clock} ({spread}), {memory}"
     noise = f"plain against plain {row['again_q1']:.2f} to {row['again_q3']:.2f}"
-    return f"{row['method']}: step time {row['ratio_median']:.2f}{clock}, cannot be told from noise ({noise}), {memory}"
+    return f"{row['method']}: {clock} of a step {row['ratio_median']:.2f}, cannot be told from noise ({noise}), {memory}"
 
 def cost_lines(
     cost:pd.DataFrame|None, # of `cost_of`
