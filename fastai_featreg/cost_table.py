@@ -99,7 +99,8 @@ def cost_sentence(
         spread = f"middle half {row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}"
         return f"{row['method']}: a step takes {row['ratio_median']:.2f} of plain's {clock} ({spread}), {memory}"
     noise = f"plain against plain {row['again_q1']:.2f} to {row['again_q3']:.2f}"
-    return f"{row['method']}: {clock} of a step {row['ratio_median']:.2f}, cannot be told from noise ({noise}), {memory}"
+    what = f"{row['method']}: {clock} of a step {row['ratio_median']:.2f}"
+    return f"{what}, cannot be told from noise ({noise}), {memory}"
 
 def cost_lines(
     cost:pd.DataFrame|None, # of `cost_of`
