@@ -7,21 +7,22 @@ from fastai_featreg.fits import LossCallback
 from fastai_featreg.taps import feature_maps, to_torch
 from fastai_featreg.look import get_cams, show_cams
 from fastai_featreg.localise import CamMetric, localisation
-from fastai_featreg.drop_layers import find_drop_layers, show_drop_layers
-from fastai_featreg.drop_effects import show_drops
-from fastai_featreg.view_head import remove_views
 from fastai_featreg.boxes import get_boxes, show_boxes
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_dls, load_data
 from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
 from fastai_featreg.nets import Truncated
-from fastai_featreg.compare import compare
-from fastai_featreg.report import plot_comparison
-from fastai_featreg.rows import read_results
-from fastai_featreg.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
-from fastai_featreg.distill import KnowledgeDistillation, AttentionTransfer, CCM, CATKD
-from fastai_featreg.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, SelectScale
-from fastai_featreg.feature_mining import FeatureMining, show_mining, plot_activations
-from fastai_featreg.multiview import MVFeaAug, get_views, show_views
+from fastai_featreg.methods.drop_layers import find_drop_layers, show_drop_layers
+from fastai_featreg.methods.drop_effects import show_drops
+from fastai_featreg.methods.view_head import remove_views
+from fastai_featreg.comparison.compare import compare
+from fastai_featreg.comparison.report import plot_comparison
+from fastai_featreg.comparison.rows import read_results
+from fastai_featreg.methods.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
+from fastai_featreg.methods.distill import KnowledgeDistillation, AttentionTransfer, CCM, CATKD
+from fastai_featreg.methods.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, \
+    SelectScale
+from fastai_featreg.methods.feature_mining import FeatureMining, show_mining, plot_activations
+from fastai_featreg.methods.multiview import MVFeaAug, get_views, show_views
 
 __all__ = [name for name in globals() if not name.startswith('_')]
