@@ -8,9 +8,9 @@ and each seed.
 import argparse
 from pathlib import Path
 import pandas as pd
-from fastai_featreg.budgets import budgets
+from fastai_featreg.comparison.budgets import budgets
 from fastai_featreg.data import load_data
-from fastai_featreg.runs import run_once
+from fastai_featreg.comparison.runs import run_once
 
 
 def curves(epochs: int, seed: int) -> pd.DataFrame:

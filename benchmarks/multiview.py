@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, torch, torchvision
 import fastai_featreg.all as featreg
-from fastai_featreg.cost import Stepper, quartiles, timed, timed_call
+from fastai_featreg.comparison.cost import Stepper, quartiles, timed, timed_call
 from fastai_featreg.parting import cut_after
 from fastai_featreg.methods.view_head import pooled_classifier
 from fastai_featreg.methods.views import anchors, local_pool, view_boxes

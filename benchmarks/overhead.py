@@ -41,9 +41,9 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
-from fastai_featreg.cost import Stepper,build,controls,cost_rows,quartiles,timed,timed_call,with_peak
-from fastai_featreg.drop_functions import select_scale
-from fastai_featreg.feature_mining import box_mask, mined_pool
+from fastai_featreg.comparison.cost import Stepper,build,controls,cost_rows,quartiles,timed,timed_call,with_peak
+from fastai_featreg.methods.drop_functions import select_scale
+from fastai_featreg.methods.feature_mining import box_mask, mined_pool
 from fastai_featreg.maps import cam_and_caam
 from fastai_featreg.methods.views import ada_cam
 from fastai_featreg.core import card_of,methods

@@ -223,7 +223,7 @@ def test_nothing_heavy_is_imported_to_refuse(args):
 def test_the_stored_list_of_methods_is_the_registry():
     "Another process prints the file; this one has the registry, in which other tests may have put methods"
     stored = fresh('methods')[1]
-    code = 'from fastai_featreg.command import methods_text; print(methods_text(), end="")'
+    code = 'from fastai_featreg.comparison.command import methods_text; print(methods_text(), end="")'
     made = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
     assert made.stdout==stored and 'FeatureMining(' in stored
 

@@ -2,10 +2,11 @@
 import math
 import pandas as pd, pytest, torch
 from fastai.vision.all import Callback, noop
-from fastai_featreg import core, cost
-from fastai_featreg.compare import compare
-from fastai_featreg.cost_table import read_costs, with_cost
-from fastai_featreg.report import summarise, summary_table
+from fastai_featreg import core
+from fastai_featreg.comparison import cost
+from fastai_featreg.comparison.compare import compare
+from fastai_featreg.comparison.cost_table import read_costs, with_cost
+from fastai_featreg.comparison.report import summarise, summary_table
 
 small = dict(arch='resnet8', methods='feature_mining', epochs=1, seeds=1, size=32, bs=4, n_train=16, n_valid=10,
              bars=False)

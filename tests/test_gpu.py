@@ -2,7 +2,7 @@
 import argparse, importlib, math, shutil, sys
 from pathlib import Path
 import gpu, overhead, pandas as pd, pytest, torch
-from fastai_featreg import cost
+from fastai_featreg.comparison import cost
 
 results = Path(__file__).parent.parent/'nbs'/'results'
 few = '--arch resnet8 --size 16 --bs 4 --rounds 2 --warmup 1 --trial --device cpu'.split()

@@ -1,10 +1,10 @@
 "Another measure than accuracy: in the row, the table, the sentences and the picture, under its own name"
 import pandas as pd, pytest
 from fastai.vision.all import F1Score, error_rate, noop
-from fastai_featreg.compare import compare
-from fastai_featreg.metrics import by_metric
-from fastai_featreg.report import plot_comparison, plt
-from fastai_featreg.rows import read_results
+from fastai_featreg.comparison.compare import compare
+from fastai_featreg.comparison.metrics import by_metric
+from fastai_featreg.comparison.report import plot_comparison, plt
+from fastai_featreg.comparison.rows import read_results
 
 small = dict(arch='test_resnet', methods='mixup', epochs=2, seeds=3, bars=False, size=32, bs=8, n_train=32, n_valid=20)
 

@@ -1,9 +1,9 @@
 "Callbacks and loaders of one's own in a comparison: what they are given, and that they are part of a row"
 import pandas as pd, pytest
 from fastai.vision.all import Callback, noop
-from fastai_featreg.compare import compare
+from fastai_featreg.comparison.compare import compare
 from fastai_featreg.data import load_data
-from fastai_featreg.rows import read_results
+from fastai_featreg.comparison.rows import read_results
 
 small = dict(arch='test_resnet', methods='mixup', epochs=2, seeds=2, bars=False, say=noop)
 images = dict(size=32, bs=8, n_train=32, n_valid=10)

@@ -3,7 +3,7 @@
     python tools/listing.py
 """
 from pathlib import Path
-from fastai_featreg.command import methods_text
+from fastai_featreg.comparison.command import methods_text
 
 file = Path(__file__).parent.parent/'fastai_featreg'/'methods.txt'
 
