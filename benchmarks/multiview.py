@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, torch, torchvision
 import fastai_featreg.all as featreg
+from fastai_featreg.comparison.cost import Stepper, quartiles, timed, timed_call
 from fastai_featreg.parting import cut_after
 from fastai_featreg.methods.view_head import pooled_classifier
 from fastai_featreg.methods.views import anchors, local_pool, view_boxes
 from fastai.vision.all import create_head
 from torch import nn
 from torch.nn import functional as F
-from overhead import Stepper, make_model, memory, quartiles, timed, timed_call
+from overhead import make_model, memory, stepper
 
 k,sizes = 50,(3, 5, 7, 9)
 
@@ -38,7 +39,7 @@ def network(arch: str, head: str) -> nn.Sequential:
 
 def steppers(args: argparse.Namespace) -> dict:
     "label -> way to make training steps, with each head and with views or without"
-    def made(cbs: list, head: str) -> Stepper: return Stepper(cbs, args, network(args.arch, head))
+    def made(cbs: list, head: str) -> Stepper: return stepper(cbs, args, network(args.arch, head))
     views = [partial(featreg.MVFeaAug, k=k, sizes=sizes)]
     cases = {'plain': ('linear', []), 'plain again': ('linear', []), 'views, linear': ('linear', views),
              "plain, fastai's GAP head": ('gap', []), "views, fastai's GAP head": ('gap', views),
@@ -50,7 +51,7 @@ class Predictor:
     "Predictions of the network of a stepper, one batch at a time"
     def __init__(self, stepper: Stepper): self.stepper = stepper
 
-    def step(self) -> float:
+    def step(self) -> dict:
         "Milliseconds of one prediction"
         model,x = self.stepper.learn.model.eval(),self.stepper.batch[0]
         return timed_call(lambda: model(x), x.is_cuda, grad=False)
@@ -87,7 +88,7 @@ class Pooling:
         self.f.grad = None
         self.function(self.f, self.idx, sizes).sum().backward()
 
-    def step(self) -> float:
+    def step(self) -> dict:
         "Milliseconds"
         return timed_call(self.once, self.f.is_cuda)
 
@@ -106,7 +107,8 @@ def poolings(size: tuple, device: str) -> dict:
 def table(what: str, makers: dict, to: str, args: argparse.Namespace) -> pd.DataFrame:
     "One row per candidate: milliseconds, ratio to the candidate `to`"
     mb = memory(makers, args.device)
-    ms = timed({n: make() for n,make in makers.items()}, args).pivot(index='round', columns='method', values='ms')
+    times = timed({n: make() for n,make in makers.items()}, args.rounds, args.warmup)
+    ms = times.pivot(index='round', columns='method', values='ms')
     return pd.DataFrame([dict(what=what, method=n, ms=ms[n].median(), **quartiles(ms[n]/ms[to], 'ratio'),
                               memory_mb=mb[n], memory_ratio=mb[n]/mb[to], rounds=args.rounds) for n in makers])
 
@@ -123,7 +125,7 @@ def parse() -> argparse.Namespace:
     p.add_argument('--channels-last', action='store_true')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--out', type=Path, help='folder for the CSV file')
-    p.set_defaults(uint8=False, burst=1) # which `Stepper` asks for too
+    p.set_defaults(uint8=False, burst=1) # which `stepper` asks for too
     return p.parse_args()
 
 

@@ -35,13 +35,13 @@ that fails is named and left out too; then the exit status is 1.
 A run of some methods leaves the other rows of the file alone. So each row says when it was measured (`run`), how long a
 plain step took then (`plain_ms`) and what the ratio of plain to plain was (`again_median`, `again_q1`, `again_q3`).
 """
-import argparse,gc,math,random,re,sys,time
+import argparse,math,re,sys,time
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
+from fastai_featreg.comparison.cost import Stepper,build,controls,cost_rows,quartiles,timed,timed_call,with_peak
 from fastai_featreg.methods.drop_functions import select_scale
 from fastai_featreg.methods.feature_mining import box_mask, mined_pool
 from fastai_featreg.maps import cam_and_caam
@@ -51,7 +51,7 @@ from fastai_featreg.methods import own_methods
 from fastai_featreg.nets import nets
 from fastai_featreg.comparison.plan import known_methods
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision,
-                               ProgressCallback, imagenet_stats, set_seed)
+                               imagenet_stats, noop, set_seed)
 from fastprogress import progress_bar
 from torch.profiler import ProfilerActivity,profile
 
@@ -70,7 +70,7 @@ class LiteralFeatureMining(featreg.FeatureMining):
         return sum(self.learn.loss_func(o.float(), *self.learn.yb) for o in logits)
 
 
-controls,kd = ['plain', 'plain again'],'knowledge_distillation'
+kd = 'knowledge_distillation'
 
 def needs_teacher(name: str) -> bool:
     "Does the method called `name` learn from a trained network?"
@@ -95,84 +95,30 @@ def make_model(arch: str) -> torch.nn.Module:
     return timm.create_model(arch, num_classes=10)
 
 
-def timed_call(call: Callable, cuda: bool, grad: bool = True) -> float:
-    "Milliseconds"
-    if cuda: torch.cuda.synchronize()
-    start = time.perf_counter()
-    with torch.set_grad_enabled(grad): call()
-    if cuda: torch.cuda.synchronize()
-    return 1000*(time.perf_counter() - start)
-
-
-def allocations(call: Callable) -> list:
-    "Bytes taken (and, below zero, given back) on the CPU during `call`, in their order"
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof: call()
-    events = sorted(prof.profiler.kineto_results.events(), key=lambda e: e.start_ns())
-    return [e.nbytes() for e in events if e.name()=='[memory]']
-
-
-def with_peak(make: Callable, cuda: bool) -> tuple:
-    "What `make` makes, after two steps, and the peak of what tensors take in the second, MiB, itself included"
-    gc.collect()
-    made = []
-    def begin():
-        made.append(make())
-        made[0].step()
-    if not cuda:
-        held = sum(allocations(begin))
-        return made[0],(held + max(accumulate(allocations(made[0].step))))/2**20
-    before = torch.cuda.memory_allocated()
-    begin()
-    torch.cuda.reset_peak_memory_stats()
-    made[0].step()
-    return made[0],(torch.cuda.max_memory_allocated() - before)/2**20
-
-
 def statistics(device: str) -> list:
     "Mean and standard deviation of ImageNet's channels, (1,3,1,1)"
     return [torch.tensor(o, device=device).view(1, 3, 1, 1) for o in imagenet_stats]
 
 
-class Stepper:
-    "A learner inside a fit that never ends, one step at a time"
-    def __init__(self, cbs: list, args: argparse.Namespace, model: torch.nn.Module | None = None):
-        set_seed(0)
-        # the same layers in two parts, for the method that replaces the head
-        model = model or featreg.body_head(make_model(args.arch))
-        size = args.bs,3,args.size,args.size
-        x = torch.randint(0, 256, size, dtype=torch.uint8) if args.uint8 else torch.randn(size)
-        y = torch.randint(0, 10, (args.bs,))
-        pairs = list(zip(x, y))
-        dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device, num_workers=0)
-        extra = ([MixedPrecision(args.amp)] if args.amp else []) + [ChannelsLast()]*args.channels_last
-        self.learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra)
-        self.learn.remove_cb(ProgressCallback)
-        self.batch,self.burst = (x.to(args.device), y.to(args.device)),args.burst
-        self.norm = statistics(args.device) if args.uint8 else None
-        self.start()
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    "Images that are held as bytes, as the network takes them"
+    mean,std = statistics(x.device)
+    return x.float().div_(255).sub_(mean).div_(std)
 
-    def start(self):
-        "The events that `fit` fires before its first batch"
-        learn = self.learn
-        learn.create_opt()
-        learn.n_epoch,learn.epoch = 1,0
-        learn('before_fit')
-        learn('before_epoch')
-        learn.dl,learn.n_iter = learn.dls.train,10**6
-        learn('before_train')
 
-    def images(self) -> torch.Tensor:
-        "The batch as the network takes it; images that are held as bytes are normalised in every step"
-        x = self.batch[0]
-        return x if self.norm is None else x.float().div_(255).sub_(self.norm[0]).div_(self.norm[1])
-
-    def train(self):
-        "The steps of a burst, none of which is waited for"
-        for _ in range(self.burst): self.learn.one_batch(0, (self.images(), self.batch[1]))
-
-    def step(self) -> float:
-        "Milliseconds of one training step, the mean of a burst"
-        return timed_call(self.train, self.batch[0].is_cuda)/self.burst
+def stepper(cbs: list, args: argparse.Namespace, model: torch.nn.Module | None = None) -> Stepper:
+    "A learner on one batch of noise, with the callbacks that `cbs` make"
+    set_seed(0)
+    # the same layers in two parts, for the method that replaces the head
+    model = model or featreg.body_head(make_model(args.arch))
+    size = args.bs,3,args.size,args.size
+    x = torch.randint(0, 256, size, dtype=torch.uint8) if args.uint8 else torch.randn(size)
+    y = torch.randint(0, 10, (args.bs,))
+    pairs = list(zip(x, y))
+    dls = DataLoaders.from_dsets(pairs, pairs, bs=args.bs, device=args.device, num_workers=0)
+    extra = ([MixedPrecision(args.amp)] if args.amp else []) + [ChannelsLast()]*args.channels_last
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[cb() for cb in cbs] + extra)
+    return Stepper(learn, (x, y), args.burst, normalised if args.uint8 else noop)
 
 
 def on_cuda(device: str) -> bool: return torch.device(device).type=='cuda'
@@ -181,27 +127,6 @@ def on_cuda(device: str) -> bool: return torch.device(device).type=='cuda'
 def memory(makers: dict, device: str) -> pd.Series:
     "Megabytes of each candidate"
     return pd.Series({n: with_peak(make, on_cuda(device))[1] for n,make in progress_bar(makers.items())})
-
-
-def build(makers: dict, device: str, until: float = math.inf) -> tuple:
-    "label -> stepper, label -> MiB, and label -> why it is left out: it failed, or was not reached at the time `until`"
-    steppers,mb,left = {},{},{}
-    # what libraries keep for good (cuBLAS's workspace) and measure once (cuDNN's choices) is not the first one's
-    if on_cuda(device): with_peak(makers['plain'], True)
-    for n,make in progress_bar(makers.items()):
-        if n not in controls and time.perf_counter()>until:
-            left[n] = 'no time was left for it'
-            continue
-        try: steppers[n],mb[n] = with_peak(make, on_cuda(device))
-        except Exception as e: # one candidate's
-            if n in controls: raise
-            left[n] = f'{type(e).__name__}: {e}'.partition('\n')[0]
-    return steppers,mb,left
-
-
-def quartiles(values: pd.Series, name: str) -> dict:
-    "Median and quartiles, as columns that begin with `name`"
-    return dict(zip((f'{name}_{k}' for k in ('q1', 'median', 'q3')), values.quantile([.25, .5, .75])))
 
 
 def chosen(args: argparse.Namespace) -> dict:
@@ -213,33 +138,16 @@ def chosen(args: argparse.Namespace) -> dict:
     return {k: v for k,v in known.items() if k in wanted or k in also}
 
 
-def timed(steppers: dict, args: argparse.Namespace, until: float = math.inf) -> pd.DataFrame:
-    "One row per step: round, method, milliseconds; no round after the second begins that would not end by `until`"
-    names,rows = list(steppers),[]
-    start,took = time.perf_counter(),0.
-    for i in progress_bar(range(-args.warmup, args.rounds)):
-        now = time.perf_counter()
-        if -args.warmup<i<0 and now - start>(until - start)/5: continue # enough of warming up
-        if i>=2 and now + took>until: break
-        for name in random.Random(i).sample(names, len(names)):
-            # in a fixed order each would have its neighbour's leavings in the caches
-            ms = steppers[name].step()
-            if i>=0: rows.append(dict(round=i, method=name, ms=ms))
-        took = time.perf_counter() - now
-    return pd.DataFrame(rows)
-
-
 def measure(args: argparse.Namespace) -> tuple:
     "One row per candidate: step time, ratios to plain and to knowledge distillation with quartiles, memory ratio"
     began,start = time.perf_counter(),f'{pd.Timestamp.now():%Y-%m-%d %H:%M}'
-    makers = {k: partial(Stepper, v, args) for k,v in chosen(args).items()}
-    steppers,mb,left = build(makers, args.device, began + args.seconds/2)
-    ms = timed(steppers, args, began + args.seconds).pivot(index='round', columns='method', values='ms')
-    again = quartiles(ms['plain again']/ms['plain'], 'again')
-    same = dict(rounds=len(ms), run=start, plain_ms=ms['plain'].median(), **again)
+    makers = {k: partial(stepper, v, args) for k,v in chosen(args).items()}
+    steppers,mb,left = build(makers, on_cuda(args.device), began + args.seconds/2, progress_bar)
+    times = timed(steppers, args.rounds, args.warmup, began + args.seconds, progress_bar)
+    ms = times.pivot(index='round', columns='method', values='ms')
     over_kd = lambda n: quartiles(ms[n]/ms[kd], 'over_kd') if needs_teacher(n) and kd in ms else {}
-    return pd.DataFrame([dict(method=n, step_ms=ms[n].median(), **quartiles(ms[n]/ms['plain'], 'ratio'), **over_kd(n),
-                              memory_mb=mb[n], memory_ratio=mb[n]/mb['plain'], **same) for n in steppers]),left
+    rows = [row | over_kd(row['method']) for row in cost_rows(times, mb)]
+    return pd.DataFrame(rows).rename(columns=dict(pairs='rounds')).assign(run=start),left
 
 
 def merged(new: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -252,10 +160,10 @@ def merged(new: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def operators(make: Callable, steps: int = 3) -> pd.DataFrame:
     "Milliseconds and calls of each of torch's operators in a step"
-    stepper = make()
-    for _ in range(2): stepper.step()
+    made = make()
+    for _ in range(2): made.step()
     with profile(activities=[ProfilerActivity.CPU]) as prof:
-        for _ in range(steps): stepper.step()
+        for _ in range(steps): made.step()
     rows = [dict(operator=e.key, ms=e.self_cpu_time_total/1000/steps, calls=e.count/steps)
             for e in prof.key_averages()]
     return pd.DataFrame(rows).set_index('operator')
@@ -263,7 +171,7 @@ def operators(make: Callable, steps: int = 3) -> pd.DataFrame:
 
 def measure_operators(args: argparse.Namespace, n: int = 5) -> pd.DataFrame:
     "The `n` operators of each candidate that take the most time over plain, of those called more often than there"
-    made = {k: operators(partial(Stepper, v, args)) for k,v in progress_bar(chosen(args).items())}
+    made = {k: operators(partial(stepper, v, args)) for k,v in progress_bar(chosen(args).items())}
     more = {k: df.sub(made['plain'], fill_value=0).query('calls>0').nlargest(n, 'ms')
             for k,df in made.items() if k not in controls}
     return pd.concat(more, names=['method']).reset_index()
@@ -308,7 +216,7 @@ def measure_functions(args: argparse.Namespace) -> pd.DataFrame:
         f = torch.randn(size, device=args.device, requires_grad=True)
         def once(function, f=f) -> float:
             f.grad = None
-            return timed_call(lambda: function(f).sum().backward(), f.is_cuda)
+            return timed_call(lambda: function(f).sum().backward(), f.is_cuda)['ms']
         for name,(ours,literal) in functions(args.device, size).items():
             for _ in range(5): once(ours), once(literal)
             rounds = range(2 if args.trial else 100)

@@ -1,5 +1,5 @@
 "Whatever is typed, the command says what is wrong: exit code 2, one line, at most about 800 characters, no traceback"
-import random, sys
+import random, subprocess, sys
 import pytest, torch
 from fastai_featreg.all import *
 from fastai_featreg.archs import find_arch
@@ -194,3 +194,39 @@ def test_interruption_is_130(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(module, 'load_data', stop)
     assert main(['compare', '--out', str(tmp_path)])==130
     assert capsys.readouterr().err=='\nInterrupted. No run had ended yet.\n'
+
+
+# ---- at once ----
+
+heavy = {'torch', 'torchvision', 'fastai', 'timm', 'pandas', 'numpy', 'matplotlib', 'scipy', 'sklearn'}
+
+def fresh(*args):
+    "A fresh Python that runs the command: exit code, output, errors, and which heavy libraries it has imported"
+    code = f'import sys\nfrom fastai_featreg.cli import main\nsys.argv = {["featreg", *args]!r}\nrc = main()\n' \
+           f'print("imported", *sorted({heavy!r} & set(sys.modules)))\nsys.exit(rc)'
+    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    out,_,imported = ended.stdout.rpartition('imported')
+    return ended.returncode,out,ended.stderr,imported.split()
+
+@pytest.mark.parametrize('args', [['--help'], ['compare', '--help'], ['methods', '--help'], ['--version'], ['methods']])
+def test_nothing_heavy_is_imported_to_answer(args):
+    rc,out,err,imported = fresh(*args)
+    assert (rc, err, imported)==(0, '', []) and out
+
+@pytest.mark.parametrize('args', [['compare', '--nothing'], ['compere'], [], ['compare', '--epochs', 'x'],
+                                  ['compare', '--methods', ' '], ['compare', 'a', '--data', 'b'],
+                                  ['compare', '--methods', 'feature_minin']])
+def test_nothing_heavy_is_imported_to_refuse(args):
+    rc,out,err,imported = fresh(*args)
+    assert (rc, out, imported)==(2, '', []) and err.startswith('featreg: ') and err.count('\n')==1
+
+def test_the_stored_list_of_methods_is_the_registry():
+    "Another process prints the file; this one has the registry, in which other tests may have put methods"
+    stored = fresh('methods')[1]
+    code = 'from fastai_featreg.comparison.command import methods_text; print(methods_text(), end="")'
+    made = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
+    assert made.stdout==stored and 'FeatureMining(' in stored
+
+def test_the_version_names_the_libraries():
+    out = fresh('--version')[1].strip()
+    assert out.startswith('featreg ') and f'torch {torch.__version__.partition("+")[0]}' in out

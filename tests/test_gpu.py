@@ -2,6 +2,7 @@
 import argparse, importlib, math, shutil, sys
 from pathlib import Path
 import gpu, overhead, pandas as pd, pytest, torch
+from fastai_featreg.comparison import cost
 
 results = Path(__file__).parent.parent/'nbs'/'results'
 few = '--arch resnet8 --size 16 --bs 4 --rounds 2 --warmup 1 --trial --device cpu'.split()
@@ -31,7 +32,7 @@ def test_a_candidate_that_fails_or_is_late_is_left_out(tmp_path, monkeypatch, ca
     def fail(): raise ValueError('no such thing\nmore')
     monkeypatch.setattr(overhead, 'candidates', lambda arch: candidates(arch) | {'feature_mining': [fail]})
     assert call(overhead.main, monkeypatch, *few, '--methods', '^feature_mining$|^selectout$', '--out', tmp_path)==1
-    assert 'left out: feature_mining: ValueError: no such thing\n' in capsys.readouterr().out
+    assert 'left out: feature_mining: ValueError: no such thing more\n' in capsys.readouterr().out
     df = pd.read_csv(tmp_path/'overhead_cpu_resnet8_16px_bs4.csv')
     assert df.method.tolist()==['plain', 'plain again', 'selectout']
     assert call(overhead.main, monkeypatch, *few, '--methods', '^selectout$', '--seconds', '0')==1
@@ -43,21 +44,21 @@ class Tick:
     now = 0.
     def step(self):
         Tick.now += 1
-        return 1000.
+        return dict(ms=1000., cpu_ms=1000.)
 
 @pytest.mark.parametrize('seconds,rounds', [(math.inf, 9), (23, 8), (13, 4), (0, 2)])
 def test_rounds_end_in_time(monkeypatch, seconds, rounds):
     "Two candidates of a second each, up to three rounds of warming up; two rounds are made in any case"
     Tick.now = 0.
-    monkeypatch.setattr(overhead.time, 'perf_counter', lambda: Tick.now)
-    df = overhead.timed(dict(a=Tick(), b=Tick()), argparse.Namespace(warmup=3, rounds=9), seconds)
+    monkeypatch.setattr(cost.time, 'perf_counter', lambda: Tick.now)
+    df = cost.timed(dict(a=Tick(), b=Tick()), 9, 3, seconds)
     assert df['round'].nunique()==rounds and len(df)==2*rounds
     assert Tick.now <= max(seconds, 2*(1 + rounds)) # with one round of warming up at least
 
 
 def test_images_held_as_bytes_are_normalised():
     how = dict(amp=None, channels_last=False, uint8=True, burst=1, device='cpu')
-    stepper = overhead.Stepper([], argparse.Namespace(arch='resnet8', size=16, bs=4, **how))
+    stepper = overhead.stepper([], argparse.Namespace(arch='resnet8', size=16, bs=4, **how))
     held,x = stepper.batch[0],stepper.images()
     assert held.dtype==torch.uint8 and x.dtype==torch.float32
     for i,(mean,std) in enumerate(zip((.485, .456, .406), (.229, .224, .225))):
@@ -137,5 +138,5 @@ def test_the_trial_from_end_to_end(tmp_path, monkeypatch):
     assert call(gpu.main, monkeypatch, *args)==0
     names = {p.name for p in tmp_path.glob('*.csv')}
     nets = 'test_resnet_64px_bs2','resnet8_16px_bs4'
-    cost = {f'overhead_cpu_{n}_bf16_channels_last_uint8_burst2.csv' for n in nets}
-    assert names==cost | {'machine.csv', 'parts.csv', 'pytest_cpu.csv', 'conformance_cpu.csv', 'functions_cpu.csv'}
+    costs = {f'overhead_cpu_{n}_bf16_channels_last_uint8_burst2.csv' for n in nets}
+    assert names==costs | {'machine.csv', 'parts.csv', 'pytest_cpu.csv', 'conformance_cpu.csv', 'functions_cpu.csv'}

@@ -6,123 +6,61 @@
 __all__ = []
 
 # %% ../../nbs/comparison/82_command.ipynb #177e02ec
-import argparse,inspect,sys,warnings
+import argparse,ast,inspect,re,sys,warnings
 from functools import partial
 from pathlib import Path
-from .. import core
-from ..archs import heads
-from .compare import at_home,budgets,compare,failed_run,own_images
-from .options import add_training
-from .plan import known_methods
-from .rows import hang_up,read_results
-from ..wording import echo,one_line,plural
-
-# %% ../../nbs/comparison/82_command.ipynb #82d00001
-def add_verdict(p:argparse.ArgumentParser):
-    "Arguments about what is said of the runs"
-    p.add_argument('--against', default='plain', metavar='METHOD',
-                   help='the method that all others are held beside; its name is enough (default: %(default)s)')
-
-# %% ../../nbs/comparison/82_command.ipynb #4c85e950
-about_compare = ('Train plain and each method on the same data, network, budget and seeds; '
-                 'tell what each gains and costs.\n'
-                 'Alone, it takes the embedded digits and ends in minutes on a CPU.')
-example = ('example: featreg compare photos --arch resnet34 --methods feature_mining,mixup '
-           '--epochs 5 --seeds 3 --size 224 --fp16')
-
-def what_suits():
-    "Lines about what is taken where an argument is left out"
-    lines = ['What suits the data:']
-    for name,budget in (budgets | {'your own images': own_images}).items():
-        given = [f'{k} {v}' for k,v in budget.items() if v is not None]
-        lines.append(f"  {name}: {', '.join(given)}")
-    return lines
-
-def add_what(p:argparse.ArgumentParser):
-    "Arguments about what is compared: images, network, methods"
-    p.add_argument('path', nargs='?',
-                   help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
-    p.add_argument('--data', help='the same as PATH')
-    p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); '
-                   'resnet18-1 is without its last stage (default: resnet18; resnet10t for the digits)')
-    p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
-                   help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); "
-                   "`featreg methods` lists them")
-    p.add_argument('--teacher', help='file for the methods that distil a network: weights (with --teacher-arch), or '
-                   'an exported learner or network saved whole (opening these runs code: only your own)')
-    p.add_argument('--teacher-arch', help='name of the network whose weights --teacher holds, as --arch takes it; '
-                   'no code of the file is run then')
-
-numbers = [
-    ('epochs', int, 'passes over the training images'),
-    ('size', int, 'side of the images, pixels'),
-    ('bs', int, 'images a batch'),
-    ('lr', float, 'highest learning rate'),
-    ('n-train', int, 'training images, drawn at random'),
-    ('n-valid', int, 'validation images')]
-
-def add_how(p:argparse.ArgumentParser):
-    "Arguments about how it is compared: budget, split, head, output"
-    for name,kind,text in numbers:
-        p.add_argument(f'--{name}', type=kind, help=f'{text} (default: what suits the data, see below)')
-    p.add_argument('--valid-pct', type=float, help='share of each class for validation, where no folder validates '
-                   '(default: 0.2, or what --n-valid takes)')
-    p.add_argument('--valid', metavar='FOLDER', help='folder of validation images, inside PATH or elsewhere '
-                   '(default: the one called valid, val, validation, or else test)')
-    p.add_argument('--class-level', type=int, choices=(1, 2), help='where the folders of the classes are: in PATH, or '
-                   'one level below (default: what can be told)')
-    p.add_argument('--seeds', type=int, default=3, help='runs of each method (default: 3)')
-    p.add_argument('--pretrained', action=argparse.BooleanOptionalAction,
-                   help='fine-tune downloaded weights (default: for your own images)')
-    p.add_argument('--fp16', action='store_true',
-                   help='mixed precision on a CUDA GPU; without one, float32 and a warning')
-    p.add_argument('--head', choices=list(heads),
-                   help="'default': fastai's (for your own images); 'linear': average pooling and one linear layer, "
-                   "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); "
-                   "'gap': a BatchNorm between the two")
-    p.add_argument('--out', default='featreg_results',
-                   help='folder of results.csv and comparison.png (default: %(default)s)')
-
-def add_compare(commands:argparse._SubParsersAction):
-    "Arguments of `featreg compare`"
-    p = commands.add_parser(
-        'compare',
-        help='train plain and each method alike; tell what each gains and costs',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=about_compare,
-        epilog='\n'.join([*what_suits(), '', example]))
-    add_what(p)
-    add_how(p)
-    add_verdict(p)
-    add_training(p)
-
-class Parser(argparse.ArgumentParser):
-    "A parser that says what is wrong on one line"
-    def error(self, message:str):
-        "End with exit code 2"
-        self.exit(2, f"featreg: {echo(message, 300)}; '{self.prog} --help' lists what there is\n")
-
-def parser():
-    "Arguments of `featreg`"
-    p = Parser('featreg', description='Feature-level regularisers for image classifiers.')
-    commands = p.add_subparsers(dest='command', required=True)
-    add_compare(commands)
-    commands.add_parser('methods', help='list the methods and what they do')
-    return p
+from .arguments import parser
+from ..wording import echo,one_line,plural,unknown_name
 
 # %% ../../nbs/comparison/82_command.ipynb #cb48f1d5
+def method_lines(name:str, cls:type):
+    "Name, class with arguments, summary and recipes of one method"
+    from fastai_featreg.core import method_summary
+    sig = inspect.signature(cls.__init__)
+    known = [p.replace(annotation=p.empty) for p in sig.parameters.values()]
+    args = ', '.join(map(str, known[1:]))
+    lines = [f"{name:<24} {cls.__name__}({args})", f"{'':<24} {method_summary(name)}"]
+    recipes = [f'{cls.__name__}.{r}()' for r in getattr(cls, 'recipes', ())]
+    if recipes:
+        lines.append(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
+    return lines
+
+def methods_text():
+    "The registry, two or three lines per method"
+    from fastai_featreg.comparison.plan import known_methods
+    lines = [line for item in known_methods().items() for line in method_lines(*item)]
+    return '\n'.join(lines) + '\n'
+
 def list_methods():
-    "The registry, two lines per method"
-    for name,cls in known_methods().items():
-        sig = inspect.signature(cls.__init__)
-        known = [p.replace(annotation=p.empty) for p in sig.parameters.values()]
-        args = ', '.join(map(str, known[1:]))
-        print(f"{name:<24} {cls.__name__}({args})")
-        print(f"{'':<24} {core.method_summary(name)}")
-        recipes = [f'{cls.__name__}.{r}()' for r in getattr(cls, 'recipes', ())]
-        if recipes:
-            print(f"{'':<24} recipes of its paper: {', '.join(recipes)}")
+    "The registry where it is imported, or else what tools/listing.py has written: an import would take seconds"
+    print(methods_text() if is_imported() else stored_methods(), end='')
     return 0
+
+def is_imported():
+    "Is the registry at hand, perhaps with methods of the user's own?"
+    return 'fastai_featreg.core' in sys.modules
+
+def stored_methods():
+    "`methods_text` of this version"
+    return (Path(__file__).parent/'methods.txt').read_text(encoding='utf-8')
+
+def named(node:ast.AST):
+    "Names of the methods in an expression such as `FeatureMining(layers=2)+SelectScale.cifar()`"
+    if isinstance(node, ast.BinOp): return named(node.left) + named(node.right)
+    if isinstance(node, ast.Call): return named(node.func)
+    if isinstance(node, ast.Attribute): return named(node.value)
+    return [node.id] if isinstance(node, ast.Name) else []
+
+def check_names(methods:str, listing:str):
+    "A misspelt method is told before torch is imported; all else about the list is left to `parse_methods`"
+    text = re.sub(r'(?<=[A-Za-z])-(?=[A-Za-z])', '_', methods).strip().strip(',')
+    try: nodes = ast.parse(f'[{text}]', mode='eval').body.elts if len(text)<5000 else []
+    except Exception: return
+    key = lambda name: name.replace('_', '').lower()
+    known = re.findall(r'^(\w+) +(\w+)\(', listing, re.MULTILINE)
+    keys = {key(name) for pair in [*known, ('plain', 'all')] for name in pair}
+    wrong = [name for node in nodes for name in named(node) if key(name) not in keys]
+    if wrong: raise ValueError(unknown_name('method', wrong[0], ['plain', 'all', *(name for name,_ in known)]))
 
 def check_texts(given:dict):
     "Texts that say nothing, or that no file or name can have"
@@ -141,6 +79,10 @@ def run_compare(args:argparse.Namespace):
     if args.path and args.data:
         raise ValueError(f"the data are given twice, as '{echo(args.path, 80)}' and as --data '{echo(args.data, 80)}'; "
                          "give one of them")
+    if not is_imported(): check_names(args.methods, stored_methods())
+    # torch, fastai and timm: seconds, and only a run needs them
+    from fastai_featreg.comparison.compare import at_home,compare,failed_run
+    from fastai_featreg.comparison.rows import read_results
     try:
         df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
@@ -175,6 +117,7 @@ def main(
     try:
         return list_methods() if args.command=='methods' else run_compare(args)
     except BrokenPipeError: # `| head`: whoever read has had enough
+        from fastai_featreg.comparison.rows import hang_up
         hang_up()
         return 0
     except (ValueError, OSError, RecursionError, MemoryError, OverflowError) as e: # all else is a mistake of ours

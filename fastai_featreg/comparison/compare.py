@@ -15,8 +15,12 @@ from fastai.vision.all import *
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from ..archs import arch_text,find_arch,heads,make_learner,papers_net
 from .augment import augmented
+from .budgets import budgets,own_images
+from .cost import cost_of
 from ..data import load_data
 from .fingerprints import data_id
+from .metrics import metric_name
+from .own import own_loaders,own_names,taken_from,with_own
 from .plan import as_text,parse_methods
 from .predictions import PredictionKeeper
 from .protocols import (budget_names,describe,find_protocol,of_budget,Protocol,
@@ -47,13 +51,6 @@ def run_order(
     return order
 
 # %% ../../nbs/comparison/80_compare.ipynb #a02d983e
-whole = dict(n_train=None, n_valid=None)
-cifar = dict(arch='resnet18', head='linear', size=64, bs=128, epochs=10, pretrained=False, lr=3e-3) | whole
-digits = dict(arch='resnet10t', head='linear', size=64, bs=32, epochs=5, n_train=1200, n_valid=500, pretrained=False,
-              lr=1e-2)
-budgets = {'digits': digits, 'cifar10': cifar, 'cifar100': cifar}
-own_images = dict(arch='resnet18', head='default', size=224, bs=32, epochs=5, pretrained=True, lr=2e-3) | whole
-
 def papers_head(arch:str, labels:list):
     "Why network or methods ask for the papers' head, average pooling and one linear layer; '' if they do not"
     if papers_net(arch):
@@ -148,7 +145,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict, p
     p = p or Protocol()
     name = str(data)
     # two folders of one name are two sets
-    if name not in budgets: name = str(Path(data).expanduser().resolve())
+    if name not in budgets and name!=own_loaders: name = str(Path(data).expanduser().resolve())
     device = device_of(dls)
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
     own = dict(
@@ -156,7 +153,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict, p
         fp16=fp16,
         n_train=len(dls.train_ds),
         n_valid=len(dls.valid_ds),
-        n_classes=len(dls.vocab),
+        n_classes=dls.c,
         device=device,
         n_threads=torch.get_num_threads(),
         data_id=data_id(dls))
@@ -211,14 +208,19 @@ def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:st
                              "change its arguments or leave it out") from e
 
 # %% ../../nbs/comparison/80_compare.ipynb #546f8dde
+def time_left(spent:float, done:float, n:int):
+    "In words, after `done` of `n` runs; '' where nothing is known or left"
+    return f'about {format_time(spent/done*(n - done))} left' if 0<done<n else ''
+
 class RunProgress(ProgressCallback):
     "fastai's bar of batches, under a bar over runs"
-    def __init__(self, mbar, nth, title): store_attr()
+    def __init__(self, mbar, i, n, title, start): store_attr()
     def before_fit(self): pass
     def after_fit(self): pass
     def before_epoch(self):
-        epoch = f'epoch {self.epoch+1}/{self.n_epoch}'
-        self.mbar.main_bar.comment = f'{self.nth}, {epoch}: {self.title}'
+        left = time_left(time.perf_counter() - self.start, self.i + self.epoch/self.n_epoch, self.n)
+        where = f'run {self.i+1}/{self.n}, epoch {self.epoch+1}/{self.n_epoch}'
+        self.mbar.main_bar.comment = f"{', '.join(filter(None, [left.removeprefix('about '), where]))}: {self.title}"
     def _launch_pbar(self):
         self.pbar = progress_bar(self.dl, parent=self.mbar, leave=False)
         # a longer line would wrap
@@ -239,25 +241,24 @@ def iterate(todo:list, say:Callable, bars:bool|None):
     if not ifnone(bars, watched()):
         yield from ((run, None, say) for run in todo)
     else:
-        mbar = master_bar(todo)
+        mbar,start = master_bar(todo),time.perf_counter()
         for i,run in enumerate(mbar):
             seed,label = run
-            bar = RunProgress(mbar, f'run {i+1}/{len(todo)}', f'{label}, seed {seed}')
+            bar = RunProgress(mbar, i, len(todo), f'{label}, seed {seed}', start)
             yield run,bar,safely(mbar.write)
 
 def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
     "One line about a run"
     what = row['error']
     if not what: what = f"accuracy {100*row['accuracy']:.2f} %, {row['step_ms']:.1f} ms a step"
-    left = note = ''
-    if i<n: left = f" (about {format_time(spent/i*(n-i))} left)"
-    if row.get('note'): note = f"; {row['note']}"
+    left = f' ({left})' if (left := time_left(spent, i, n)) else ''
+    note = f"; {row['note']}" if row.get('note') else ''
     return (f"{i}/{n} {label}, seed {seed}: {what}, "
             f"{row['seconds']:.0f} s{note}{left}")
 
 # %% ../../nbs/comparison/80_compare.ipynb #321411a0
 def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
-              bars:bool|None, seeds:int):
+              bars:bool|None, seeds:int, cbs:Callable|None=None):
     "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
     start = time.perf_counter()
     keep,rows,busy = RowKeeper(path, say),[],[]
@@ -268,7 +269,8 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
         ids = config | dict(method=label, seed=seed, method_id=methods[label])
         if is_there(path, ids):
             return write(f"{label}, seed {seed}: another command has trained it meanwhile")
-        row = run_once(dls, plan[label], seed, progress=bar, keep=partial(predictions, ids), **settings)
+        make_cbs = with_own(plan[label], cbs, label, seed)
+        row = run_once(dls, make_cbs, seed, progress=bar, keep=partial(predictions, ids), **settings)
         rows.append(row | ids | dict(seeds_asked=seeds))
         keep(rows[-1])
         spent = time.perf_counter() - start
@@ -352,6 +354,11 @@ def compare(
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
     against:str='plain', # the method that all others are held beside; the name is enough, without arguments
+    cost:bool|None=None, # measure step time and memory? None: where it takes about a tenth of the comparison's time
+    cbs:Callable|None=None, # label and seed -> list of callbacks of your own, such as loggers
+    metric:Callable|Metric|None=None, # what the report is about in place of accuracy: of fastai, or a function
+    lower_is_better:bool=False, # of the metric
+    dls:DataLoaders|None=None, # loaders of your own in place of `data`: their images, labels and transforms count
     protocol:str|Path|dict|Protocol|None=None, # how it is trained, see `find_protocol`; None: by fastai's recipe
     **settings:object, # single settings of the protocol, such as `wd=5e-4`, see `Protocol`
 )->pd.DataFrame: # a row per run
@@ -366,35 +373,40 @@ def compare(
     """
     check_teacher_file(teacher)
     say = safely(say)
+    held = dict(size=size, bs=bs, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid,
+                class_level=class_level)
+    if dls is not None: data,held = own_loaders,taken_from(dls, dict(data=data) | held)
     data = at_home('data', data) or 'digits'
-    plan = dict(parse_methods(as_text(methods), teacher, teacher_arch))
+    typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
+    plan = dict(parse_methods(*typed.values()))
     against = find_arm(plan, against)
     path = results_file(at_home('out', out))
-    if teacher is not None and not any('teacher=' in label for label in plan):
-        say('None of these methods learns from a teacher: --teacher is not used.')
     asked = find_protocol({} if protocol is None else protocol, **settings)
     own = of_budget(asked, arch=arch, head=head, pretrained=pretrained, epochs=epochs, lr=lr, size=size, bs=bs)
-    budget = budgeted(
-        data, list(plan), asked, own, say, seeds=seeds, n_train=n_train, n_valid=n_valid,
-        valid_pct=valid_pct, valid=valid, class_level=class_level)
+    budget = budgeted(data, list(plan), asked, own, say, seeds=seeds, **held)
     how,budget = settled(asked, budget, fp16)
+    for line in remarks(data, budget['arch'], list(plan), head, teacher): say(line)
     read_results(path)
     take_in(path, say)
-    dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
+    dls,order = dls or open_data(data, budget, say),run_order(list(plan), seeds)
     dls = augmented(dls, how, budget['size'])
     learner = budget['arch'],budget['pretrained'],budget['head']
     check_start(dls, *learner)
     fp16 = how.precision=='fp16'
     config = configuration(data, dls, fp16, budget, how)
+    config |= dict(own_cbs=own_names(cbs, list(plan)), metric=metric_name(metric, lower_is_better))
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
     todo = missing(order, there)
     check_methods({label: plan[label] for _,label in todo}, dls, *learner)
     say(opening(config, list(plan), seeds, len(todo), path))
-    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16, protocol=how)
-    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, seeds)
-    return report(all_rows(path, config, methods, order, there, new, say), path, say, against)
+    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}
+    settings |= dict(fp16=fp16, protocol=how, metric=metric)
+    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, seeds, cbs)
+    rows = all_rows(path, config, methods, order, there, new, say)
+    costs = cost_of(rows, path, config, plan, methods, dls, cost, say, **typed)
+    return report(rows, path, say, against, costs)
 
 # %% ../../nbs/comparison/80_compare.ipynb #00942945
 def failed_run(df:pd.DataFrame):
@@ -412,6 +424,14 @@ def trained_as(c:SimpleNamespace):
     if not c.recipe: return ''
     name = c.protocol or 'settings'
     return f", trained as {name}{f' ({c.scale})' if c.scale else ''}: {c.recipe}"
+
+def remarks(data:str|Path, arch:str, labels:list, head:str|None, teacher:str|Path|None):
+    "Lines about what was decided for the user, or is not used"
+    if teacher is not None and not any('teacher=' in label for label in labels):
+        yield 'None of these methods learns from a teacher: --teacher is not used.'
+    usual = budgets.get(str(data), own_images)['head']
+    if head is None and usual!='linear' and (why := papers_head(arch, labels)):
+        yield f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another."
 
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Three lines about what is going to happen, and what can be shown by it"

@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .colours import method_styles
+from .cost_table import cost_lines,with_cost
+from .metrics import by_metric,called,in_words
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
 from .verdicts import difference,difference_of_accuracies,Difference,holm,unpacked
 from ..wording import echo,one_line,plural
@@ -198,7 +200,8 @@ def summary_table(
     rows = table_head(against) + [table_row(r.Index, r) for r in summary.itertuples()]
     for column in extra_columns(summary):
         rows = [row + [cell] for row,cell in zip(rows, column)]
-    lines = aligned(rows)
+    name = summary.attrs.get('metric', 'accuracy')
+    lines = aligned([[in_words(cell, name) for cell in row] for row in rows[:2]] + rows[2:])
     lines.insert(2, '-'*len(lines[0]))
     return '\n'.join(lines)
 
@@ -319,7 +322,7 @@ def plot_comparison(
     against:str='plain', # the method that all others are held beside
 )->plt.Figure: # two panels and a legend below
     "Gain of each method, and validation curves, of the runs that ended well"
-    df = count_once(df)
+    name,df = called(df),by_metric(count_once(df))
     good = df[df['error']=='']
     labels = list(good['method'].unique())
     in_a_row = sum(len(l) + 8 for l in labels)<100
@@ -330,19 +333,24 @@ def plot_comparison(
     styles = method_styles(labels)
     plot_gain(axs[0], good, summarise(df, against).loc[labels], styles)
     plot_curves(axs[1], good, styles)
-    for ax in axs: ax.grid(alpha=0.3)
+    for ax in axs:
+        ax.grid(alpha=0.3)
+        ax.set(**{k: in_words(ax.properties()[k], name) for k in ('xlabel', 'ylabel', 'title')})
     handles = [plt.Line2D([], [], label=l, **styles[l]) for l in labels]
     fig.legend(handles=handles, loc='outside lower center', ncols=columns, frameon=False)
     return fig
 
 # %% ../../nbs/comparison/85_report.ipynb #f10dd83d
-def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain'):
-    "Table and sentences, and only then the picture"
-    summary = summarise(df, against)
+def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain', cost:pd.DataFrame|None=None):
+    "Table and sentences, and only then the picture; costs as `cost.cost_of` gives them"
+    name,shown = called(df),by_metric(df)
+    summary = with_cost(summarise(shown, against), cost)
+    summary.attrs['metric'] = name
     failed = df[df['error']!=''].itertuples()
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
-    sentences = [*verdicts(summary), *best_epochs(summary), *notes(summary), *failures]
-    say('\n'.join(['', summary_table(summary), '', *sentences]))
+    sentences = [*verdicts(summary), *best_epochs(summary), *notes(summary), *failures, *cost_lines(cost)]
+    said = [in_words(s, name) for s in sentences]
+    say('\n'.join(['', summary_table(summary), '', *said]))
     picture = draw(df, path.with_name('comparison.png'), against)
     say(f'{where_rows_are(df, path)}, {picture}.')
     return df

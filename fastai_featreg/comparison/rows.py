@@ -21,18 +21,20 @@ from ..wording import complain_aloud,hang_up,safely # noqa: F401
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
 looks = 'pointing_game energy_inside max_box_acc'.split()
 bests = 'best_accuracy best_epoch top5'.split()
-doings = 'acted term_share start_epoch start_reason note train_curve'.split() # text: of several callbacks, joined by +
+# text; of several callbacks, joined by +
+doings = 'acted term_share start_epoch start_reason note train_curve scores'.split()
 kept = 'right predictions seeds_asked'.split() # text: what a verdict needs beside the accuracy
 switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
-                  device n_threads featreg torch fastai timm data_id recipe""".split()
+                  device n_threads featreg torch fastai timm data_id recipe own_cbs metric""".split()
 # of a protocol what does not train: `recipe` says all that does
 protocol_names = 'protocol scale result'.split()
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
                   *config_names, 'method_id', *kept, *protocol_names]
 # files of earlier versions have no such columns
-optional = {*looks, *bests, *doings, *kept, *protocol_names, 'data_id', 'method_id', 'recipe'}
+late = {'data_id', 'method_id', 'recipe', 'own_cbs', 'metric'}
+optional = {*looks, *bests, *doings, *kept, *protocol_names, *late}
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00009
 # as a spreadsheet writes them
@@ -100,7 +102,7 @@ def read_cells(
     df = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
     # where a semicolon separates, a comma is the decimal point
     if separator==';':
-        numeric = {'seed', 'curve', 'train_curve', *sizes, *measures, *looks, *bests}
+        numeric = {'seed', 'curve', 'train_curve', 'scores', *sizes, *measures, *looks, *bests}
         commas = [c for c in header if c in numeric]
         df[commas] = df[commas].map(lambda cell: cell.replace(',', '.')).astype(object)
     return df
@@ -147,7 +149,8 @@ def typed(
 )->pd.DataFrame: # the columns of `result_columns` as numbers and text, then those nobody here knows
     "Cells as numbers and text; `ValueError` with row and column where one cannot be right"
     values = {}
-    for c,check in dict(method=check_method, curve=check_curve, train_curve=check_curve, right=check_right).items():
+    checks = dict(method=check_method, curve=check_curve, train_curve=check_curve, scores=check_curve, right=check_right)
+    for c,check in checks.items():
         for i,cell in cells.get(c, pd.Series(dtype=object)).items():
             complain(i, c, check(cell), cell)
     for c in ('seed', *measures, *looks, *bests):

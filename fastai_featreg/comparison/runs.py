@@ -20,6 +20,7 @@ from ..localise import localisation
 from .predictions import kept,KeptPredictions
 from .protocols import Protocol,protocol_with
 from .recipes import train_as
+from .metrics import add_metric,scores_of
 from .rows import bests,complain_aloud,doings,looks,measures
 from ..wording import one_line,plural
 
@@ -187,6 +188,7 @@ def run_once(
     progress:Callback|None=None, # progress bar; None for none
     keep:Callable|None=None, # takes predicted and right classes, gives a mark, see `PredictionKeeper`
     protocol:Protocol|None=None, # how it is trained; None: `fine_tune` if pretrained, else one-cycle, by Adam
+    metric:Callable|Metric|None=None, # of fastai, or a function of predictions and targets; its values are `scores`
 )->dict: # the measures of a row: see `result_columns`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
@@ -195,12 +197,13 @@ def run_once(
         same_start(dls, seed)
         learn = make_learner(dls, arch, pretrained, head)
         learn.remove_cb(ProgressCallback)
+        add_metric(learn, metric)
         learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, TrainAccuracy, StopDiverged,
                        KeptPredictions, *L(progress)])
         learn.logger = noop
         train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained, protocol)
         peak = peak_memory(device) if can_measure else np.nan
-        row = measured(learn, time.perf_counter() - start, peak)
+        row = measured(learn, time.perf_counter() - start, peak) | scores_of(learn.curve.rows, metric)
         predicted = kept(learn, keep) if not row['error'] else {}
         return row | predicted | where_it_looks(learn) | what_it_did(learn)
     except Exception as e:
