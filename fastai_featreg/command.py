@@ -86,6 +86,7 @@ def add_compare(commands:argparse._SubParsersAction):
         epilog='\n'.join([*what_suits(), '', example]))
     add_what(p)
     add_how(p)
+    add_which(p)
 
 class Parser(argparse.ArgumentParser):
     "A parser that says what is wrong on one line"
@@ -100,6 +101,20 @@ def parser():
     add_compare(commands)
     commands.add_parser('methods', help='list the methods and what they do')
     return p
+
+# %% ../nbs/82_command.ipynb #4c85e951
+def add_which(p:argparse.ArgumentParser):
+    "Arguments about which images train, and with which labels"
+    p.add_argument('--per-class', metavar='N', type=int, help='training images of each class, in place of --n-train')
+    p.add_argument('--classes', metavar='A,B', help='names of the classes to tell apart (default: all)')
+    p.add_argument('--redraw', action='store_true',
+                   help='each seed draws training images of its own; all seeds validate on the same')
+    p.add_argument('--label-noise', metavar='SHARE', type=float,
+                   help='share of the training labels that are made wrong, others for each seed')
+    p.add_argument('--noise-kind', choices=('symmetric', 'pair'), default='symmetric',
+                   help='wrong labels are any other class (default), or the next one')
+    p.add_argument('--label-column', metavar='NAME', help='column of the table in PATH (labels.csv, '
+                   'noisy_imagenette.csv) that holds the classes')
 
 # %% ../nbs/82_command.ipynb #cb48f1d5
 def list_methods():

@@ -24,10 +24,14 @@ switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
                   device n_threads featreg torch fastai timm data_id""".split()
+# of data that are drawn or changed for a run; empty where nothing is
+config_names += (drawn := 'per_class redraw label_noise noise_kind'.split())
+sizes += ['per_class', 'label_noise']
+switches += ['redraw']
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
                   *config_names, 'method_id']
 # files of earlier versions have no such columns
-optional = {*looks, *bests, *doings, 'data_id', 'method_id'}
+optional = {*looks, *bests, *doings, 'data_id', 'method_id'} | {*drawn}
 
 # %% ../nbs/81_rows.ipynb #a1f00009
 # as a spreadsheet writes them
