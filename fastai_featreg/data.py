@@ -15,6 +15,7 @@ from .boxes import ArrayDL,BoxedImage,check_batches,check_loader_args,image_bloc
 from .checks import check_choice,check_number
 from .files import check_files,data_folder,image_size,open_image,some_names
 from .folders import read_layout,stratified_split
+from .memory import fits_memory,MemoryDL,WholeShifts
 from .noise import add_noise,changed_labels,noise_kinds
 from .scenes import check_int,digit_scenes
 from .subsets import balanced_subset,check_one_size,chosen_classes,train_subset
@@ -91,7 +92,7 @@ def pad_crop_flip(
         raise ValueError(f"pad_crop_flip: pad_mode must be 'reflection' or 'zeros', got {pad_mode!r}")
     # padding and cropping is a shift by whole pixels, which the affine transform of batches can do
     changes = [partial(shift_mat, pad=pad)] + [flip_mat]*flip
-    return AffineCoordTfm(changes, mode='nearest', pad_mode=pad_mode, align_corners=True)
+    return WholeShifts(changes, pad, pad_mode)
 
 # %% ../nbs/70_data.ipynb #fdd38f6c
 CIFAR_URLS = {'cifar10': URLs.CIFAR, 'cifar100': URLs.CIFAR_100}
@@ -188,6 +189,7 @@ def folder_dls(
     per_class:int|None=None, # training images of each class, in place of `n_train`
     classes:list|str|None=None, # names of the classes to tell apart; all if None
     draw:int|None=None, # seed of one run's training images; None: `seed`
+    in_memory:bool=True, # keep square files of at most 96 pixels decoded; False opens files batch by batch
     **kwargs, # passed to fastai's `DataBlock.dataloaders`
 )->DataLoaders:
     "Images labelled by their folder, checked before anything is trained"
@@ -202,13 +204,17 @@ def folder_dls(
     if verify: check_files([*train, *valid], layout.path)
     tfms = aug_transforms() if augment else []
     vocab = sorted({o.label for o in layout.train})
+    kept = in_memory and fits_memory([*train, *valid], size)
     held_out = range(len(train), len(train)+len(valid))
     block = DataBlock((image_block(), CategoryBlock(vocab=vocab, sort=False)),
         get_y=layout.label_of,
         splitter=IndexSplitter(held_out),
         item_tfms=Resize(size),
-        batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
-    return block.dataloaders([*train, *valid], bs=bs, **{'path':layout.path, **kwargs})
+        batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)],
+        dl_type=MemoryDL if kept else None)
+    # pixels in memory are faster than what another process sends
+    workers = dict(num_workers=0) if kept else {}
+    return block.dataloaders([*train, *valid], bs=bs, **{'path':layout.path, **workers, **kwargs})
 
 # %% ../nbs/70_data.ipynb #5aab02ea
 def _boxed_item(item, size, in_memory):
