@@ -50,7 +50,7 @@ def main():
     torch.set_num_threads(1)
     dls = cifar_dls(args.data, n_train=args.n_train, n_valid=dict(cifar10=10).get(args.data, 100), bs=args.bs)
     loaders = dict(items=dls.train.new(cls=TfmdDL), affine=with_affine(dls.train), memory=dls.train)
-    net,batch = resnet20(dls.c),first(dls.train)
+    net,batch = resnet20(dls.c),[o.as_subclass(torch.Tensor) for o in first(dls.train)]
     for dl in loaders.values(): first(dl)
     rows = []
     # in turn, so that a machine that slows down slows everybody down

@@ -15,6 +15,7 @@ from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from .archs import find_arch,heads,make_learner
 from .data import load_data
 from .fingerprints import data_id
+from .layouts import is_named
 from .nets import nets
 from .plan import as_text,parse_methods
 from .report import report
@@ -122,7 +123,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
     "Everything that makes two runs comparable"
     name = str(data)
     # two folders of one name are two sets
-    if name not in budgets: name = str(Path(data).expanduser().resolve())
+    if name not in budgets and not is_named(name): name = str(Path(data).expanduser().resolve())
     device = device_of(dls)
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
     own = dict(

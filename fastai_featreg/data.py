@@ -15,6 +15,7 @@ from .boxes import ArrayDL,BoxedImage,check_batches,check_loader_args,image_bloc
 from .checks import check_choice,check_number
 from .files import check_files,data_folder,image_size,open_image,some_names
 from .folders import read_layout,stratified_split
+from .layouts import file_sample,is_named,named_sets
 from .memory import fits_memory,MemoryDL,WholeShifts
 from .noise import add_noise,changed_labels,noise_kinds
 from .scenes import check_int,digit_scenes
@@ -189,19 +190,23 @@ def folder_dls(
     per_class:int|None=None, # training images of each class, in place of `n_train`
     classes:list|str|None=None, # names of the classes to tell apart; all if None
     draw:int|None=None, # seed of one run's training images; None: `seed`
+    label_column:str|None=None, # column of a table in `path` that holds the classes, such as 'noisy_labels_25'
     in_memory:bool=True, # keep square files of at most 96 pixels decoded; False opens files batch by batch
     **kwargs, # passed to fastai's `DataBlock.dataloaders`
 )->DataLoaders:
     "Images labelled by their folder, checked before anything is trained"
     _folder_checks(path, size, kwargs)
     if n_valid is not None: check_int('n_valid', n_valid, 1, 10**9)
-    layout = read_layout(path, valid_pct, valid, seed, n_valid, class_level, table=False)
+    layout = read_layout(path, valid_pct, valid, seed, n_valid, class_level, False, label_column)
     layout = _of_classes(layout, classes)
     say(str(layout))
     parts = _drawn(layout, n_train, n_valid, seed, per_class, draw)
     train,valid = [[o.file for o in part] for part in parts]
     check_batches(len(train), bs)
-    if verify: check_files([*train, *valid], layout.path)
+    looked_into = file_sample([*train, *valid])
+    if verify and len(looked_into)<len(train) + len(valid):
+        say(f'  only {len(looked_into)} of the images are opened to look for damage')
+    if verify: check_files(looked_into, layout.path)
     tfms = aug_transforms() if augment else []
     vocab = sorted({o.label for o in layout.train})
     kept = in_memory and fits_memory([*train, *valid], size)
@@ -262,7 +267,7 @@ def boxed_folder_dls(
 # %% ../nbs/70_data.ipynb #575c0221
 def _clean_data(data, say, **kwargs):
     "`DataLoaders` by name or folder, with the labels as they are"
-    split = 'valid_pct','valid','class_level' # arguments about a folder; None asks for nothing
+    split = 'valid_pct','valid','class_level','label_column' # arguments about a folder; None asks for nothing
     kwargs = {k: v for k,v in kwargs.items() if k not in split or v is not None}
     asked = first(k for k in split if k in kwargs)
     has_own = data is None or data=='digits' or data in CIFAR_URLS
@@ -270,11 +275,12 @@ def _clean_data(data, say, **kwargs):
         raise ValueError(f"{asked} is {kwargs[asked]}, but {data or 'digits'} has a split of its own: leave it out.")
     if data is None or data=='digits': return digits_dls(**kwargs)
     if data in CIFAR_URLS: return cifar_dls(data, **kwargs)
-    path = Path(data).expanduser()
+    path = untar_data(named_sets[data]) if is_named(data) else Path(data).expanduser()
     if not path.exists():
         raise ValueError(f"data is {str(data)!r}: choose 'digits', 'cifar10' or 'cifar100', or give an existing "
-                         "folder of images.")
-    if not path.is_dir() or not has_box_table(path): return folder_dls(path, say=say, **kwargs)
+                         f"folder of images (or a set of fastai's: {some_names(named_sets, 20)}).")
+    if not path.is_dir() or 'label_column' in kwargs or not has_box_table(path):
+        return folder_dls(path, say=say, **kwargs)
     if asked:
         raise ValueError(f"{asked} is {kwargs[asked]}, but labels.csv says which images validate: leave it out.")
     return boxed_folder_dls(path, say=say, **kwargs)
@@ -302,7 +308,7 @@ def _told(dls, redraw, seed, label_noise, noise_kind, per_class=None, classes=No
     return '\n'.join(lines)
 
 def load_data(
-    data:str|Path|None=None, # `'digits'` (also None), `'cifar10'`, `'cifar100'`, or a folder
+    data:str|Path|None=None, # `'digits'` (also None), `'cifar10'`, `'cifar100'`, one of `named_sets`, or a folder
     say:Callable=print, # takes the layout of a folder as text; `noop` for silence
     label_noise:float|None=None, # share of the training labels that are changed to another class, 0 to 1; None: none
     noise_kind:str='symmetric', # see `noisy_labels`
