@@ -15,6 +15,7 @@ from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_
 from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
 from fastai_featreg.nets import Truncated
+from fastai_featreg.noise import add_noise, changed_labels, clean_labels
 from fastai_featreg.compare import compare
 from fastai_featreg.report import plot_comparison
 from fastai_featreg.rows import read_results

@@ -290,7 +290,7 @@ def _check_drawn(data, redraw, kwargs):
     digits = data is None or data=='digits'
     if redraw and not digits and kwargs.get('per_class') is None and kwargs.get('n_train') is None:
         raise ValueError("redraw must be False where all images train, got True; give per_class or n_train, or leave "
-                         "it out.")
+                         "it out")
 
 def _told(dls, redraw, seed, label_noise, noise_kind, per_class=None, classes=None, **kwargs):
     "A line each about what was drawn and changed"

@@ -24,14 +24,15 @@ def balanced_subset(
     check_int(name, n, 1, 10**9)
     classes = np.unique(labels)
     if n < len(classes):
-        raise ValueError(f"{name} is {n}, fewer than the {len(classes)} classes: ask for at least one image a class.")
+        raise ValueError(f"{name} must be at least the number of classes, {len(classes)}, got {n}; "
+                         "ask for one image a class or more")
     share = n//len(classes) + (rng.permutation(len(classes)) < n%len(classes))
     drawn = []
     for c,k in zip(classes, share):
         of_class = np.flatnonzero(labels==c)
         if k > len(of_class):
-            raise ValueError(f"{name} is {n}, which takes {k} images of class {c}, but there are {len(of_class)}: ask "
-                             "for fewer.")
+            raise ValueError(f"{name} must take at most the {len(of_class)} images of class {c}, got {n}, which takes "
+                             f"{k}; ask for fewer")
         drawn.append(rng.choice(of_class, k, replace=False))
     return rng.permutation(np.concatenate(drawn))
 
@@ -50,7 +51,7 @@ def per_class_subset(
     few = [f'{c}: {k}' for c,k in sorted(counts.items()) if k<n]
     if few:
         raise ValueError(f"per_class must be at most the images of each class, got {n}, but there are fewer of some "
-                         f"({some_names(few)}); ask for fewer, or leave these classes out with classes.")
+                         f"({some_names(few)}); ask for fewer, or leave these classes out with classes")
     return balanced_subset(labels, n*len(counts), seed)
 
 # %% ../nbs/78_subsets.ipynb #59c27db2
@@ -66,9 +67,9 @@ def chosen_classes(
     unknown = [c for c in wanted if c not in known]
     if unknown:
         raise ValueError(f"classes must be names of classes, got {some_names(unknown)}; there are "
-                         f"{some_names(known, 10)}.")
+                         f"{some_names(known, 10)}")
     if len({*wanted})<2:
-        raise ValueError(f"classes must name two classes at least, got {some_names(wanted) or 'none'}; add another.")
+        raise ValueError(f"classes must name two classes at least, got {some_names(wanted) or 'none'}; add another")
     return sorted({*wanted})
 
 # %% ../nbs/78_subsets.ipynb #ef5221ab
@@ -78,7 +79,7 @@ def check_one_size(
 ):
     "`ValueError` where the number of training images is given twice"
     if None not in (n_train, per_class):
-        raise ValueError(f"per_class and n_train are both given ({per_class} and {n_train}): leave one of them out.")
+        raise ValueError(f"per_class and n_train are both given ({per_class} and {n_train}); leave one of them out")
 
 def train_subset(
     labels:list, # class of each training image there is

@@ -327,7 +327,7 @@ def test_what_the_loaders_say_and_take(tmp_path):
     assert [dls.vocab[c] for _,c in dls.valid_ds]==[f.parent.parent.name for f in dls.valid_ds.items]
     more = load_data(data, size=8, bs=2, num_workers=0, n_train=4, n_valid=8, say=told.append)
     assert (more.train.n, more.valid.n)==(4, 8) and 'at least 4' in told[1]
-    with pytest.raises(ValueError, match='n_train is 12, which takes 6 images of class cat, but there are 4'):
+    with pytest.raises(ValueError, match='n_train must take at most the 4 images of class cat, got 12, which takes 6'):
         folder_dls(data, size=8, bs=2, n_train=12, n_valid=8, say=told.append)
     for name in ('digits', 'cifar10', None):
         with pytest.raises(ValueError, match='is 0.3, but .* has a split of its own'): load_data(name, valid_pct=.3)

@@ -1,9 +1,16 @@
 "Subsets: so many of each class, some classes, another draw for each run, and validation images that stay"
+import sys
 from collections import Counter
 import numpy as np, pytest
 from PIL import Image
+from fastai_featreg import rows
+from fastai_featreg.command import main
+from fastai_featreg.compare import compare
 from fastai_featreg.data import digits_dls, load_data
 from fastai_featreg.fingerprints import data_id
+from fastai_featreg.noise import changed_labels
+from fastai_featreg.report import summarise
+from fastai_featreg.rows import read_results
 from fastai_featreg.subsets import balanced_subset, chosen_classes, per_class_subset, train_subset
 
 labels = np.repeat(list('abc'), [10, 20, 30])
@@ -86,3 +93,71 @@ def test_nothing_asked_nothing_said():
     (dict(classes='ant,dog'), 'got dog; there are ant, bee, cat')])
 def test_wrong_arguments(folder, kwargs, said):
     with pytest.raises(ValueError, match=said): opened(folder, num_workers=0, **kwargs)
+
+
+# ---- in a comparison
+
+@pytest.fixture
+def trained(monkeypatch):
+    "(seed, number of changed labels, `data_id`) of runs that are replaced by instant ones"
+    runs = []
+    def run(dls, make_cbs=list, seed=0, **kwargs):
+        runs.append((seed, int(changed_labels(dls).sum()), data_id(dls)))
+        row = dict.fromkeys(rows.measures, 1.) | dict.fromkeys(rows.looks + rows.bests, np.nan)
+        return row | dict.fromkeys(rows.doings, '') | dict(accuracy=.5 + .01*seed, curve='.5', error='')
+    module = sys.modules[compare.__module__]
+    monkeypatch.setattr(module, 'run_once', run)
+    monkeypatch.setattr(module, 'check_methods', lambda *args: None)
+    return runs
+
+
+def compared(folder, out, **kwargs):
+    said = []
+    df = compare(folder, 'resnet20', 'mixup', size=32, bs=4, epochs=1, pretrained=False, bars=False, out=out,
+                 say=said.append, **kwargs)
+    return df,'\n'.join(map(str, said))
+
+
+def test_each_seed_has_data_of_its_own(folder, tmp_path, trained):
+    drawn = dict(per_class=4, redraw=True, label_noise=.25, noise_kind='pair')
+    df,said = compared(folder, tmp_path, seeds=2, **drawn)
+    assert len(trained)==4 and {n for _,n,_ in trained}=={3}
+    ids = {seed: {i for s,_,i in trained if s==seed} for seed in (0, 1)}
+    assert all(len(i)==1 for i in ids.values()) and ids[0]!=ids[1]
+    assert {(s, *ids[s]) for s in (0, 1)}=={*zip(df.seed, df.data_id)}
+    assert {*df.label_noise.map(float)}=={.25} and {*df.noise_kind}=={'pair'} and {*df.per_class.map(float)}=={4}
+    compared(folder, tmp_path, seeds=3, **drawn)
+    assert [s for s,*_ in trained[4:]]==[2, 2]
+
+
+def test_noise_is_part_of_what_a_run_is(folder, tmp_path, trained):
+    compared(folder, tmp_path, seeds=2)
+    compared(folder, tmp_path, seeds=2)
+    assert len(trained)==4 and len({i for *_,i in trained})==1
+    compared(folder, tmp_path, seeds=2, label_noise=.2)
+    compared(folder, tmp_path, seeds=2, label_noise=.4)
+    assert len(trained)==12
+    df = read_results(tmp_path/'results.csv')
+    assert {*df.label_noise}=={'', '0.2', '0.4'}
+    compared(folder, tmp_path, seeds=2)
+    assert len(trained)==12
+
+
+def test_runs_of_mixed_noise_are_not_summed_up(folder, tmp_path, trained):
+    compared(folder, tmp_path, seeds=2, label_noise=.2)
+    df = read_results(tmp_path/'results.csv')
+    assert len(summarise(df))==2
+    df.loc[0, 'data_id'] = 'd0'
+    with pytest.raises(ValueError, match='differ in data_id'): summarise(df)
+
+
+def test_arguments_of_the_command(folder, tmp_path, trained):
+    args = ['compare', str(folder), '--arch', 'resnet20', '--methods', 'mixup', '--size', '32', '--bs', '4', '--seeds',
+            '1', '--no-pretrained', '--per-class', '3', '--classes', 'ant,bee', '--redraw', '--label-noise', '0.5',
+            '--noise-kind', 'pair', '--out', str(tmp_path)]
+    assert main(args)==0
+    df = read_results(tmp_path/'results.csv')
+    row = df.iloc[0]
+    said = row.per_class,row.redraw,row.label_noise,row.noise_kind,row.n_classes
+    assert said==('3', 'True', '0.5', 'pair', '2')
+    assert trained[0][1]==3

@@ -14,8 +14,8 @@ ground = dict(
     taps='feature_maps to_torch', look='get_cams show_cams', localise='CamMetric localisation',
     drop_layers='find_drop_layers show_drop_layers', drop_effects='show_drops', view_head='remove_views',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
-    files='open_image', folders='read_layout', nets='Truncated', compare='compare', report='plot_comparison',
-    rows='read_results')
+    files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels',
+    compare='compare', report='plot_comparison', rows='read_results')
 
 
 def is_registered(node: ast.stmt) -> bool:
