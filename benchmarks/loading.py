@@ -1,30 +1,17 @@
 """How fast batches come, beside the step of a small network: rows appended to a CSV file
 
-    OMP_NUM_THREADS=1 python benchmarks/loading.py --out nbs/results/loading.csv
+    OMP_NUM_THREADS=1 python benchmarks/loading.py --out benchmarks/loading.csv
 
-CIFAR-100 at 32 px by three loaders in turn, after an epoch each that opens what is to be opened: `items` (fastai's,
-one image after the other), `affine` (pixels from memory, shifted by fastai's AffineCoordTfm) and `memory` (pixels from
-memory, shifted by index: what `cifar_dls` gives). Medians over rounds; the step is ResNet-20's, forward and backward.
+CIFAR-100 at 32 px by two loaders in turn, pixels decoded beforehand: `items` (fastai's, one image after the other) and
+`memory` (whole batches, what `cifar_dls` gives). Medians over rounds; the step is ResNet-20's, forward and backward.
 """
 import argparse, platform, time
 from pathlib import Path
 import pandas as pd, torch
-from fastai.vision.all import AffineCoordTfm, TfmdDL, first
+from fastai.vision.all import TfmdDL, first
 from fastai_featreg.data import cifar_dls
-from fastai_featreg.memory import WholeShifts
 from fastai_featreg.nets import resnet20
 
-
-def with_affine(dl: TfmdDL) -> TfmdDL:
-    "The same loader with fastai's general transform in the place of `WholeShifts`"
-    new = dl.new()
-    fs = []
-    for f in dl.after_batch.fs:
-        if isinstance(f, WholeShifts):
-            f = AffineCoordTfm(f.aff_fs, mode='nearest', pad_mode=f.pad_mode, align_corners=True)
-        fs.append(f)
-    new.after_batch = type(dl.after_batch)(fs)
-    return new
 
 def batch_ms(dl: TfmdDL) -> float:
     "Milliseconds a batch over an epoch"
@@ -49,7 +36,7 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(1)
     dls = cifar_dls(args.data, n_train=args.n_train, n_valid=dict(cifar10=10).get(args.data, 100), bs=args.bs)
-    loaders = dict(items=dls.train.new(cls=TfmdDL), affine=with_affine(dls.train), memory=dls.train)
+    loaders = dict(items=dls.train.new(cls=TfmdDL), memory=dls.train)
     net,batch = resnet20(dls.c),[o.as_subclass(torch.Tensor) for o in first(dls.train)]
     for dl in loaders.values(): first(dl)
     rows = []

@@ -16,7 +16,7 @@ from .checks import check_choice,check_number
 from .files import check_files,data_folder,image_size,open_image,some_names
 from .folders import read_layout,stratified_split
 from .layouts import file_sample,is_named,named_sets
-from .memory import fits_memory,MemoryDL,WholeShifts
+from .memory import fits_memory,MemoryDL
 from .noise import add_noise,changed_labels,noise_kinds
 from .scenes import check_int,digit_scenes
 from .subsets import balanced_subset,check_one_size,chosen_classes,train_subset
@@ -93,7 +93,7 @@ def pad_crop_flip(
         raise ValueError(f"pad_crop_flip: pad_mode must be 'reflection' or 'zeros', got {pad_mode!r}")
     # padding and cropping is a shift by whole pixels, which the affine transform of batches can do
     changes = [partial(shift_mat, pad=pad)] + [flip_mat]*flip
-    return WholeShifts(changes, pad, pad_mode)
+    return AffineCoordTfm(changes, mode='nearest', pad_mode=pad_mode, align_corners=True)
 
 # %% ../nbs/70_data.ipynb #fdd38f6c
 CIFAR_URLS = {'cifar10': URLs.CIFAR, 'cifar100': URLs.CIFAR_100}

@@ -1,61 +1,10 @@
-"Batches from memory: the pixels, order and random numbers of fastai's loader and transform, whatever is asked of them"
-import itertools, random
-from functools import partial
+"Batches from memory: the pixels and order of fastai's loader, whatever is asked of them"
+import random
 import numpy as np, pytest, torch
 from PIL import Image
-from fastai.vision.all import (AdaptiveAvgPool, AffineCoordTfm, Flatten, Learner, MixUp, TensorImage, TfmdDL, flip_mat,
-                               load_learner, nn)
-from fastai_featreg.data import digits_dls, folder_dls, pad_crop_flip, shift_mat
-from fastai_featreg.memory import MemoryDL, WholeShifts, fits_memory, whole_shifts
-
-
-def literal(x, dy, dx, flip, pad, pad_mode):
-    "Each pixel of each image, one by one"
-    n,c,h,w = x.shape
-    def mirrored(i, size): # reflection without repeating the border
-        i = abs(i)
-        return i if i<size else 2*(size - 1) - i
-    out = torch.zeros_like(x)
-    for k,i,j in itertools.product(range(n), range(h), range(w)):
-        row,col = i + int(dy[k]),(w - 1 - j if flip[k] else j) + int(dx[k])
-        if pad_mode=='reflection': row,col = mirrored(row, h),mirrored(col, w)
-        if 0<=row<h and 0<=col<w: out[k,:,i,j] = x[k,:,row,col]
-    return out
-
-
-@pytest.mark.parametrize('pad_mode', ['reflection', 'zeros'])
-def test_shifts_pixel_by_pixel(pad_mode):
-    torch.manual_seed(0)
-    x,(dy,dx) = torch.rand(12, 2, 6, 7),torch.randint(-2, 3, (2, 12))
-    flip = torch.rand(12)<.5
-    assert torch.equal(whole_shifts(x, dy, dx, flip, 2, pad_mode), literal(x, dy, dx, flip, 2, pad_mode))
-
-
-@pytest.mark.parametrize('size', [(32, 32), (64, 48), (9, 8), (3, 3)])
-@pytest.mark.parametrize('pad_mode, flip', itertools.product(['reflection', 'zeros'], [True, False]))
-def test_the_same_as_the_general_transform(size, pad_mode, flip):
-    "Pixels, and the generator's state afterwards; of 3 pixels the padding is too wide for windows"
-    x = TensorImage(torch.rand(16, 3, *size))
-    fast = pad_crop_flip(4, pad_mode, flip)
-    slow = AffineCoordTfm([partial(shift_mat, pad=4)] + [flip_mat]*flip, mode='nearest', pad_mode=pad_mode,
-                          align_corners=True)
-    res = []
-    for tfm in (fast, slow):
-        torch.manual_seed(5)
-        res.append((tfm(x, split_idx=0), torch.rand(3), tfm(x, split_idx=1), torch.rand(3)))
-    for a,b in zip(*res): assert torch.equal(a, b) and type(a) is type(b)
-
-
-def test_what_is_composed_into_it_counts():
-    tfm = WholeShifts([partial(shift_mat, pad=1)], 1)
-    tfm.compose(AffineCoordTfm([lambda x: flip_mat(x, p=1.)]))
-    torch.manual_seed(0)
-    x = TensorImage(torch.rand(4, 3, 8, 8))
-    slow = AffineCoordTfm(tfm.aff_fs, mode='nearest', pad_mode='reflection', align_corners=True)
-    out = tfm(x, split_idx=0)
-    torch.manual_seed(0)
-    torch.rand(4, 3, 8, 8)
-    assert torch.equal(out, slow(x, split_idx=0))
+from fastai.vision.all import AdaptiveAvgPool, Flatten, Learner, MixUp, TfmdDL, load_learner, nn
+from fastai_featreg.data import digits_dls, folder_dls, pad_crop_flip
+from fastai_featreg.memory import MemoryDL, fits_memory
 
 
 @pytest.fixture(scope='module')
