@@ -392,8 +392,8 @@ def compare(
         data, list(plan), arch=arch, head=head, pretrained=pretrained,
         epochs=epochs, seeds=seeds, lr=lr, size=size, bs=bs,
         n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid, class_level=class_level,
-        per_class=per_class, classes=classes, redraw=redraw,
-        label_noise=label_noise, noise_kind=noise_kind, label_column=label_column)
+        per_class=per_class, classes=classes, redraw=redraw, label_noise=label_noise,
+        noise_kind=noise_kind, label_column=label_column)
     if head is None and (why := papers_head(budget['arch'], list(plan))):
         say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
@@ -401,8 +401,7 @@ def compare(
     loaders,order = open_data(data, budget, say),run_order(list(plan), seeds)
     learner = budget['arch'],budget['pretrained'],budget['head']
     check_start(dls := loaders(0), *learner)
-    fp16 = on_gpu(fp16)
-    config = configuration(data, dls, fp16, budget)
+    config = configuration(data, dls, fp16 := on_gpu(fp16), budget)
     configs = seed_configs(config, loaders, seeds)
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}

@@ -61,7 +61,10 @@ def summary_row(label:str, rows:pd.DataFrame, plain:pd.DataFrame):
         memory_ratio=ratio('peak_mb'))
 
 # %% ../nbs/85_report.ipynb #dadfc033
-def seeds_of(df:pd.DataFrame, column:str):
+def seeds_of(
+    df:pd.DataFrame, # runs
+    column:str, # name of a column
+)->pd.Series: # equal for rows that must agree in it
     "What must agree in a column: all rows, or those of a seed where images or labels are drawn for each"
     drawn = any((df[c].astype(str)!='').any() for c in ('redraw', 'label_noise') if c in df)
     return df['seed'] if drawn and column=='data_id' else np.zeros(len(df))
