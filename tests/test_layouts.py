@@ -2,7 +2,8 @@
 import numpy as np, pytest
 from pathlib import Path
 from PIL import Image
-from fastai_featreg import fingerprints, layouts
+from fastai_featreg import layouts
+from fastai_featreg.comparison import fingerprints
 from fastai_featreg.data import folder_dls, load_data
 from fastai_featreg.folders import read_layout
 from fastai_featreg.noise import train_labels

@@ -3,7 +3,7 @@ import random
 import numpy as np, pytest, torch
 from fastai.vision.all import AdaptiveAvgPool, Flatten, Learner, MixUp, load_learner, nn
 from fastai_featreg.data import digits_dls, load_data
-from fastai_featreg.fingerprints import data_id
+from fastai_featreg.comparison.fingerprints import data_id
 from fastai_featreg.noise import add_noise, changed_labels, clean_labels, noise_counts, noisy_labels, train_labels
 
 

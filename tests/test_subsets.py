@@ -3,14 +3,14 @@ import sys
 from collections import Counter
 import numpy as np, pytest
 from PIL import Image
-from fastai_featreg import rows
-from fastai_featreg.command import main
-from fastai_featreg.compare import compare
+from fastai_featreg.comparison import rows
+from fastai_featreg.comparison.command import main
+from fastai_featreg.comparison.compare import compare
 from fastai_featreg.data import digits_dls, load_data
-from fastai_featreg.fingerprints import data_id
+from fastai_featreg.comparison.fingerprints import data_id
 from fastai_featreg.noise import changed_labels
-from fastai_featreg.report import summarise
-from fastai_featreg.rows import read_results
+from fastai_featreg.comparison.report import summarise
+from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.subsets import balanced_subset, chosen_classes, per_class_subset, train_subset
 
 labels = np.repeat(list('abc'), [10, 20, 30])
