@@ -12,6 +12,7 @@ from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_
 from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
 from fastai_featreg.nets import Truncated
+from fastai_featreg.noise import add_noise, changed_labels, clean_labels
 from fastai_featreg.methods.drop_layers import find_drop_layers, show_drop_layers
 from fastai_featreg.methods.drop_effects import show_drops
 from fastai_featreg.methods.view_head import remove_views

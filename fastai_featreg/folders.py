@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from unicodedata import normalize
 from fastai.vision.all import *
 from .files import data_folder,some_names
+from .layouts import most_files,official_split
 from .tables import LayoutItem,box_table,split_of,table_items
 from .tree import file_identity,folder_splits,is_part,scan_tree,unwrap_node
 
@@ -283,6 +284,18 @@ def _table_layout(path, found, valid_pct, valid):
     notes = [f'{again} rows of {found[0].name} repeat another and count once'] if again else []
     return Layout(path, train, held, f'column split of {found[0].name}', left, notes)
 
+def _official_layout(path, found, valid_pct, valid, class_level):
+    "The layout of a known data set, or of a column of a table"
+    given = dict(valid=valid, class_level=class_level)
+    if found.valid: given['valid_pct'] = valid_pct
+    for name,value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out where {found.source} tells classes and split, got {value}; "
+                             "leave it out, or move that file away")
+    by_file = [{file_identity(o.file.stat()): o for o in part} for part in found[:2]]
+    _check_parts(path, *by_file)
+    return Layout(path, found.train, found.valid, found.source, label_of=found.label_of)
+
 def _folder_layout(path, valid_pct, valid, class_level):
     "The layout that the names of folders give; without validation images where no folder validates"
     left,notes,again = [],[],[]
@@ -336,7 +349,9 @@ def _copies(train, valid):
 
 def _warnings(layout):
     "What is allowed, and seldom meant"
-    copies,res = _copies(layout.train, layout.valid),[]
+    n,copies,res = len(layout.train) + len(layout.valid),[],[]
+    if n<=most_files: copies = _copies(layout.train, layout.valid)
+    else: res.append(f'copies across the split are not looked for among {n} images')
     if copies:
         which = some_names([f.name for f in copies])
         res.append(f'{len(copies)} validation images are copies of training images ({which})')
@@ -352,6 +367,7 @@ def read_layout(
     n_valid:int|None=None, # validation images that will be drawn from the split
     class_level:int|None=None, # 1: folders are classes; 2: the folders in them are; None: what can be told
     table:bool|None=None, # read `labels.csv`? None: where it is a table of boxes
+    label_column:str|None=None, # column of a table that holds the classes, such as 'noisy_labels_25'
 )->Layout:
     "What a folder of images means; a `ValueError` where it can be read in two ways"
     path = data_folder(path)
@@ -360,8 +376,12 @@ def read_layout(
     if valid is not None and valid_pct is not None:
         raise ValueError("valid_pct and valid are both given; leave one of them out")
     found,note = box_table(path) if table is not False else _no_table(path)
+    if label_column is not None: found,note = None,''
     if found: return _table_layout(path, found, valid_pct, valid)
-    try: layout = _folder_layout(path, valid_pct, valid, class_level)
+    official = official_split(path, label_column)
+    try:
+        if official: layout = _official_layout(path, official, valid_pct, valid, class_level)
+        else: layout = _folder_layout(path, valid_pct, valid, class_level)
     except ValueError as e: raise ValueError(f'{e} ({note})' if note else str(e)) from None
     if not layout.valid: layout = _at_random(layout, valid_pct, seed, n_valid)
     layout.notes += _warnings(layout)

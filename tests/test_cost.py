@@ -74,7 +74,7 @@ def test_a_measurement_that_fails_leaves_rows_and_report(tmp_path, monkeypatch):
 def test_a_process_that_hangs_is_ended(monkeypatch):
     def hangs(*args, timeout, **kwargs): raise cost.subprocess.TimeoutExpired('python', timeout)
     monkeypatch.setattr(cost.subprocess, 'run', hangs)
-    with pytest.raises(ValueError, match='it did not end in time'): cost.measure_apart(dict(seconds=1.))
+    with pytest.raises(TimeoutError, match='it did not end in time'): cost.measure_apart(dict(seconds=1.))
 
 
 @pytest.mark.parametrize('seconds', [1e-9, math.inf])

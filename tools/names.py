@@ -14,7 +14,7 @@ ground = dict(
     anatomy='get_anatomy', parting='body_head', core='FeatureCallback register_method', fits='LossCallback',
     taps='feature_maps to_torch', look='get_cams show_cams', localise='CamMetric localisation',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
-    files='open_image', folders='read_layout', nets='Truncated')
+    files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels')
 rooms = {
     'methods.drop_layers': 'find_drop_layers show_drop_layers', 'methods.drop_effects': 'show_drops',
     'methods.view_head': 'remove_views', 'comparison.compare': 'compare', 'comparison.report': 'plot_comparison',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['about_compare', 'example', 'head_names', 'numbers', 'compare_groups', 'Parser', 'version_of', 'versions_line',
-           'ShowVersion', 'what_suits', 'add_what', 'add_how', 'add_verdict', 'add_told', 'add_compare', 'add_methods',
-           'parser']
+           'ShowVersion', 'what_suits', 'add_what', 'add_how', 'add_which', 'add_verdict', 'add_told', 'add_compare',
+           'add_methods', 'parser']
 
 # %% ../../nbs/comparison/8h_arguments.ipynb #fa9b4b4f
 import argparse
@@ -109,6 +109,21 @@ def add_how(
                    "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); "
                    "'gap': a BatchNorm between the two")
 
+def add_which(
+    p:argparse.ArgumentParser, # of `featreg compare`
+):
+    "Arguments about which images train, and with which labels"
+    p.add_argument('--per-class', metavar='N', type=int, help='training images of each class, in place of --n-train')
+    p.add_argument('--classes', metavar='A,B', help='names of the classes to tell apart (default: all)')
+    p.add_argument('--redraw', action='store_true',
+                   help='each seed draws training images of its own; all seeds validate on the same')
+    p.add_argument('--label-noise', metavar='SHARE', type=float,
+                   help='share of the training labels that are made wrong, others for each seed')
+    p.add_argument('--noise-kind', choices=('symmetric', 'pair'), default='symmetric',
+                   help='wrong labels are any other class (default), or the next one')
+    p.add_argument('--label-column', metavar='NAME', help='column of the table in PATH (labels.csv, '
+                   'noisy_imagenette.csv) that holds the classes')
+
 def add_verdict(
     p:argparse.ArgumentParser, # of `featreg compare`
 ):
@@ -126,7 +141,7 @@ def add_told(
     p.add_argument('--out', default='featreg_results',
                    help='folder of results.csv and comparison.png (default: %(default)s)')
 
-compare_groups = [add_what, add_how, add_training, add_verdict, add_told]
+compare_groups = [add_what, add_how, add_which, add_training, add_verdict, add_told]
 
 # %% ../../nbs/comparison/8h_arguments.ipynb #8f7f6c9c
 def add_compare(

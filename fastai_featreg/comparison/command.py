@@ -42,7 +42,7 @@ def is_imported():
 
 def stored_methods():
     "`methods_text` of this version"
-    return (Path(__file__).parent/'methods.txt').read_text(encoding='utf-8')
+    return (Path(__file__).parent.parent/'methods.txt').read_text(encoding='utf-8')
 
 def named(node:ast.AST):
     "Names of the methods in an expression such as `FeatureMining(layers=2)+SelectScale.cifar()`"

@@ -19,6 +19,7 @@ from .budgets import budgets,own_images
 from .cost import cost_of
 from ..data import load_data
 from .fingerprints import data_id
+from ..layouts import is_named
 from .metrics import metric_name
 from .own import own_loaders,own_names,taken_from,with_own
 from .plan import as_text,parse_methods
@@ -96,6 +97,7 @@ def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
     usual = budgets.get(str(data), own_images)
     budget = usual | {k: v for k,v in given.items() if v is not None}
+    if given.get('per_class') and not given.get('n_train'): budget['n_train'] = None
     if given.get('head') is None and papers_head(budget['arch'], labels):
         budget['head'] = 'linear'
     if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None:
@@ -145,7 +147,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict, p
     p = p or Protocol()
     name = str(data)
     # two folders of one name are two sets
-    if name not in budgets and name!=own_loaders: name = str(Path(data).expanduser().resolve())
+    if name not in (*budgets, own_loaders) and not is_named(name): name = str(Path(data).expanduser().resolve())
     device = device_of(dls)
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
     own = dict(
@@ -162,19 +164,54 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict, p
         torch=torch.__version__,
         fastai=version_of('fastai'),
         timm=timm.__version__)
+    noise = budget.get('label_noise') or ''
+    drawn = dict(
+        per_class=budget.get('per_class') or '',
+        redraw=budget.get('redraw') or '',
+        label_noise=noise,
+        noise_kind=budget.get('noise_kind') or 'symmetric' if noise else '')
     trained = dict(recipe=describe(p), protocol=p.name, scale=p.scale, result=p.result)
-    known = budget | own | versions | trained
+    known = budget | own | versions | drawn | trained
     return {k: '' if v is None else str(v) for k,v in known.items() if k in config_names + protocol_names}
 
-def open_data(data:str|Path|None, budget:dict, say:Callable=noop):
-    "Loaders of the data, the layout of a folder told; a failed download is one sentence"
+class SeedLoaders:
+    "The loaders of a seed: one object for all seeds, unless something is drawn for each"
+    def __init__(self, data:str|Path|DataLoaders, given:dict, change:Callable=noop, say:Callable=noop):
+        store_attr()
+        self.varies = bool(given.get('redraw') or given.get('label_noise'))
+        self.last = None,None # images fill the memory: of one seed only
+
+    def __call__(self, seed:int=0):
+        "The loaders of `seed`"
+        key = seed if self.varies else 0
+        if self.last[0]!=key:
+            self.last = None,None
+            self.last = key,self.opened(key)
+        return self.last[1]
+
+    def opened(self, seed:int):
+        "New loaders; what they hold is told once"
+        say,self.say = self.say,noop
+        run = dict(run_seed=seed) if self.varies else {}
+        if isinstance(self.data, DataLoaders): return self.change(self.data)
+        return self.change(load_data(self.data, say=say, **self.given, **run))
+
+def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop):
+    "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
     names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid', 'class_level')
-    try:
-        given = {k: budget[k] for k in names if budget.get(k) is not None}
-        return load_data(data, say=say, **given)
+    names += 'per_class', 'classes', 'redraw', 'label_noise', 'noise_kind', 'label_column'
+    given = {k: budget[k] for k in names if budget.get(k) is not None}
+    loaders = SeedLoaders(data, given, partial(augmented, p=how, size=budget['size']), say)
+    try: loaders(0)
     except OSError as e:
         raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); "
                          "check the network and the folder's permissions") from e
+    return loaders
+
+def seed_configs(config:dict, loaders:SeedLoaders, seeds:int):
+    "Seed -> configuration: where data are drawn for each seed, they have an identity of their own"
+    ids = {s: data_id(loaders(s)) for s in range(1, seeds)} if loaders.varies else {}
+    return {s: config | dict(data_id=ids.get(s, config['data_id'])) for s in range(seeds)}
 
 def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
     "Fail now rather than in the first run: full batches, weights, a network that takes this size"
@@ -257,8 +294,8 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
             f"{row['seconds']:.0f} s{note}{left}")
 
 # %% ../../nbs/comparison/80_compare.ipynb #321411a0
-def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
-              bars:bool|None, seeds:int, cbs:Callable|None=None):
+def train_all(todo:list, plan:dict, methods:dict, loaders:Callable, configs:dict, path:Path, settings:dict,
+              say:Callable, bars:bool|None, seeds:int, cbs:Callable|None=None):
     "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
     start = time.perf_counter()
     keep,rows,busy = RowKeeper(path, say),[],[]
@@ -266,24 +303,24 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
     def one(i, run, bar, write):
         "Train a run, unless another command has done it meanwhile"
         seed,label = run
-        ids = config | dict(method=label, seed=seed, method_id=methods[label])
+        ids = configs[seed] | dict(method=label, seed=seed, method_id=methods[label])
         if is_there(path, ids):
             return write(f"{label}, seed {seed}: another command has trained it meanwhile")
         make_cbs = with_own(plan[label], cbs, label, seed)
-        row = run_once(dls, make_cbs, seed, progress=bar, keep=partial(predictions, ids), **settings)
+        row = run_once(loaders(seed), make_cbs, seed, progress=bar, keep=partial(predictions, ids), **settings)
         rows.append(row | ids | dict(seeds_asked=seeds))
         keep(rows[-1])
         spent = time.perf_counter() - start
         write(finished(i, len(todo), seed, label, rows[-1], spent))
     for i,(run,bar,write) in enumerate(iterate(todo, say, bars), 1):
-        with claim(path, (run, *config.values())) as ours:
+        with claim(path, (run, *configs[run[0]].values())) as ours:
             if ours: one(i, run, bar, write)
             else: busy.append(run)
     first = len(todo) - len(busy) + 1
     for i,(run,bar,write) in enumerate(iterate(busy, say, bars), first):
         seed,label = run
         write(f"{label}, seed {seed}: another command trains it; its row is waited for")
-        with claim(path, (run, *config.values()), wait=True):
+        with claim(path, (run, *configs[seed].values()), wait=True):
             one(i, run, bar, write)
     keep() # what could not be written so far
     return rows
@@ -295,40 +332,48 @@ def is_there(path:Path, ids:dict):
     same = same_config(df, ids, 'method', 'seed', 'method_id')
     return not failed_run(df)[same].all()
 
-def chosen(df:pd.DataFrame, config:dict, methods:dict, order:list):
+def same_runs(df:pd.DataFrame, configs:dict):
+    "Which rows have the configuration of their seed"
+    same = np.zeros(len(df), dtype=bool)
+    for group in groupby(configs.items(), lambda o: o[1]['data_id']).values():
+        seeds = [seed for seed,_ in group]
+        same |= same_config(df, group[0][1]) & df['seed'].isin(seeds).to_numpy()
+    return same
+
+def chosen(df:pd.DataFrame, configs:dict, methods:dict, order:list):
     "Rows of this comparison, in its order, each run once; `methods`: label -> fingerprint of its source"
-    df = df[same_config(df, config)]
+    df = df[same_runs(df, configs)]
     df = count_once(df[df['method_id']==df['method'].map(methods)])
     df = df.set_index(['seed', 'method'], drop=False).rename_axis([None, None])
     there = [o for o in order if o in df.index]
     return df.loc[there].reset_index(drop=True)
 
-def rows_of(path:Path, config:dict, methods:dict, order:list, say:Callable=noop):
+def rows_of(path:Path, configs:dict, methods:dict, order:list, say:Callable=noop):
     "Rows of this comparison; a line about runs that are there twice, and about rows that are not the same"
     df = read_results(path)
-    rows = chosen(df, config, methods, order)
+    rows = chosen(df, configs, methods, order)
     same_source = df['method_id']==df['method'].map(methods)
-    there = df[same_config(df, config) & same_source]
+    there = df[same_runs(df, configs) & same_source]
     twice = int(there.duplicated(['method', 'seed']).sum())
     if twice:
         say(f"{path} has {plural(twice, 'run')} more than once: of equal runs the last row counts.")
     todo = []
     for seed,label in missing(order, rows):
-        todo.append(config | dict(method=label, seed=seed, method_id=methods[label]))
+        todo.append(configs[seed] | dict(method=label, seed=seed, method_id=methods[label]))
     line = differences(df, todo)
     if line:
         say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
     return rows
 
-def all_rows(path:Path, config:dict, methods:dict, order:list, there:pd.DataFrame, new:list, say:Callable):
+def all_rows(path:Path, configs:dict, methods:dict, order:list, there:pd.DataFrame, new:list, say:Callable):
     "Rows for the report: those of the table, or those in memory where it cannot be read any more"
     new = pd.DataFrame(new, columns=list(there))
     known = pd.concat([d for d in (there, new) if len(d)])
     try:
         rows = pd.concat([known, read_results(path)])[list(known)]
-        return chosen(rows, config, methods, order)
+        return chosen(rows, configs, methods, order)
     except ValueError as e: say(f"{e}. The report is of this command's runs and those there when it began.")
-    return chosen(known, config, methods, order)
+    return chosen(known, configs, methods, order)
 
 # %% ../../nbs/comparison/80_compare.ipynb #5e5fcd12
 def compare(
@@ -353,6 +398,12 @@ def compare(
     valid_pct:float|None=None, # share of each class for validation where no folder does it; None: 0.2, or by `n_valid`
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
+    per_class:int|None=None, # training images of each class, in place of `n_train`
+    classes:list|str|None=None, # names of the classes to tell apart, as a list or joined by commas; None: all
+    redraw:bool=False, # draw the training images anew for each seed?
+    label_noise:float|None=None, # share of the training labels that are changed to another class, anew for each seed
+    noise_kind:str='symmetric', # to any other class; 'pair': to the next one
+    label_column:str|None=None, # column of a table that holds the classes, such as 'noisy_labels_25'
     against:str='plain', # the method that all others are held beside; the name is enough, without arguments
     cost:bool|None=None, # measure step time and memory? None: where it takes about a tenth of the comparison's time
     cbs:Callable|None=None, # label and seed -> list of callbacks of your own, such as loggers
@@ -374,7 +425,8 @@ def compare(
     check_teacher_file(teacher)
     say = safely(say)
     held = dict(size=size, bs=bs, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid,
-                class_level=class_level)
+                class_level=class_level, per_class=per_class, classes=classes, redraw=redraw or None,
+                label_noise=label_noise, label_column=label_column)
     if dls is not None: data,held = own_loaders,taken_from(dls, dict(data=data) | held)
     data = at_home('data', data) or 'digits'
     typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
@@ -383,28 +435,28 @@ def compare(
     path = results_file(at_home('out', out))
     asked = find_protocol({} if protocol is None else protocol, **settings)
     own = of_budget(asked, arch=arch, head=head, pretrained=pretrained, epochs=epochs, lr=lr, size=size, bs=bs)
-    budget = budgeted(data, list(plan), asked, own, say, seeds=seeds, **held)
+    budget = budgeted(data, list(plan), asked, own, say, seeds=seeds, noise_kind=noise_kind, **held)
     how,budget = settled(asked, budget, fp16)
     for line in remarks(data, budget['arch'], list(plan), head, teacher): say(line)
     read_results(path)
     take_in(path, say)
-    dls,order = dls or open_data(data, budget, say),run_order(list(plan), seeds)
-    dls = augmented(dls, how, budget['size'])
+    loaders,order = open_data(ifnone(dls, data), budget, how, say),run_order(list(plan), seeds)
     learner = budget['arch'],budget['pretrained'],budget['head']
-    check_start(dls, *learner)
+    check_start(dls := loaders(0), *learner)
     fp16 = how.precision=='fp16'
     config = configuration(data, dls, fp16, budget, how)
     config |= dict(own_cbs=own_names(cbs, list(plan)), metric=metric_name(metric, lower_is_better))
+    configs = seed_configs(config, loaders, seeds)
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
-    there = rows_of(path, config, methods, order, say)
+    there = rows_of(path, configs, methods, order, say)
     todo = missing(order, there)
     check_methods({label: plan[label] for _,label in todo}, dls, *learner)
     say(opening(config, list(plan), seeds, len(todo), path))
     settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}
     settings |= dict(fp16=fp16, protocol=how, metric=metric)
-    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, seeds, cbs)
-    rows = all_rows(path, config, methods, order, there, new, say)
+    new = train_all(todo, plan, methods, loaders, configs, path, settings, say, bars, seeds, cbs)
+    rows = all_rows(path, configs, methods, order, there, new, say)
     costs = cost_of(rows, path, config, plan, methods, dls, cost, say, **typed)
     return report(rows, path, say, against, costs)
 

@@ -248,7 +248,7 @@ def serve():
 
 def measure_apart(
     setting:dict, # see `setting_of`
-)->pd.DataFrame: # of `measure_cost`; `ValueError` where the other process fails
+)->pd.DataFrame: # of `measure_cost`; `RuntimeError` or `TimeoutError` where the other process fails
     "What the setting asks for, in a fresh process"
     # not multiprocessing: its `spawn` imports the caller's script again, which may have no guard
     code = 'from fastai_featreg.comparison.cost import serve; serve()'
@@ -257,8 +257,8 @@ def measure_apart(
         limit = 120 + 2*setting['seconds'] if math.isfinite(setting['seconds']) else None
         try: ended = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], text=True, capture_output=True,
                                     input=json.dumps(setting | dict(file=str(file))), timeout=limit)
-        except subprocess.TimeoutExpired: raise ValueError('it did not end in time') from None
-        if ended.returncode: raise ValueError((ended.stderr.strip().splitlines() or ['it was ended'])[-1])
+        except subprocess.TimeoutExpired: raise TimeoutError('it did not end in time') from None
+        if ended.returncode: raise RuntimeError((ended.stderr.strip().splitlines() or ['it was ended'])[-1])
         return pd.read_csv(file, dtype=dict(error=str)).fillna({'error': ''})
 
 # %% ../../nbs/comparison/8d_cost.ipynb #480c59a7
@@ -297,7 +297,7 @@ def cost_of(
     say(f"Measuring what a step of {', '.join(absent)} costs, up to {most} steps in turns with plain ...")
     setting = setting_of(config, dls.one_batch()[0].shape, str(dls.device), absent, seconds, **typed)
     try: new = measure_apart(setting)
-    except ValueError as e: # a method that only this process knows
+    except (RuntimeError, TimeoutError) as e: # a method that only this process knows
         say(f"The cost is measured in this process, for a fresh one fails ({one_line(e, 200)}).")
         new = measure_setting(setting, plan)
     new = new.assign(method_id=new['method'].map(ids), **{c: config.get(c, '') for c in identity})

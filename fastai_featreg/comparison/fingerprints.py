@@ -28,15 +28,17 @@ def fingerprint_of(
     return kind + h.hexdigest()
 
 # %% ../../nbs/comparison/86_fingerprints.ipynb #a1f00021
-def file_id(path:Path, root:Path)->str:
-    "Fingerprint of a file's name below `root` and of its content"
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    return fingerprint_of(name, path.read_bytes())
+most_read = 100_000 # files whose content counts; of a million it would be read for an hour
 
-def item_id(o:object, root:Path)->str:
+def file_id(path:Path, root:Path, whole:bool=True)->str:
+    "Fingerprint of a file's name below `root`, and of its content or else its size"
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return fingerprint_of(name, path.read_bytes() if whole else path.stat().st_size)
+
+def item_id(o:object, root:Path, whole:bool=True)->str:
     "Fingerprint of an item of a dataset: a file, pixels, or an object that holds either"
     if isinstance(o, Path) or isinstance(o, str) and os.sep in o and os.path.isfile(o):
-        return file_id(Path(o), root)
+        return file_id(Path(o), root, whole)
     if isinstance(o, np.ndarray):
         return fingerprint_of(o.shape, o.dtype.str, np.ascontiguousarray(o).tobytes())
     if isinstance(o, (list, tuple)):
@@ -75,12 +77,13 @@ def described(o:object, depth:int=5)->object:
 def data_id(
     dls:object, # fastai's `DataLoaders`
 )->str: # d and twelve digits
-    "Fingerprint of the images, labels, split and transforms of loaders"
+    "Fingerprint of the images, labels, split and transforms of loaders; of very many files name and size only"
     root = Path(getattr(dls, 'path', '.'))
     parts = [list(map(str, getattr(dls, 'vocab', [])))]
     with ThreadPoolExecutor(4) as pool:
         for dl in dls.loaders[:2]:
-            items = list(pool.map(lambda o: item_id(o, root), dl.dataset.items))
+            whole = len(dl.dataset.items)<=most_read
+            items = list(pool.map(partial(item_id, root=root, whole=whole), dl.dataset.items))
             parts += [items, labels_of(dl.dataset), transforms_of(dl)]
     return fingerprint_of(*parts, kind='d')
 

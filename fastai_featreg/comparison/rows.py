@@ -28,13 +28,17 @@ switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
                   device n_threads featreg torch fastai timm data_id recipe own_cbs metric""".split()
+# of data that are drawn or changed for a run; empty where nothing is
+config_names += (drawn := 'per_class redraw label_noise noise_kind'.split())
+sizes += ['per_class', 'label_noise']
+switches += ['redraw']
 # of a protocol what does not train: `recipe` says all that does
 protocol_names = 'protocol scale result'.split()
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
                   *config_names, 'method_id', *kept, *protocol_names]
 # files of earlier versions have no such columns
 late = {'data_id', 'method_id', 'recipe', 'own_cbs', 'metric'}
-optional = {*looks, *bests, *doings, *kept, *protocol_names, *late}
+optional = {*looks, *bests, *doings, *kept, *protocol_names, *late, *drawn}
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00009
 # as a spreadsheet writes them
