@@ -6,11 +6,10 @@
 __all__ = ['pair_up', 'difference_here', 'claims', 'claims_text', 'plot_claims']
 
 # %% ../nbs/8i_claims.ipynb #f8c0003
-from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from .reproduce import cells_of,published_gain,Table
+from .published import cells_of,published_gain,Table
 from .verdicts import difference,difference_of_accuracies,Difference,holm,unpacked
 
 # %% ../nbs/8i_claims.ipynb #f8c0006
@@ -54,11 +53,17 @@ def difference_here(
     return difference_of_accuracies(pair[column], pair[f'{column}_other'], n_images(pair))
 
 # %% ../nbs/8i_claims.ipynb #f8c0011
-def state_of(n:int, wanted:int, why:str):
+def failures(rows:pd.DataFrame, *arms:tuple):
+    "Runs of these arms (block, arm) that failed or diverged"
+    ours = [(rows['block']==b) & (rows['arm']==a) & (rows['error']!='') for b,a in dict.fromkeys(arms)]
+    return int(sum(o.sum() for o in ours))
+
+def state_of(n:int, wanted:int, failed:int, why:str):
     "What is missing, '' if nothing is"
     if why: return why
-    if n==0: return 'not run yet'
-    return '' if n>=wanted else f'{n} of {wanted} seeds'
+    if n + failed==0: return 'not run yet'
+    seeds = [f'{n} of {wanted} seeds'] if n<wanted else []
+    return ', '.join(seeds + ([f'{failed} failed'] if failed else []))
 
 def sign_agrees(gain:float|None, here:float):
     "'yes' or 'no'; what has no number is claimed to be better"
@@ -67,9 +72,10 @@ def sign_agrees(gain:float|None, here:float):
 
 def claim_row(table:Table, rows:pd.DataFrame, wanted:dict, why:dict, claim:object, block:object, other:object):
     "One claim in one block"
-    pair = pair_up(rows, (block.name, claim.method), (other.name, claim.against))
+    both = (block.name, claim.method),(other.name, claim.against)
+    pair = pair_up(rows, *both)
     d = difference_here(pair, table.result)
-    reason = why.get((block.name, claim.method)) or why.get((other.name, claim.against)) or ''
+    reason = why.get(both[0]) or why.get(both[1]) or ''
     last = (pair['accuracy'] - pair['accuracy_other']).mean() if len(pair) else np.nan
     gain = published_gain(table, claim, block)
     return dict(
@@ -78,7 +84,7 @@ def claim_row(table:Table, rows:pd.DataFrame, wanted:dict, why:dict, claim:objec
         published=np.nan if gain is None else gain,
         here=100*d.mean, low=100*d.low, high=100*d.high, p=d.p, seeds=d.n_seeds,
         last=100*last, agrees=sign_agrees(gain, d.mean),
-        state=state_of(d.n_seeds, min(wanted[block.name], wanted[other.name]), reason))
+        state=state_of(len(pair), min(wanted[block.name], wanted[other.name]), failures(rows, *both), reason))
 
 def told(found:pd.DataFrame):
     "'yes', 'no' with what could not be seen, or ''"
@@ -139,14 +145,15 @@ def claims_text(
     quick:bool=False, # the quick form?
 )->str: # lines
     "Published beside here, for the screen"
-    best = table.result=='best'
     unit = 'mAP' if table.unit=='mAP' else f"accuracy of the {table.result} epoch"
     here = 'here, scaled (95 %)' if scales(calls) else 'here (95 %)'
-    head = ['block', 'claim', 'published', here, *(['last epoch'] if best else []), 'sign agrees?', 'could it be told?', '']
+    last = ['last epoch'] if table.result=='best' else []
+    head = ['block', 'claim', 'published', here, *last, 'sign agrees?', 'could it be told?', '']
     rows = [head] + [claim_line(r, table.result) for r in found.itertuples()]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(c.ljust(w) for c,w in zip(row, widths)).rstrip() for row in rows]
-    told = [f'Claim: {table.claim}', f'Differences in points of {unit}, more is better; told: after Holm over these claims.']
+    told = [f'Claim: {table.claim}',
+            f'Differences in points of {unit}, more is better; told: after Holm over these claims.']
     notes = [f'Note: {table.note}'] if table.note else []
     return '\n'.join([*headline(table, calls, quick), *told, '', *lines, *notes])
 
