@@ -16,7 +16,7 @@ from .wording import plural
 
 # %% ../nbs/8g_reproduce.ipynb #f8a0015
 train_images = {'cifar10': 50_000, 'cifar100': 50_000, 'tiny-imagenet-200': 100_000, 'imagenet': 1_281_167,
-                'cub': 5_994, 'dogs': 12_000, 'imagenette': 9_469}
+                'cub': 5_994, 'dogs': 12_000, 'imagenette': 9_469, 'imagenette_320': 9_469}
 n_classes = dict(cifar10=10, cifar100=100)
 
 def of_protocol(given:dict): return {k: v for k,v in given.items() if k in protocol_names}
@@ -162,7 +162,8 @@ def list_tables()->str: # lines
 # names in the tables of what the papers compare with and this library does not have yet
 planned = ('byot', 'cs_kd', 'center_loss', 'l_softmax', 'sm_softmax', 'cutout', 'manifold_mixup', 'stoch_depth',
            'shake_drop', 'se', 'cbam', 'gc', 'sk')
-own_data = ('digits', 'cifar10', 'cifar100') # what `load_data` knows by name
+# what `load_data` knows by name; imagenette has 160 px, imagenette_320 has 320
+own_data = ('digits', 'cifar10', 'cifar100', 'imagenette', 'imagenette_320', 'caltech101', 'cub')
 
 class NoData(ValueError): pass
 
