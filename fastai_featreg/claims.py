@@ -174,6 +174,7 @@ def plot_claims(
     ax.set_yticks(y, [f'{where(r)}: {r.method} - {r.against}{" (" + r.state + ")" if r.state else ""}'
                       for r in found.itertuples()])
     ax.set_xlabel('difference, points (more is better), 95 % interval')
-    ax.set_title('\n'.join(headline(table, calls, quick)), fontsize=9, loc='left')
-    ax.legend()
+    ax.set_ylim(-0.5, len(found) - 0.5)
+    fig.suptitle('\n'.join(headline(table, calls, quick)), fontsize=9, x=0.01, ha='left')
+    ax.legend(fontsize=8)
     return fig
