@@ -1319,6 +1319,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastai_featreg/reproduce.py'),
                                           'fastai_featreg.reproduce.images_text': ( 'reproduce.html#images_text',
                                                                                     'fastai_featreg/reproduce.py'),
+                                          'fastai_featreg.reproduce.instead_of': ( 'reproduce.html#instead_of',
+                                                                                   'fastai_featreg/reproduce.py'),
                                           'fastai_featreg.reproduce.labels_of': ('reproduce.html#labels_of', 'fastai_featreg/reproduce.py'),
                                           'fastai_featreg.reproduce.labels_of_taught': ( 'reproduce.html#labels_of_taught',
                                                                                          'fastai_featreg/reproduce.py'),

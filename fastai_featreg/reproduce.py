@@ -22,30 +22,40 @@ n_classes = dict(cifar10=10, cifar100=100)
 def of_protocol(given:dict): return {k: v for k,v in given.items() if k in protocol_names}
 def of_data(given:dict): return {k: v for k,v in given.items() if k in data_names}
 
-def images_text(data:str, now:dict):
-    "How many of the training images, if not all"
-    if not now.get('n_train'): return ''
+def images_text(before:dict, after:dict):
+    "Which of the training images, if not all"
+    data,n = after.get('data'),after.get('n_train')
+    parts = [f"{data} for {before.get('data')}"] if data!=before.get('data') else []
     whole = train_images.get(data)
-    return f"{now['n_train']:,} of {whole:,} images" if whole else f"{now['n_train']:,} images"
+    if n and n!=before.get('n_train'): parts.append(f'{n:,} of {whole:,} images' if whole else f'{n:,} images')
+    return parts
 
 def length_text(paper:Protocol, now:Protocol):
     "How long, if not as long as in the paper"
-    if paper.epochs and now.epochs: return f'{now.epochs} of {paper.epochs} epochs'
-    if paper.iters and now.iters: return f'{now.iters:,} of {paper.iters:,} iterations'
-    return f'{now.epochs} epochs for {paper.iters:,} iterations'
+    if (now.epochs, now.iters)==(paper.epochs, paper.iters): return []
+    if paper.epochs and now.epochs: return [f'{now.epochs} of {paper.epochs} epochs']
+    if paper.iters and now.iters: return [f'{now.iters:,} of {paper.iters:,} iterations']
+    if now.epochs: return [f'{now.epochs} epochs for {paper.iters:,} iterations']
+    return [f'{now.iters:,} iterations for {paper.epochs} epochs']
+
+def instead_of(name:str, new:object, old:object):
+    "What has been changed, if it has"
+    if new in (None, old): return []
+    return [f'{name} {new} for {old}'.strip() if old is not None else f'{name} {new}'.strip()]
 
 def scale_text(paper:Protocol, before:dict, now:Protocol, after:dict, departs:str=''):
-    "What a quick form has made smaller, as one text"
-    changed = lambda k: getattr(now, k) not in (None, getattr(paper, k))
-    parts = [f'{now.arch} for {paper.arch}'] if changed('arch') else []
-    if after.get('teacher') and after['teacher']!=before.get('teacher'):
-        parts.append(f"teacher {after['teacher']} for {before['teacher']}")
-    parts.append(images_text(after.get('data'), after))
-    if (now.epochs, now.iters)!=(paper.epochs, paper.iters): parts.append(length_text(paper, now))
-    if changed('size'): parts.append(f'{now.size} of {paper.size} px')
-    others = [k for k in protocol_names if k not in ('arch', 'epochs', 'iters', 'size') and changed(k)]
-    parts += [f'{k} {getattr(now, k)} for {getattr(paper, k)}' for k in others]
-    return '; '.join(filter(None, [f"scaled: {', '.join(filter(None, parts))}", departs]))
+    "What is smaller than in the paper or otherwise, as one text; '' if nothing is"
+    setting = lambda k, name: instead_of(name, getattr(now, k), getattr(paper, k))
+    datum = lambda k: instead_of(k, after.get(k), before.get(k))
+    parts = setting('arch', '') + datum('teacher') + images_text(before, after) + length_text(paper, now)
+    if now.size!=paper.size: parts.append(f'{now.size} of {paper.size} px')
+    # validation images are no part of training
+    for k in data_names:
+        if k not in ('data', 'teacher', 'n_train', 'n_valid'): parts += datum(k)
+    for k in protocol_names:
+        if k not in ('arch', 'epochs', 'iters', 'size'): parts += setting(k, k)
+    told = [f"scaled: {', '.join(parts)}"] if parts else []
+    return '; '.join(told + ([departs] if departs else []))
 
 # %% ../nbs/8g_reproduce.ipynb #f8a0016
 def paper_protocol(
@@ -64,18 +74,18 @@ def call_of(
     **changes:object, # arguments of `compare` and settings of its protocol
 )->dict: # block, arms, teacher (name of its network) and arguments
     "What is run for one block"
-    paper,data,seeds,arms,more = paper_protocol(block),of_data(block.settings),table.seeds,block.arms,{}
-    p = paper
-    if quick:
-        small = table.quick
-        own = small.settings | small.blocks.get(block.name, {})
-        data,seeds,more = data | of_data(own),small.seeds,dict(jobs=small.jobs) if small.jobs>1 else {}
-        p = find_protocol(paper, **of_protocol(own))
-        p = replace(p, scale=scale_text(paper, of_data(block.settings), p, data, small.departs))
-        arms = {k: v for k,v in arms.items() if not small.arms or k in small.arms}
-    p = find_protocol(p, **of_protocol(changes))
-    others = {k: v for k,v in changes.items() if k not in protocol_names and v is not None}
-    arguments = dict(seeds=seeds) | more | data | others | dict(protocol=p)
+    small = table.quick if quick else None
+    own = small.settings | small.blocks.get(block.name, {}) if quick else {}
+    new = own | {k: v for k,v in changes.items() if v is not None}
+    paper,before = paper_protocol(block),of_data(block.settings)
+    p,data = find_protocol(paper, **of_protocol(new)),before | of_data(new)
+    # one text of all that differs from the paper, in place of a note for each step
+    p = replace(p, scale=scale_text(paper, before, p, data, small.departs if quick else ''))
+    jobs = dict(jobs=small.jobs) if quick and small.jobs>1 else {}
+    others = {k: v for k,v in new.items() if k not in (*protocol_names, *data_names)}
+    arguments = dict(seeds=small.seeds if quick else table.seeds) | jobs | data | others | dict(protocol=p)
+    chosen = small.arms if quick and small.arms else block.arms
+    arms = {k: v for k,v in block.arms.items() if k in chosen}
     teacher = arguments.pop('teacher', None)
     return dict(block=block.name, arms=arms, teacher=teacher, arguments=arguments)
 

@@ -132,7 +132,6 @@ protocol = "fm_cifar"
 seeds = 2
 [settings]
 data = "digits"
-n_train = 32
 n_valid = 20
 arch = "resnet8"
 [arms]
@@ -152,6 +151,7 @@ method = "fm"
 method = "byot"
 [quick]
 seeds = 2
+n_train = 32
 bs = 16
 epochs = 2
 run_minutes = 1
