@@ -4,13 +4,16 @@ import importlib
 import inspect
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fastai_featreg import protocols, published
-from fastai_featreg.archs import find_arch
+from fastai_featreg.archs import find_arch, make_learner
+from fastai_featreg.data import load_data
 from fastai_featreg.published import block_named, published_gain, read_table, table_ids
 from fastai_featreg.reproduce import not_built, n_runs, plan_of, reproduce, tables
 
@@ -180,6 +183,59 @@ def test_end_to_end(tmp_path):
     assert again['here'][0]==first['here']
     reproduce(file, quick=True, out=tmp_path/'out', say=lines.append)
     assert len(pd.read_csv(tmp_path/'out'/'tiny-quick'/'first-one'/'results.csv'))==trained, 'rows are not repeated'
+
+
+taught = '''
+id = "taught"
+paper = "CL"
+title = "Nothing of a paper"
+claim = "None."
+source = "nowhere"
+protocol = "ccm"
+unit = "error"
+[settings]
+data = "digits"
+n_valid = 20
+[arms]
+plain = "plain"
+kd = "KnowledgeDistillation"
+ccm = "CCM"
+[[blocks]]
+name = "a pair"
+arch = "resnet20"
+teacher = "resnet8"
+published = {plain = 30.0, kd = 29.0, ccm = 28.5}
+[[claims]]
+method = "ccm"
+against = "kd"
+[quick]
+arch = "resnet8"
+seeds = 1
+n_train = 32
+bs = 16
+epochs = 1
+'''
+
+
+def test_a_teacher_is_trained_once(tmp_path, monkeypatch):
+    calls,file = [],tmp_path/'taught.toml'
+    file.write_text(taught)
+    def train_and_save(data, method='plain', seed=0, out='', say=print, **how):
+        calls.append(how | dict(data=data))
+        out.mkdir(parents=True)
+        model = make_learner(load_data(data, size=32, bs=16, n_train=32, n_valid=16), 'resnet8', head='linear').model
+        torch.save(model.state_dict(), out/'net.pth')
+    saved = SimpleNamespace(train_and_save=train_and_save)
+    monkeypatch.setitem(sys.modules, 'fastai_featreg.comparison.saved', saved)
+    run_it = lambda **more: reproduce(file, quick=True, out=tmp_path/'out', say=lambda line: None, **more)
+    found = run_it()
+    assert len(calls)==1 and calls[0]['protocol'].arch=='resnet8' and calls[0]['n_train']==32
+    assert found['published'][0]==.5 and found['state'][0]=='' and found['told'][0]=='no, too few seeds'
+    assert run_it(look=True)['here'][0]==found['here'][0] and len(calls)==1
+    run_it()
+    assert len(calls)==1, 'the teacher is there'
+    run_it(wd=1e-3)
+    assert len(calls)==2, 'another protocol is another teacher'
 
 
 def test_looking_at_nothing(tmp_path):
