@@ -112,6 +112,7 @@ def claims(
     wanted = {c['block']: c['arguments']['seeds'] for c in calls}
     runs = lambda block,arm: arm in arms.get(block.name, ())
     cells = [(c, b, o) for c in table.claims for b,o in cells_of(table, c) if runs(b, c.method) and runs(o, c.against)]
+    if not cells: raise ValueError(f"arms of {table.id} must make a claim, got none that do; name both arms of one")
     found = pd.DataFrame([claim_row(table, rows, wanted, why or {}, *cell) for cell in cells])
     return found.assign(told=told(found))
 

@@ -140,6 +140,7 @@ def table_of(
     used = [find_protocol(b.protocol) for b in blocks if b.protocol]
     for b in blocks: check_value(f'protocol of {name}', b.protocol, bool(b.protocol or given.get('task')), 'a name')
     claims = tuple(claim_of(name, c, blocks) for c in given.get('claims', ()))
+    check_value(f'claims of {name}', claims, bool(claims or not blocks), 'one at least')
     result = given.get('result') or (used[0].result if used else None) or 'last'
     plain = {k: given[k] for k in (*texts, 'unit', 'seeds', 'note', 'task', 'instead') if k in given}
     return Table(**plain, blocks=blocks, claims=claims, result=result,
