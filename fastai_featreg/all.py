@@ -18,6 +18,9 @@ from fastai_featreg.nets import Truncated
 from fastai_featreg.compare import compare
 from fastai_featreg.report import plot_comparison
 from fastai_featreg.rows import read_results
+from fastai_featreg.protocols import find_protocol, protocols
+from fastai_featreg.recipes import train_as
+from fastai_featreg.augment import augmented
 from fastai_featreg.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
 from fastai_featreg.distill import KnowledgeDistillation, AttentionTransfer, CCM, CATKD
 from fastai_featreg.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, SelectScale

@@ -102,7 +102,7 @@ def known_archs()->dict: # name -> function that makes the network
     return nets | tv | xresnets
 
 def find_arch(
-    name:str, # such as `'xresnet18'`, timm's `'resnet26d'` or `'wide_resnet(16,2)'`; `'resnet18-1'` lacks its last stage
+    name:str, # such as `'xresnet18'`, timm's `'resnet26d'`, `'wide_resnet(16,2)'`; `'resnet18-1'` lacks a stage
 )->Callable|str: # what `vision_learner` takes
     "Architecture called `name`, with its arguments, if it has any"
     known,(whole,_,drop) = known_archs(),name.rpartition('-')
@@ -118,7 +118,12 @@ def find_arch(
     show = "Any name of torchvision or timm will do, e.g. 'resnet18', or a CIFAR net such as 'resnet56'."
     raise ValueError(unknown_name('architecture', plain, sorted({*known, *families, *timm.list_models()}), show=show))
 
-def called(make:Callable, name:str, args:tuple, named:dict):
+def called(
+    make:Callable, # function that makes a network
+    name:str, # as it was typed
+    args:tuple, # arguments by position
+    named:dict, # arguments by name
+)->Called:
     "`make` with its arguments, if it can have them"
     try: inspect.signature(make).bind(*args, **named)
     except TypeError as e:

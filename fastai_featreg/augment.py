@@ -9,7 +9,7 @@ __all__ = ['enlarge_mat', 'mirror', 'enlarge_crop_flip', 'Cutout', 'augmentation
 from fastai.vision.all import *
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from .data import pad_crop_flip
-from .protocols import augments,Protocol
+from .protocols import Protocol
 
 # %% ../nbs/89a_augment.ipynb #b89a0006
 def enlarge_mat(
@@ -39,8 +39,8 @@ def enlarge_crop_flip(
 class Cutout(Transform):
     """Cut a square out of each training image, behind the normalisation: it has the mean colour
 
-    Departure (Cutout, DeVries and Taylor 2017): the square lies inside the image; theirs is centred anywhere, and so often
-        cut off by the border.
+    Departure (Cutout, DeVries and Taylor 2017): the square lies inside the image; theirs is centred anywhere, and so
+        often cut off by the border.
     """
     order,split_idx = 100,0 # behind Normalize, on training images
     def __init__(self,
@@ -51,7 +51,10 @@ class Cutout(Transform):
             raise ValueError(f"cutout must be fewer pixels than the image's {size}, got {side}; take a smaller square")
         share = (side/size)**2
         self.side,self.size,self.erase = side,size,TimmErasing(1., share, share, min_aspect=1., mode='const')
-    def encodes(self, x:TensorImage):
+    def encodes(self,
+        x:TensorImage, # (N,C,H,W), changed in place
+    )->TensorImage:
+        "Cut out"
         self.erase.device = x.device # timm's is CUDA, unless it is told
         return self.erase(x)
 

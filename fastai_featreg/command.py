@@ -12,6 +12,7 @@ from pathlib import Path
 from . import core
 from .archs import heads
 from .compare import at_home,budgets,compare,failed_run,own_images
+from .options import add_training
 from .plan import known_methods
 from .rows import hang_up,read_results
 from .wording import echo,one_line,plural
@@ -86,6 +87,7 @@ def add_compare(commands:argparse._SubParsersAction):
         epilog='\n'.join([*what_suits(), '', example]))
     add_what(p)
     add_how(p)
+    add_training(p)
 
 class Parser(argparse.ArgumentParser):
     "A parser that says what is wrong on one line"

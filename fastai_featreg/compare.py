@@ -107,11 +107,17 @@ def complete(data:str|Path|None, labels:list=(), **given):
         check_budget(k, budget[k])
     return budget
 
+def budgeted(data:str|Path, labels:list, asked:Protocol, own:dict, say:Callable=noop, **rest):
+    "The budget: what was given, then what the protocol says, then what suits the data"
+    budget = complete(data, labels, **own | rest)
+    if asked.iters and not own['epochs']: budget['epochs'] = None
+    if own['head'] is None and (why := papers_head(budget['arch'], labels)):
+        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
+    return budget
+
 def settled(asked:Protocol, budget:dict, fp16:bool):
     "What runs, and its budget: the protocol with what suits the data, what was changed in its `scale`"
-    budget = dict(budget)
-    if asked.iters and budget['epochs'] is None: budget.pop('epochs')
-    known = {k: budget[k] for k in budget_names if k in budget}
+    known = {k: budget[k] for k in budget_names}
     p = protocol_with(find_protocol(asked, **known), pretrained=budget['pretrained'])
     half = half_precision(p, fp16)
     p = replace(p, precision=half or None)
@@ -360,15 +366,11 @@ def compare(
     if teacher is not None and not any('teacher=' in label for label in plan):
         say('None of these methods learns from a teacher: --teacher is not used.')
     asked = find_protocol({} if protocol is None else protocol, **settings)
-    own = dict(arch=arch, head=head, pretrained=pretrained, epochs=epochs, lr=lr, size=size, bs=bs)
-    of_protocol = {k: v for k,v in of_budget(asked).items() if own[k] is None}
-    budget = complete(
-        data, list(plan), **own | of_protocol, seeds=seeds,
-        n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid, class_level=class_level)
-    if asked.iters and epochs is None: budget['epochs'] = None
+    own = of_budget(asked, arch=arch, head=head, pretrained=pretrained, epochs=epochs, lr=lr, size=size, bs=bs)
+    budget = budgeted(
+        data, list(plan), asked, own, say, seeds=seeds, n_train=n_train, n_valid=n_valid,
+        valid_pct=valid_pct, valid=valid, class_level=class_level)
     how,budget = settled(asked, budget, fp16)
-    if head is None and asked.head is None and (why := papers_head(budget['arch'], list(plan))):
-        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     read_results(path)
     take_in(path, say)
     dls,order = open_data(data, budget, say),run_order(list(plan), seeds)

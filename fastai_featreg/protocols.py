@@ -7,92 +7,15 @@ __all__ = ['protocols', 'budget_names', 'Protocol', 'settings', 'lr_at', 'mom_at
            'protocol_with', 'to_toml', 'from_toml', 'describe', 'protocol_of', 'split_arch']
 
 # %% ../nbs/89_protocols.ipynb #b890003
-import ast,dataclasses,math,numbers
-from dataclasses import dataclass,fields
+import ast,math
+from dataclasses import dataclass,fields,replace
 from pathlib import Path
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib # Python 3.10 has none of its own
+from .rules import check_setting,check_together,plain_value,rules
 from .wording import echo,unknown_name
 
 # %% ../nbs/89_protocols.ipynb #b890006
-optimisers = ('adam', 'sgd', 'torch_adam', 'adamw', 'radam', 'ranger', 'rmsprop', 'qhadam', 'lamb', 'larc')
-schedules = ('one_cycle', 'fine_tune', 'step', 'cosine', 'constant')
-augments = ('none', 'pad_crop', 'pad_crop_flip', 'fastai', 'rrc', 'rrc_colour', 'squash_crop', 'resize_crop')
-precisions = ('fp32', 'fp16', 'bf16')
-
-def is_number(v:object): return isinstance(v, numbers.Real) and not isinstance(v, bool) and math.isfinite(v)
-def is_count(v:object): return is_number(v) and v==int(v) and 1<=v<=10**9
-def is_share(v:object): return is_number(v) and 0<=v<1
-def is_text(v:object): return isinstance(v, str) and '\0' not in v
-def one_of(names:tuple): return (lambda v: v in names), f"one of {', '.join(names)}"
-def are_milestones(v:object):
-    "Shares of training, rising"
-    try: v = tuple(v)
-    except TypeError: return False
-    return len(v)>0 and all(is_share(m) and m>0 for m in v) and list(v)==sorted(set(v))
-def are_literals(v:object):
-    "Names of arguments, and values that can be written"
-    if not isinstance(v, dict): return False
-    plain = lambda o: isinstance(o, (bool, int, float, str)) or isinstance(o, (list, tuple)) and all(map(plain, o))
-    return all(isinstance(k, str) and k.isidentifier() and plain(o) for k,o in v.items())
-
-rate = (lambda v: is_number(v) and v>0), 'a number above 0'
-amount = (lambda v: is_number(v) and v>=0), 'a number of at least 0'
-share = is_share, 'a share from 0 up to, but not including, 1'
-count = is_count, 'a whole number of at least 1'
-truth = (lambda v: isinstance(v, bool)), 'True or False'
-text = is_text, 'a text'
-pixels = (lambda v: is_number(v) and v==int(v) and v>=0), 'a whole number of pixels, or 0 for none'
-rules = dict(
-    name=text, opt=one_of(optimisers), lr=rate, mom=share, nesterov=truth, wd=amount, sched=one_of(schedules),
-    milestones=(are_milestones, 'shares of training between 0 and 1, in rising order'), decay=rate, warmup=share,
-    epochs=count, iters=count, bs=count, size=count, arch=text,
-    arch_args=(are_literals, 'names and literal values, such as drop_path_rate=0.1'),
-    head=text, pretrained=truth, augment=one_of(augments), cutout=pixels, mixup=amount, precision=one_of(precisions),
-    channels_last=truth, result=one_of(('last', 'best')), about=text, scale=text,
-    ours=((lambda v: all(o in rules for o in v)), 'names of fields'))
-remedies = dict(milestones='divide epochs by all epochs', warmup='divide epochs by all epochs')
-
-# %% ../nbs/89_protocols.ipynb #b890007
-def said(name:str, value:object):
-    "A value as a sentence shows it"
-    return f"{name} must be {rules[name][1]}, got {echo(repr(value), 60)}"
-
-def check_field(name:str, value:object):
-    "`ValueError` for a value that a field cannot have; None is left to what suits"
-    if value is None: return
-    try: right = rules[name][0](value)
-    except (TypeError, ValueError, OverflowError): right = False
-    if not right:
-        raise ValueError(f"{said(name, value)}; {remedies.get(name, 'correct it, or leave it out')}")
-
-def plain_value(value:object):
-    "Whole numbers as int, other numbers as float, lists as tuples: one form for equal values"
-    if isinstance(value, bool) or value is None: return value
-    if isinstance(value, numbers.Integral): return int(value)
-    if isinstance(value, numbers.Real): return float(value)
-    if isinstance(value, (list, tuple)): return tuple(plain_value(o) for o in value)
-    return dict(sorted((k, plain_value(o)) for k,o in value.items())) if isinstance(value, dict) else value
-
-counts = ('epochs', 'iters', 'bs', 'size', 'cutout')
-amounts = ('lr', 'mom', 'wd', 'decay', 'warmup', 'mixup')
-
-def check_together(p:'Protocol'):
-    "`ValueError` for fields that contradict each other"
-    if p.sched=='step' and not p.milestones:
-        raise ValueError("milestones must be given for the schedule step, got None; give shares such as 0.5,0.75")
-    if p.milestones and p.sched!='step':
-        raise ValueError(f"milestones must be left out for the schedule {p.sched}, got {p.milestones}; "
-                         "or choose the schedule step")
-    if p.nesterov and p.opt!='sgd':
-        raise ValueError(f"nesterov must be left out for the optimiser {p.opt}, got True; or choose sgd")
-    if p.iters and p.epochs:
-        raise ValueError(f"iters must be left out where epochs are given, got {p.iters} and {p.epochs} epochs; "
-                         "give one of them")
-    if p.iters and p.sched=='fine_tune':
-        raise ValueError(f"iters must be left out for the schedule fine_tune, got {p.iters}; give epochs")
-
-# %% ../nbs/89_protocols.ipynb #b890008
 @dataclass(frozen=True)
 class Protocol:
     "How a network is trained; None leaves a choice to what suits the data, the network or the learner"
@@ -127,23 +50,22 @@ class Protocol:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            check_field(f.name, value)
-            value = plain_value(value)
-            if value is not None and f.name in counts: value = int(value)
-            if value is not None and f.name in amounts: value = float(value)
-            object.__setattr__(self, f.name, value)
-        check_together(self)
+            check_setting(f.name, value)
+            object.__setattr__(self, f.name, plain_value(f.name, value))
+        check_together(vars(self))
 
-    def __repr__(self): return f"Protocol({', '.join(f'{k}={v!r}' for k,v in settings(self).items())})"
+    def __repr__(self):
+        given = [f'{k}={v!r}' for k,v in settings(self).items()]
+        return f"Protocol({', '.join(given)})"
 
-# %% ../nbs/89_protocols.ipynb #b890009
+# %% ../nbs/89_protocols.ipynb #b890007
 def settings(
     p:Protocol, # any
 )->dict: # name -> value
     "What a protocol says, without what it leaves open"
-    return {f.name: getattr(p, f.name) for f in fields(p) if getattr(p, f.name) not in (None, '', ())}
+    return {k: v for k,v in vars(p).items() if v not in (None, '', ())}
 
-# %% ../nbs/89_protocols.ipynb #b890013
+# %% ../nbs/89_protocols.ipynb #b890011
 div,div_final = 25.,1e5 # fastai's
 
 def cos_between(a:float, b:float, pos:float):
@@ -186,7 +108,7 @@ def factor(p:Protocol, pos:float):
     rising = p.warmup and pos<p.warmup
     return base*(1/div + (1 - 1/div)*pos/p.warmup) if rising else base
 
-# %% ../nbs/89_protocols.ipynb #b890014
+# %% ../nbs/89_protocols.ipynb #b890012
 def lr_at(
     p:Protocol, # with a learning rate
     share:float, # of training that is done, [0,1]
@@ -212,97 +134,129 @@ def mom_at(
     _,share,peak = phases(p, share)
     return up_down(share, peak, *moms)
 
-# %% ../nbs/89_protocols.ipynb #b890021
-cifar = dict(opt='sgd', mom=0.9, bs=128, size=32, head='linear', pretrained=False)
-imagenet = dict(opt='sgd', mom=0.9, size=224, arch='resnet50', head='linear', pretrained=False)
-fm_cifar = cifar | dict(lr=0.1, wd=1e-4, sched='step', milestones=(1/2, 3/4), decay=0.1, epochs=300,
-                        augment='pad_crop_flip', result='best')
-cam_loss_cifar = cifar | dict(lr=0.1, wd=5e-4, sched='cosine', epochs=160, augment='pad_crop_flip', result='last')
+# %% ../nbs/89_protocols.ipynb #b890019
+# FM, SS, CL and MV are the papers, see the pages of their methods
+sources = dict(
+    one_cycle="fastai's `fit_one_cycle`: for training from scratch",
+    fine_tune="fastai's `fine_tune`: an epoch with a frozen body, then all layers, the first at 1/100 of the rate",
+    fm_cifar='FM 4.1.1: ResNet-56, -110, -164 and WRN-28-10 on CIFAR-100, mean of 4 runs; bs=64 for '
+        'DenseNet-100-12, lr=0.5 for PyramidNet-110-270. "The highest validation accuracy over the full training '
+        'course" is the result (FM 4)',
+    fm_imagenet='FM 4.1.3: ResNet-50',
+    fm_cub='FM 4.2: ResNet-50 from scratch on CUB-200-2011',
+    fm_noise='FM 4.4: ResNet-110 on CIFAR-100 as in FM 4.1.1, with symmetric or pair flips of 0.2 or 0.5 of the labels',
+    selectscale_cifar='SS 3.1: ResNet-110, WRN-20-4, WRN-20-8 (a ResNet-20 widened by 4 or 8), mean of 5 runs. No flip '
+        'is mentioned, and none is made; the paper follows Zagoruyko and Komodakis, who flip, and use Nesterov',
+    selectscale_long='SS 3.4: ResNeXt-29 8x64d on CIFAR-10, cosine annealing, 600 epochs; the rest as in SS 3.1',
+    selectscale_imagenet='SS 3.1, 3.5: ResNet-50, top-1 and top-5. Its colour augmentation is that of the ImageNet '
+        'challenge (principal components); here brightness, contrast and saturation',
+    cam_loss_cifar='CL 4.2: ResNet-56, WRN-28-10, ResNeXt-29, DenseNet-BC-190-40 on CIFAR-10 and CIFAR-100',
+    cam_loss_imagenet='CL 4.2: ResNet-50, -101, ResNeXt-50, and ResNeXt-101 with bs=512 and lr=0.2',
+    cam_loss_transfer='CL 4.3: a ResNet-50 that was trained on ImageNet, tuned on CUB; bs=16 for Stanford Dogs. '
+        '600 pixels, cropped to 448, are those of the papers it follows',
+    cam_loss_few_shot='CL 4.4: "the same setting as" Chen et al. 2019 for Baseline++, whose base training this is '
+        'meant to be, from memory. Its cosine classifier and its episodes (5 ways, 1 and 5 shots, 600 of them) are no '
+        'part of it',
+    ccm='CL 4.5: the pairs of Table 7 on CIFAR-100, trained as in CL 4.2; the teachers too',
+    mv='MV 3.1: Adam with 0.9 and 0.999, images squashed, flipped, enlarged to 256 and cropped to 224, maps of '
+        '14 x 14. "The initial learning rate" is all that is said of a schedule; 10,000 to 40,000 iterations')
+
+def named(name:str, *parts:dict, **own:object):
+    "A protocol of several dictionaries; the last to say something is right"
+    given = {}
+    for part in (*parts, own): given |= part
+    return Protocol(name, **given, about=sources[name])
+
+momentum = dict(opt='sgd', mom=0.9)
+scratch = dict(head='linear', pretrained=False)
+cifar = momentum | scratch | dict(bs=128, size=32)
+imagenet = momentum | scratch | dict(size=224, arch='resnet50')
+halves = dict(sched='step', milestones=(1/2, 3/4), decay=0.1)
+quarters = dict(sched='step', milestones=(1/4, 1/2, 3/4), decay=0.1)
+wide_resnets = dict(sched='step', milestones=(0.3, 0.6, 0.8), decay=0.2)
+of_105 = dict(sched='step', milestones=tuple(e/105 for e in (30, 60, 90, 100)), decay=0.1)
+cosine = dict(sched='cosine')
+best,last = dict(result='best'),dict(result='last')
+
 unsaid = ('opt', 'mom', 'wd', 'augment')
+fm_cifar = dict(lr=0.1, wd=1e-4, epochs=300, augment='pad_crop_flip', ours=unsaid)
+fm_large = dict(lr=0.1, wd=1e-4, epochs=300)
+ss_cifar = dict(lr=0.1, wd=5e-4, augment='pad_crop', ours=('opt', 'mom'))
+cl_cifar = dict(lr=0.1, wd=5e-4, epochs=160, augment='pad_crop_flip', ours=unsaid)
+few_shot = dict(opt='torch_adam', lr=1e-3, mom=0.9, sched='constant', epochs=400, bs=16, size=84, augment='rrc_colour')
 
-# %% ../nbs/89_protocols.ipynb #b890022
+# %% ../nbs/89_protocols.ipynb #b890020
 protocols = {p.name: p for p in [
-    Protocol('one_cycle', opt='adam', sched='one_cycle', about="fastai's `fit_one_cycle`: for training from scratch"),
-    Protocol('fine_tune', opt='adam', sched='fine_tune', pretrained=True, about="fastai's `fine_tune`: an epoch with a "
-        "frozen body, then all layers, the first at a hundredth of the head's rate"),
-    Protocol('fm_cifar', arch='resnet56', **fm_cifar, ours=unsaid, about='FM 4.1.1: ResNet-56, -110, -164 and WRN-28-10 '
-        'on CIFAR-100, mean of 4 runs; bs=64 for DenseNet-100-12, lr=0.5 for PyramidNet-110-270. "The highest validation '
-        'accuracy over the full training course" is the result (FM 4).'),
-    Protocol('fm_imagenet', **imagenet, lr=0.1, wd=1e-4, sched='step', milestones=(1/4, 1/2, 3/4), decay=0.1,
-        epochs=300, bs=256, augment='rrc', result='best', ours=(*unsaid, 'lr'), about='FM 4.1.3: ResNet-50'),
-    Protocol('fm_cub', **imagenet, lr=0.1, wd=1e-4, sched='step', milestones=(1/2, 3/4), decay=0.1, epochs=300, bs=32,
-        augment='resize_crop', result='best', ours=(*unsaid, 'lr', 'size'), about='FM 4.2: ResNet-50 from scratch on '
-        'CUB-200-2011'),
-    Protocol('fm_noise', arch='resnet110', **fm_cifar, ours=unsaid, about='FM 4.4: ResNet-110 on CIFAR-100 as in FM '
-        '4.1.1, with symmetric or pair flips of 0.2 or 0.5 of the training labels'),
-    Protocol('selectscale_cifar', arch='resnet110', **cifar, lr=0.1, wd=5e-4, sched='step', milestones=(0.3, 0.6, 0.8),
-        decay=0.2, epochs=200, augment='pad_crop', result='last', ours=('opt', 'mom'), about='SS 3.1: ResNet-110, '
-        'WRN-20-4, WRN-20-8 (a ResNet-20 widened by 4 or 8), mean of 5 runs. No flip is mentioned, and none is made; the '
-        'paper follows Zagoruyko and Komodakis, who flip, and use Nesterov'),
-    Protocol('selectscale_long', arch='resnext29_8x64d', **cifar, lr=0.1, wd=5e-4, sched='cosine', epochs=600,
-        augment='pad_crop', result='last', ours=('opt', 'mom'), about='SS 3.4: ResNeXt-29 8x64d on CIFAR-10, cosine '
-        'annealing, 600 epochs; the rest as in SS 3.1'),
-    Protocol('selectscale_imagenet', **imagenet, lr=0.1, wd=1e-4, sched='step',
-        milestones=(30/105, 60/105, 90/105, 100/105), decay=0.1, epochs=105, bs=256, augment='rrc_colour',
-        result='last', ours=('opt', 'mom'), about='SS 3.1, 3.5: ResNet-50, top-1 and top-5. Its colour augmentation is '
-        'that of the ImageNet challenge (principal components); here brightness, contrast and saturation'),
-    Protocol('cam_loss_cifar', arch='resnet56', **cam_loss_cifar, ours=unsaid, about='CL 4.2: ResNet-56, WRN-28-10, '
-        'ResNeXt-29, DenseNet-BC-190-40 on CIFAR-10 and CIFAR-100'),
-    Protocol('cam_loss_imagenet', **imagenet, lr=0.4, wd=1e-4, sched='cosine', epochs=120, bs=1024, augment='rrc',
-        result='last', ours=unsaid, about='CL 4.2: ResNet-50, -101, ResNeXt-50, and ResNeXt-101 with bs=512 and lr=0.2'),
-    Protocol('cam_loss_transfer', **imagenet | dict(size=448, pretrained=True), lr=1e-3, wd=5e-4, sched='cosine',
-        epochs=90, bs=8, augment='resize_crop', result='last', ours=('size', 'augment'), about='CL 4.3: a ResNet-50 that '
-        'was trained on ImageNet, tuned on CUB; bs=16 for Stanford Dogs. 600 pixels, cropped to 448, are those of the '
-        'papers it follows'),
-    Protocol('cam_loss_few_shot', opt='torch_adam', lr=1e-3, mom=0.9, sched='constant', epochs=400, bs=16, size=84,
-        head='linear', pretrained=False, augment='rrc_colour', result='last',
-        ours=('opt', 'lr', 'mom', 'sched', 'epochs', 'bs', 'size', 'head', 'augment'), about='CL 4.4: "the same setting '
-        'as" Chen et al. 2019 for Baseline++, whose base training this is meant to be, written down from memory. Its '
-        'cosine classifier, and episodes (5 ways, 1 and 5 shots, 600 of them), are not here yet'),
-    Protocol('ccm', arch='wrn16_4', **cam_loss_cifar, ours=unsaid, about='CL 4.5: the pairs of Table 7 on CIFAR-100, '
-        'trained as in CL 4.2; the teachers too'),
-    Protocol('mv', opt='torch_adam', lr=1e-4, mom=0.9, wd=0, sched='constant', iters=10_000, bs=64, size=224,
-        arch='vgg16-1', head='linear', pretrained=False, augment='squash_crop', result='last',
-        ours=('iters', 'wd', 'sched', 'pretrained'),
-        about='MV 3.1: Adam with 0.9 and 0.999, images squashed, flipped, enlarged to 256 and cropped to 224, maps of 14 '
-        'x 14. "The initial learning rate" is all that is said of a schedule; 10,000 to 40,000 iterations'),
-]}
+    named('one_cycle', opt='adam', sched='one_cycle'),
+    named('fine_tune', opt='adam', sched='fine_tune', pretrained=True),
+    named('fm_cifar', cifar, halves, fm_cifar, best, arch='resnet56'),
+    named('fm_imagenet', imagenet, quarters, fm_large, best, bs=256, augment='rrc', ours=(*unsaid, 'lr', 'size')),
+    named('fm_cub', imagenet, halves, fm_large, best, bs=32, augment='resize_crop', ours=(*unsaid, 'lr', 'size')),
+    named('fm_noise', cifar, halves, fm_cifar, best, arch='resnet110'),
+    named('selectscale_cifar', cifar, wide_resnets, ss_cifar, last, epochs=200, arch='resnet110'),
+    named('selectscale_long', cifar, cosine, ss_cifar, last, epochs=600, arch='resnext29_8x64d'),
+    named('selectscale_imagenet', imagenet, of_105, last, lr=0.1, wd=1e-4, epochs=105, bs=256, augment='rrc_colour',
+          ours=('opt', 'mom', 'size')),
+    named('cam_loss_cifar', cifar, cosine, cl_cifar, last, arch='resnet56'),
+    named('cam_loss_imagenet', imagenet, cosine, last, lr=0.4, wd=1e-4, epochs=120, bs=1024, augment='rrc',
+          ours=(*unsaid, 'size')),
+    named('cam_loss_transfer', imagenet, cosine, last, lr=1e-3, wd=5e-4, epochs=90, bs=8, size=448, pretrained=True,
+          augment='resize_crop', ours=('size', 'augment')),
+    named('cam_loss_few_shot', scratch, few_shot, last, ours=(*few_shot, 'head')),
+    named('ccm', cifar, cosine, cl_cifar, last, arch='wrn16_4'),
+    named('mv', scratch, last, opt='torch_adam', lr=1e-4, mom=0.9, wd=0, sched='constant', iters=10_000, bs=64,
+          size=224, arch='vgg16-1', augment='squash_crop', ours=('iters', 'wd', 'sched', 'pretrained'))]}
 
-# %% ../nbs/89_protocols.ipynb #b890025
+# %% ../nbs/89_protocols.ipynb #b890023
 def changed_text(name:str, old:object, new:object):
     "How a setting has been changed, for `scale`"
     if name in ('epochs', 'iters'): return f'{name} / {old/new:.3g}'
-    show = lambda v: 'None' if v is None else v if isinstance(v, str) else f'{v}'
-    return f'{name} {show(new)} for {show(old)}'
+    return f'{name} {new} for {old}'
+
+def check_names(given:dict, known:list):
+    "`ValueError` for a setting that nobody knows"
+    for k in given:
+        if k not in known: raise ValueError(unknown_name('setting of a protocol', k, list(known)))
+
+def displaced(changes:dict):
+    "Settings that a change takes out: epochs or iterations, and milestones with their schedule"
+    out = {}
+    if 'epochs' in changes: out['iters'] = None
+    elif 'iters' in changes: out['epochs'] = None
+    if changes.get('sched', 'step')!='step': out['milestones'] = None
+    return out
+
+quiet = ('name', 'about', 'scale', 'ours', 'result', 'milestones') # no change of these is noted
+
+def notes_of(old:Protocol, new:Protocol):
+    "What has been changed that had been said"
+    pairs = {k: (v, getattr(new, k)) for k,v in settings(old).items() if k not in quiet}
+    notes = [changed_text(k, v, w) for k,(v,w) in pairs.items() if w not in (None, v)]
+    if old.iters and new.epochs: notes.append(f'{new.epochs} epochs for {old.iters} iterations')
+    if old.epochs and new.iters: notes.append(f'{new.iters} iterations for {old.epochs} epochs')
+    if old.milestones and new.milestones not in (None, old.milestones): notes.append('other milestones')
+    return notes
+
+def with_notes(p:Protocol, notes:list):
+    "The protocol, with `notes` added to its `scale`"
+    return replace(p, scale='; '.join(filter(None, [p.scale, *notes]))) if notes else p
 
 def changed(p:Protocol, **changes):
-    "Another protocol; what it had said otherwise is noted in `scale`"
-    unknown = [k for k in changes if k not in rules]
-    if unknown: raise ValueError(unknown_name('setting of a protocol', unknown[0], list(rules)))
+    "Another protocol; what it had said otherwise is noted in `scale`, if it has a name"
+    check_names(changes, rules)
     changes = {k: v for k,v in changes.items() if v is not None}
-    # epochs take the place of iterations, and the other way round; milestones belong to their schedule
-    if 'epochs' in changes and 'iters' not in changes: changes['iters'] = None
-    if 'iters' in changes and 'epochs' not in changes and changes['iters'] is not None: changes['epochs'] = None
-    if changes.get('sched', 'step')!='step' and 'milestones' not in changes: changes['milestones'] = None
-    new = dataclasses.replace(p, **changes)
-    quiet = ('name', 'about', 'scale', 'ours', 'result', 'milestones' if 'sched' in changes else '')
-    told = [k for k in changes if k not in quiet and getattr(p, k) not in (None, getattr(new, k))]
-    notes = [changed_text(k, getattr(p, k), getattr(new, k)) for k in told if getattr(new, k) is not None]
-    if p.iters and new.epochs: notes.append(f'{new.epochs} epochs for {p.iters} iterations')
-    if p.epochs and new.iters: notes.append(f'{new.iters} iterations for {p.epochs} epochs')
-    if not p.name or not notes: return new
-    return dataclasses.replace(new, scale='; '.join(filter(None, [new.scale, *notes])))
+    new = replace(p, **displaced(changes) | changes)
+    return with_notes(new, notes_of(p, new)) if p.name else new
 
 def from_dict(given:dict):
     "A protocol of its settings; `base` names one that it changes"
     given = dict(given)
     base = given.pop('base', None)
-    unknown = [k for k in given if k not in rules]
-    if unknown: raise ValueError(unknown_name('setting of a protocol', unknown[0], ['base', *rules]))
+    check_names(given, ['base', *rules])
     if base is None: return Protocol(**given)
     return changed(find_protocol(base), **given)
 
-# %% ../nbs/89_protocols.ipynb #b890026
+# %% ../nbs/89_protocols.ipynb #b890024
 def find_protocol(
     what:str|Path|dict|Protocol, # a name, a file that ends in .toml, settings, or a protocol
     **changes:object, # settings that it shall have; None leaves one as it is
@@ -325,16 +279,17 @@ def quick(
 )->Protocol:
     "A shorter form for the sign of a claim, with its `scale` stated: never to stand beside a paper's number without it"
     p = find_protocol(what, **changes)
-    return dataclasses.replace(p, scale='; '.join(filter(None, [p.scale, also]))) if also else p
+    return with_notes(p, [also] if also else [])
 
-# %% ../nbs/89_protocols.ipynb #b890027
+# %% ../nbs/89_protocols.ipynb #b890025
 budget_names = ('arch', 'head', 'pretrained', 'epochs', 'lr', 'size', 'bs')
 
 def of_budget(
     p:Protocol, # any
-)->dict: # name -> value, None where it leaves one open
-    "What a protocol says about the budget of a comparison"
-    return {k: getattr(p, k) for k in budget_names}
+    **given:object, # values that go before; None does not
+)->dict: # name -> value, None where it is left open
+    "What is said about the budget of a comparison"
+    return {k: getattr(p, k) if given.get(k) is None else given[k] for k in budget_names}
 
 def protocol_with(
     p:Protocol, # as it was asked for
@@ -345,9 +300,9 @@ def protocol_with(
     if p.iters: known.pop('epochs', None)
     pretrained = known.get('pretrained', p.pretrained)
     sched = p.sched or ('fine_tune' if pretrained else 'one_cycle')
-    return dataclasses.replace(p, **known, sched=sched)
+    return replace(p, **known, sched=sched)
 
-# %% ../nbs/89_protocols.ipynb #b890030
+# %% ../nbs/89_protocols.ipynb #b890028
 def toml_text(v:str):
     "A TOML string on one line"
     short = {'\\': '\\\\', '"': '\\"', '\n': '\\n', '\t': '\\t', '\r': '\\r'}
@@ -371,7 +326,7 @@ def from_file(path:Path):
                          f"{', '.join(protocols)}") from e
     return from_toml(text, name=path.stem)
 
-# %% ../nbs/89_protocols.ipynb #b890031
+# %% ../nbs/89_protocols.ipynb #b890029
 def to_toml(
     p:Protocol, # any
 )->str: # a file's content
@@ -385,10 +340,11 @@ def from_toml(
     "Read a protocol"
     try: given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise ValueError(f"protocol must be TOML, such as `lr = 0.1` a line, got an error: {echo(e)}; correct it") from e
+        why = f"protocol must be TOML, such as lr = 0.1, got an error: {echo(e)}; correct it"
+        raise ValueError(why) from e
     return from_dict(dict(name=name) | given)
 
-# %% ../nbs/89_protocols.ipynb #b890034
+# %% ../nbs/89_protocols.ipynb #b890032
 own_columns = ('lr', 'epochs', 'bs', 'size', 'arch', 'arch_args', 'head', 'pretrained')
 told_only = ('name', 'result', 'about', 'ours', 'scale')
 neutral = dict(opt=('adam',), nesterov=(False,), cutout=(0,), mixup=(0,), precision=('fp32', 'fp16'),
@@ -398,9 +354,11 @@ def trains(p:Protocol):
     "Settings that stand in `recipe`"
     usual = neutral | dict(sched=('fine_tune' if p.pretrained else 'one_cycle',))
     if p.sched in (None, 'one_cycle', 'fine_tune'): usual['warmup'] = () # a peak at 0 is something else than none
-    return {k: v for k,v in settings(p).items() if k not in own_columns + told_only and v not in usual.get(k, ())}
+    elsewhere = own_columns + told_only
+    said = {k: v for k,v in settings(p).items() if k not in elsewhere}
+    return {k: v for k,v in said.items() if v not in usual.get(k, ())}
 
-# %% ../nbs/89_protocols.ipynb #b890035
+# %% ../nbs/89_protocols.ipynb #b890033
 def describe(
     p:Protocol, # any
 )->str: # e.g. `opt = "sgd", mom = 0.9, sched = "cosine"`; '' for fastai's own recipe
@@ -411,18 +369,24 @@ def protocol_of(
     row:dict, # a row of a comparison, see `read_results`
 )->Protocol:
     "The protocol that a row was trained by; `about` and `ours` are those of its name"
-    cell = lambda k: '' if row.get(k) is None or row.get(k)!=row.get(k) else str(row[k]).strip()
+    def cell(k):
+        "Its text; an empty number is nan"
+        value = row.get(k)
+        return '' if value is None or value!=value else str(value).strip()
     rest = tomllib.loads(f"recipe = {{{cell('recipe')}}}")['recipe']
-    pretrained = cell('pretrained').lower() in ('true', '1')
+    said_yes = ('true', '1')
+    pretrained = cell('pretrained').lower() in said_yes
     usual = dict(opt='adam', sched='fine_tune' if pretrained else 'one_cycle')
     numbers = {k: float(cell(k)) for k in ('lr', 'epochs', 'bs', 'size') if cell(k)}
     if 'iters' in rest: numbers.pop('epochs', None)
-    texts = {k: cell(k) for k in ('head', 'result', 'scale') if cell(k)} | dict(name=cell('protocol'))
-    named = protocols.get(texts['name'])
-    if named: texts |= dict(about=named.about, ours=named.ours)
-    if cell('fp16').lower() in ('true', '1'): texts['precision'] = 'fp16'
+    texts = {k: cell(k) for k in ('head', 'result', 'scale') if cell(k)}
+    texts['name'] = cell('protocol')
+    known = protocols.get(texts['name'])
+    if known: texts |= dict(about=known.about, ours=known.ours)
+    if cell('fp16').lower() in said_yes: texts['precision'] = 'fp16'
     arch,args = split_arch(cell('arch'))
-    return Protocol(**usual | rest | numbers | texts, pretrained=pretrained, arch=arch or None, arch_args=args or None)
+    given = usual | rest | numbers | texts
+    return Protocol(**given, pretrained=pretrained, arch=arch or None, arch_args=args or None)
 
 def split_arch(
     text:str, # such as `'tf_efficientnet_lite0(drop_path_rate=0.1)'`

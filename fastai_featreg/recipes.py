@@ -156,8 +156,8 @@ def train_as(
 )->Learner: # the same
     """Fit a learner by a protocol
 
-    A protocol with an optimiser begins with a fresh one, and the learner has its own again afterwards. Batch size, augmentation,
-    network and head are not applied: they belong to loaders and network, which are given.
+    A protocol with an optimiser begins with a fresh one, and the learner has its own again afterwards. Batch size,
+    augmentation, network and head are not applied: they belong to loaders and network, which are given.
     """
     p = find_protocol(protocol, **changes)
     if not (p.epochs or p.iters):

@@ -207,8 +207,8 @@ def run_once(
 # of what trains, functions and not modules: a new sentence in the report does not cost a night
 trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner,for_learner',
               'fastai_featreg.runs:same_start,train,run_once,measured,StopDiverged,Curve',
-              ('fastai_featreg.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,CountedSteps,CountedStepsEnd,n_epochs,'
-               'given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
+              ('fastai_featreg.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,CountedSteps,CountedStepsEnd,'
+               'n_epochs,given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
               ('fastai_featreg.augment:augmentations,augmented,colours,Cutout,enlarge_crop_flip,enlarge_mat,mirror,'
                'is_augmentation,pieces,squashed'),
               ('fastai_featreg.protocols:protocol_with,lr_at,mom_at,factor,one_cycle,fine_tune,phases,n_passed,up_down,'

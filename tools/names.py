@@ -15,7 +15,7 @@ ground = dict(
     drop_layers='find_drop_layers show_drop_layers', drop_effects='show_drops', view_head='remove_views',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
     files='open_image', folders='read_layout', nets='Truncated', compare='compare', report='plot_comparison',
-    rows='read_results')
+    rows='read_results', protocols='find_protocol protocols', recipes='train_as', augment='augmented')
 
 
 def is_registered(node: ast.stmt) -> bool:
