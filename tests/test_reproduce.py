@@ -1,6 +1,5 @@
 """The tables of the papers: every file reads, its plan is one that `compare` takes, its claims are those
 of its numbers"""
-import importlib
 import inspect
 import subprocess
 import sys
@@ -11,21 +10,21 @@ import pandas as pd
 import pytest
 import torch
 
-from fastai_featreg import protocols, published
+import fastai_featreg.compare as comparison
+import fastai_featreg.published as published
+import fastai_featreg.reproduce as module
 from fastai_featreg.archs import find_arch, make_learner
 from fastai_featreg.data import load_data
+from fastai_featreg.protocols import Protocol
 from fastai_featreg.published import block_named, published_gain, read_table, table_ids
 from fastai_featreg.reproduce import not_built, n_runs, plan_of, reproduce, tables
 
-module = sys.modules['fastai_featreg.reproduce']
-
-compare = importlib.import_module('fastai_featreg.compare')
 names = table_ids()
 run = [n for n in names if not read_table(n).instead and not read_table(n).task]
 quick = [n for n in run if read_table(n).quick]
 # what others bring to `compare` at the same time
 of_others = {'per_class', 'classes', 'redraw', 'label_noise', 'noise_kind', 'jobs'}
-known = {n for n,p in inspect.signature(compare.compare).parameters.items() if p.kind is not p.VAR_KEYWORD} | of_others
+known = {n for n,p in inspect.signature(comparison.compare).parameters.items() if p.kind is not p.VAR_KEYWORD} | of_others
 
 
 def test_every_table_and_figure_is_there():
@@ -57,7 +56,7 @@ def test_compare_takes_the_arguments(name):
     for call in plan_of(table) + (plan_of(table, True) if table.quick else []):
         assert set(call['arguments'])<=known
         p = call['arguments']['protocol']
-        assert isinstance(p, protocols.Protocol) and p.arch and (p.epochs or p.iters)
+        assert isinstance(p, Protocol) and p.arch and (p.epochs or p.iters)
         assert not p.wd or p.wd<1e-2
         find_arch(p.arch)
         if call['teacher']: find_arch(call['teacher'])
