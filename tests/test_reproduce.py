@@ -24,7 +24,8 @@ run = [n for n in names if not read_table(n).instead and not read_table(n).task]
 quick = [n for n in run if read_table(n).quick]
 # what others bring to `compare` at the same time
 of_others = {'per_class', 'classes', 'redraw', 'label_noise', 'noise_kind', 'jobs'}
-known = {n for n,p in inspect.signature(comparison.compare).parameters.items() if p.kind is not p.VAR_KEYWORD} | of_others
+parameters = inspect.signature(comparison.compare).parameters.values()
+known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} | of_others
 
 
 def test_every_table_and_figure_is_there():
