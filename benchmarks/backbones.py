@@ -29,7 +29,7 @@ from fastai.vision.all import (Callback,CrossEntropyLossFlat,DataLoaders,Learner
 from fastprogress import progress_bar
 import fastai_featreg.all as featreg
 from fastai_featreg import nets
-from fastai_featreg.plan import needs_teacher
+from fastai_featreg.comparison.plan import needs_teacher
 from fastai_featreg.core import card_of,methods
 from fastai_featreg.methods import own_methods
 

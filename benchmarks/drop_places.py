@@ -16,7 +16,7 @@ from fastai.vision.learner import create_timm_model,create_vision_model
 from fastai_featreg.all import DropBlock,FeatureDropout,SpatialDropout,get_anatomy
 from fastai_featreg.channels import is_norm
 from fastai_featreg.archs import heads
-from fastai_featreg.drop_layers import plan_drops
+from fastai_featreg.methods.drop_layers import plan_drops
 from fastai_featreg.nets import nets
 
 root = Path(__file__).resolve().parent.parent

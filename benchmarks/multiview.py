@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd, torch, torchvision
 import fastai_featreg.all as featreg
 from fastai_featreg.parting import cut_after
-from fastai_featreg.view_head import pooled_classifier
-from fastai_featreg.views import anchors, local_pool, view_boxes
+from fastai_featreg.methods.view_head import pooled_classifier
+from fastai_featreg.methods.views import anchors, local_pool, view_boxes
 from fastai.vision.all import create_head
 from torch import nn
 from torch.nn import functional as F

@@ -42,14 +42,14 @@ from itertools import accumulate
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import fastai_featreg.all as featreg
-from fastai_featreg.drop_functions import select_scale
-from fastai_featreg.feature_mining import box_mask, mined_pool
+from fastai_featreg.methods.drop_functions import select_scale
+from fastai_featreg.methods.feature_mining import box_mask, mined_pool
 from fastai_featreg.maps import cam_and_caam
-from fastai_featreg.views import ada_cam
+from fastai_featreg.methods.views import ada_cam
 from fastai_featreg.core import card_of,methods
 from fastai_featreg.methods import own_methods
 from fastai_featreg.nets import nets
-from fastai_featreg.plan import known_methods
+from fastai_featreg.comparison.plan import known_methods
 from fastai.vision.all import (ChannelsLast, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision,
                                ProgressCallback, imagenet_stats, set_seed)
 from fastprogress import progress_bar

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.vision.all import Learner, CrossEntropyLossFlat, accuracy, set_seed
 import fastai_featreg.all as featreg
-from fastai_featreg.drop_effects import dropped_errors
+from fastai_featreg.methods.drop_effects import dropped_errors
 from fastai_featreg.nets import resnet20
 
 

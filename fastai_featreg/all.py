@@ -7,9 +7,6 @@ from fastai_featreg.fits import LossCallback
 from fastai_featreg.taps import feature_maps, to_torch
 from fastai_featreg.look import get_cams, show_cams
 from fastai_featreg.localise import CamMetric, localisation
-from fastai_featreg.drop_layers import find_drop_layers, show_drop_layers
-from fastai_featreg.drop_effects import show_drops
-from fastai_featreg.view_head import remove_views
 from fastai_featreg.boxes import get_boxes, show_boxes
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_dls, load_data
 from fastai_featreg.files import open_image

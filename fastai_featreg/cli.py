@@ -4,10 +4,10 @@ import warnings
 
 
 def main() -> int:
-    "Run `fastai_featreg.command.main`"
+    "Run `fastai_featreg.comparison.command.main`"
     warnings.filterwarnings('ignore', category=FutureWarning) # torch's, about fastai's use of torch.jit
     try:
-        from fastai_featreg.command import main as command_main
+        from fastai_featreg.comparison.command import main as command_main
         return command_main()
     except KeyboardInterrupt:
         print('Interrupted.', file=sys.stderr)

@@ -5,7 +5,7 @@ import logging, math
 import pytest
 from fastcore.test import test_close as assert_close
 from tiny import *
-from fastai_featreg.drop import DropCallback
+from fastai_featreg.methods.drop import DropCallback
 import conformance
 from fastai_featreg.heads import isolated_rng
 

@@ -2,16 +2,16 @@
 import random, re
 from functools import partial
 import pytest
-from fastai_featreg.cam_loss import negative_cam_loss
+from fastai_featreg.methods.cam_loss import negative_cam_loss
 from fastai_featreg.core import register_method
 from tiny import *
-from fastai_featreg.cam_loss import cam_loss
-from fastai_featreg.distill_losses import at_loss, cat_loss, ccm_loss, dkd_loss, kd_loss
-from fastai_featreg.drop import DropCallback
-from fastai_featreg.drop_effects import dropped_errors
-from fastai_featreg.drop_functions import SelectDrop2d, select_drop, select_scale, selectout, spatial_dropout
-from fastai_featreg.drop_functions import top_channels
-from fastai_featreg.feature_mining import box_mask, mined_pool, point_mask
+from fastai_featreg.methods.cam_loss import cam_loss
+from fastai_featreg.methods.distill_losses import at_loss, cat_loss, ccm_loss, dkd_loss, kd_loss
+from fastai_featreg.methods.drop import DropCallback
+from fastai_featreg.methods.drop_effects import dropped_errors
+from fastai_featreg.methods.drop_functions import SelectDrop2d, select_drop, select_scale, selectout, spatial_dropout
+from fastai_featreg.methods.drop_functions import top_channels
+from fastai_featreg.methods.feature_mining import box_mask, mined_pool, point_mask
 from fastai_featreg.maps import caam, caam_cam_distance, cam, grad_cam, minmax
 
 nan,inf = float('nan'),float('inf')

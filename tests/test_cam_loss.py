@@ -4,8 +4,8 @@ import re
 import pytest, timm
 from tiny import *
 from fastai_featreg.class_maps import ClassWeights
-import fastai_featreg.cam_loss as module
-from fastai_featreg.cam_loss import RunningAccuracy
+import fastai_featreg.methods.cam_loss as module
+from fastai_featreg.methods.cam_loss import RunningAccuracy
 from fastai_featreg.class_maps import CamCallback
 
 

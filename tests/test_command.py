@@ -3,13 +3,13 @@ import random, sys
 import pytest, torch
 from fastai_featreg.all import *
 from fastai_featreg.archs import find_arch
-from fastai_featreg.command import main
-from fastai_featreg.plan import parse_methods
-from fastai_featreg.rows import results_file
+from fastai_featreg.comparison.command import main
+from fastai_featreg.comparison.plan import parse_methods
+from fastai_featreg.comparison.rows import results_file
 from tiny import tiny_teacher
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # fastcore's helpers are no tests
-module = sys.modules['fastai_featreg.compare']
+module = sys.modules['fastai_featreg.comparison.compare']
 
 
 @pytest.fixture(autouse=True)

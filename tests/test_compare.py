@@ -17,14 +17,15 @@ from fastai.callback.mixup import MixUp
 from PIL import Image
 
 import fastai_featreg.all
-from fastai_featreg import archs, core, plan, report, runs
-from fastai_featreg.command import main
-from fastai_featreg.compare import run_order
+from fastai_featreg import archs, core
+from fastai_featreg.comparison import plan, report, runs
+from fastai_featreg.comparison.command import main
+from fastai_featreg.comparison.compare import run_order
 from fastai_featreg.data import load_data
-from fastai_featreg.plan import parse_methods
-from fastai_featreg.rows import config_names, looks, read_results, result_columns
+from fastai_featreg.comparison.plan import parse_methods
+from fastai_featreg.comparison.rows import config_names, looks, read_results, result_columns
 
-module = sys.modules['fastai_featreg.compare']
+module = sys.modules['fastai_featreg.comparison.compare']
 tiny = ('--arch test_resnet --size 64 --bs 8 --n-train 32 --n-valid 20 --epochs 1 --seeds 2 '
         '--methods FeatureMining(),mixup').split()
 order = [(0, 'plain'), (0, 'FeatureMining()'), (0, 'MixUp()'), (1, 'FeatureMining()'), (1, 'MixUp()'), (1, 'plain')]
@@ -97,7 +98,7 @@ def at_start():
 
 def start(out):
     "The command in a process of its own"
-    code = 'import sys; from fastai_featreg.command import main; sys.exit(main())'
+    code = 'import sys; from fastai_featreg.comparison.command import main; sys.exit(main())'
     return subprocess.Popen([sys.executable, '-c', code, 'compare', *tiny, '--out', str(out)],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=at_start)
 

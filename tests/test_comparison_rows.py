@@ -12,12 +12,13 @@ from fastai.callback.core import Callback
 from PIL import Image
 
 import fastai_featreg.all # noqa: F401 - registers the methods
-from fastai_featreg import core, report, runs
-from fastai_featreg.command import main # noqa: F401 - for the commands that import this module
-from fastai_featreg.report import summarise
-from fastai_featreg.rows import beside, bests, doings, looks, measures, read_results
+from fastai_featreg import core
+from fastai_featreg.comparison import report, runs
+from fastai_featreg.comparison.command import main # noqa: F401 - for the commands that import this module
+from fastai_featreg.comparison.report import summarise
+from fastai_featreg.comparison.rows import beside, bests, doings, looks, measures, read_results
 
-module = sys.modules['fastai_featreg.compare']
+module = sys.modules['fastai_featreg.comparison.compare']
 small = dict(arch='test_resnet', size=64, bs=8, epochs=1, seeds=2, pretrained=False, bars=False)
 
 

@@ -4,8 +4,8 @@ import gc
 from types import SimpleNamespace
 import overhead, pytest
 from conformance import *
-from fastai_featreg.command import main as featreg
-from fastai_featreg.runs import peak_memory, reset_peak_memory
+from fastai_featreg.comparison.command import main as featreg
+from fastai_featreg.comparison.runs import peak_memory, reset_peak_memory
 
 pytestmark = pytest.mark.cuda
 

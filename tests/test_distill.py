@@ -5,11 +5,11 @@ from functools import partial
 import pytest, timm
 from fastai.callback.channelslast import ChannelsLast
 from fastai_featreg.answers import mixed_classes
-from fastai_featreg.plan import parse_methods
-from fastai_featreg.distill import *
+from fastai_featreg.comparison.plan import parse_methods
+from fastai_featreg.methods.distill import *
 from tiny import *
-from fastai_featreg.distill_losses import at_loss, binary_kd_loss, ccm_loss, kd_loss
-from fastai_featreg.taught import Taught
+from fastai_featreg.methods.distill_losses import at_loss, binary_kd_loss, ccm_loss, kd_loss
+from fastai_featreg.methods.taught import Taught
 
 
 def run(cbs=None, epochs=2, **kwargs):

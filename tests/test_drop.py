@@ -5,16 +5,16 @@ import matplotlib, pandas as pd, pytest, timm
 from fastai.vision.learner import create_vision_model
 from hypothesis import given, settings, strategies as st
 from tiny import *
-from fastai_featreg.drop import DropCallback
-from fastai_featreg.drop_effects import dropped_errors
-from fastai_featreg.drop_functions import SelectDrop2d, SelectScale2d, Selectout2d, select_drop, select_scale
-from fastai_featreg.drop_functions import selectout, spatial_dropout, spatial_scale, top_channels
-from fastai_featreg.drop_layers import plan_drops
+from fastai_featreg.methods.drop import DropCallback
+from fastai_featreg.methods.drop_effects import dropped_errors
+from fastai_featreg.methods.drop_functions import SelectDrop2d, SelectScale2d, Selectout2d, select_drop, select_scale
+from fastai_featreg.methods.drop_functions import selectout, spatial_dropout, spatial_scale, top_channels
+from fastai_featreg.methods.drop_layers import plan_drops
 from fastai_featreg.nets import resnet20, resnet56, resnet8, resnext29_8x64d, wrn16_4
 from fastai_featreg.heads import isolated_rng
-import fastai_featreg.drop
+import fastai_featreg.methods.drop
 from fastai_featreg.channels import channel_readers, has_running_stats, is_norm
-from fastai_featreg.drop_functions import channel_scores
+from fastai_featreg.methods.drop_functions import channel_scores
 from fastai_featreg.nets import nets
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 24), st.integers(1, 5), st.integers(1, 5))
@@ -195,7 +195,7 @@ def test_gates_are_left_alone():
 
 def test_several_drops_and_ranks_draw_different_numbers(monkeypatch):
     def first_factors(cbs, rank=0):
-        monkeypatch.setattr(fastai_featreg.drop, 'rank_distrib', lambda: rank)
+        monkeypatch.setattr(fastai_featreg.methods.drop, 'rank_distrib', lambda: rank)
         learn,seen = tiny_learner(cbs, n=8),[]
         for cb in cbs: cb.drop = lambda f, strength: seen.append(torch.rand(3)) or f
         learn.fit(1)

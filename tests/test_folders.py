@@ -4,8 +4,8 @@ import numpy as np, pytest
 from pathlib import Path
 from PIL import Image
 from fastai.vision.all import get_image_files, parent_label
-from fastai_featreg.command import main
-from fastai_featreg.rows import read_results
+from fastai_featreg.comparison.command import main
+from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.data import folder_dls, load_data
 from fastai_featreg.folders import ClassOf, read_layout, stratified_split
 

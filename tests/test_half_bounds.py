@@ -7,13 +7,13 @@ from functools import partial
 import pytest, torch
 from fastai.vision.all import Callback
 from fastai_featreg.all import *
-from fastai_featreg.cam_loss import cam_loss,negative_cam_loss
-from fastai_featreg.distill_losses import at_loss,binary_kd_loss,cat_loss,ccm_loss,dist_loss,dkd_loss,kd_loss
-from fastai_featreg.distill_losses import standardise,standardised_kd_loss
-from fastai_featreg.drop_functions import select_scale,selectout,spatial_dropout,spatial_scale
-from fastai_featreg.feature_mining import mined_pool
+from fastai_featreg.methods.cam_loss import cam_loss,negative_cam_loss
+from fastai_featreg.methods.distill_losses import at_loss,binary_kd_loss,cat_loss,ccm_loss,dist_loss,dkd_loss,kd_loss
+from fastai_featreg.methods.distill_losses import standardise,standardised_kd_loss
+from fastai_featreg.methods.drop_functions import select_scale,selectout,spatial_dropout,spatial_scale
+from fastai_featreg.methods.feature_mining import mined_pool
 from fastai_featreg.maps import caam,caam_cam_distance,cam,cam_and_caam,grad_cam,grad_cam_pp,minmax,resize_maps
-from fastai_featreg.views import local_pool
+from fastai_featreg.methods.views import local_pool
 from tiny import fp16,tiny_learner,tiny_teacher
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name] # fastcore's helpers are no tests

@@ -16,7 +16,7 @@ of_views = ['views', 'view_head']
 rooms = [*looks_at_networks, 'answers', *parts, 'core', 'maps', 'class_maps', *looking,
          *of_drops, *of_teachers, *of_views]
 methods = method_modules()
-modules = {p.stem: p.read_text() for p in sorted(folder.glob('*.py')) if not p.stem.startswith('_')}
+modules = {p.stem: p.read_text() for p in sorted(folder.rglob('*.py')) if not p.stem.startswith('_')}
 
 
 def exported(tree: ast.Module) -> set:
@@ -86,7 +86,7 @@ def test_methods_do_not_import_each_other(name):
 
 def test_methods_are_found_where_they_are_registered():
     found = {cls.__module__ for cls in own_methods().values()}
-    assert {m for m in found if m.startswith('fastai_featreg.')}=={f'fastai_featreg.{name}' for name in methods}
+    assert {m for m in found if m.startswith('fastai_featreg.')}=={f'fastai_featreg.methods.{name}' for name in methods}
     # in the order of their notebooks, which is that of tables and of pairs
-    numbers = [next((folder.parent/'nbs').glob(f'[0-9]*_{name}.ipynb')).name for name in methods]
+    numbers = [next((folder.parent/'nbs/methods').glob(f'[0-9]*_{name}.ipynb')).name for name in methods]
     assert numbers==sorted(numbers) and len(numbers)>=5

@@ -2,13 +2,14 @@
 import importlib
 import numpy as np, pytest, timm
 from tiny import *
-from fastai_featreg import anatomy, fingerprints
+from fastai_featreg import anatomy
+from fastai_featreg.comparison import fingerprints
 from fastai_featreg.probe import untouched
 from fastai_featreg.answers import class_scores
-from fastai_featreg.cam_loss import n_right
+from fastai_featreg.methods.cam_loss import n_right
 
 
-def sources_of(name): return fingerprints.module_sources(f'fastai_featreg.{name}')
+def sources_of(name): return fingerprints.module_sources(f'fastai_featreg.methods.{name}')
 
 def test_an_edit_of_a_picture_trains_nothing_anew():
     for name in ('feature_mining', 'cam_loss', 'distill', 'drop', 'multiview'):

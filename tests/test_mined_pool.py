@@ -2,7 +2,7 @@
 import torch
 from hypothesis import given, settings, strategies as st
 from fastai_featreg.all import *
-from fastai_featreg.feature_mining import box_mask, mined_pool, point_mask
+from fastai_featreg.methods.feature_mining import box_mask, mined_pool, point_mask
 
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 8), st.integers(1, 8))
 floats = st.sampled_from([torch.float16, torch.bfloat16])

@@ -7,7 +7,7 @@ from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, set_se
 from torchvision import models
 from fastai_featreg.anatomy import get_anatomy
 from fastai_featreg.channels import like_last
-from fastai_featreg.feature_mining import FeatureMining, mined_stages
+from fastai_featreg.methods.feature_mining import FeatureMining, mined_stages
 from fastai_featreg.nets import cifar_densenet, cifar_preact_resnet, pyramidnet, resnet20, wrn16_2
 
 

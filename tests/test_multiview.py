@@ -5,11 +5,11 @@ from copy import deepcopy
 from functools import partial
 import pytest, timm
 from torchvision import models as tv
-from fastai_featreg.multiview import *
-from fastai_featreg.view_head import *
-from fastai_featreg.views import *
+from fastai_featreg.methods.multiview import *
+from fastai_featreg.methods.view_head import *
+from fastai_featreg.methods.views import *
 from tiny import *
-from fastai_featreg.distill_losses import kd_loss
+from fastai_featreg.methods.distill_losses import kd_loss
 from fastai_featreg.nets import resnet8
 
 views = partial(MVFeaAug, k=3, sizes=(1, 3), seed=0)

@@ -10,10 +10,10 @@ import pytest
 import torch.utils.data as tud
 from fastai.vision.all import *
 from fastai_featreg.all import *
-from fastai_featreg.drop_effects import dropped_errors
-from fastai_featreg.drop_functions import spatial_dropout
+from fastai_featreg.methods.drop_effects import dropped_errors
+from fastai_featreg.methods.drop_functions import spatial_dropout
 from fastai_featreg.maps import caam_cam_distance, pointing_game
-from fastai_featreg.view_head import find_views, install_views
+from fastai_featreg.methods.view_head import find_views, install_views
 from fastai_featreg.batches import as_batch, batch_to_look_at, first_images
 from fastai_featreg.look import channel_note, decoded_images, is_right, label_text
 

@@ -6,17 +6,17 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 import conformance
 from tiny import *
-from fastai_featreg.drop_layers import plan_drops
-from fastai_featreg import feature_mining
+from fastai_featreg.methods.drop_layers import plan_drops
+from fastai_featreg.methods import feature_mining
 from fastai_featreg.anatomy import lay_out
 from fastai_featreg.channels import channel_readers,like_last
 from fastai_featreg.parting import cut_after
 from fastai_featreg.probe import untouched
 from fastai_featreg.stages import Trace
 from fastai_featreg.class_maps import CamMaker, ClassWeights, class_weights
-from fastai_featreg.guide import Guide
+from fastai_featreg.methods.guide import Guide
 from fastai_featreg.heads import isolated_rng
-from fastai_featreg.drop_layers import show_drop_layers
+from fastai_featreg.methods.drop_layers import show_drop_layers
 from fastai_featreg.look import get_cams
 
 rows = conformance.rows() + conformance.rows(variants=True)

@@ -29,7 +29,7 @@ def test_an_entry_by_hand():
 def begun() -> int:
     "Entries in all docstrings of the generated modules, counted by their syntax trees"
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    trees = [ast.parse(p.read_text()) for p in Path(fastai_featreg.__file__).parent.glob('*.py')]
+    trees = [ast.parse(p.read_text()) for p in Path(fastai_featreg.__file__).parent.rglob('*.py')]
     docs = [ast.get_docstring(n) or '' for t in trees for n in ast.walk(t) if isinstance(n, kinds)]
     return sum(len(re.findall(r'(?m)^(?:Reading|Departure)\b', d)) for d in docs)
 

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastai_featreg import rows
-from fastai_featreg.fingerprints import source_id
-from fastai_featreg.rows import RowKeeper, beside, claim, read_results, safely, same_config, take_in, write_row
+from fastai_featreg.comparison import rows
+from fastai_featreg.comparison.fingerprints import source_id
+from fastai_featreg.comparison.rows import (RowKeeper, beside, claim, read_results, safely, same_config, take_in,
+                                            write_row)
 
 config = dict(data='digits', arch='resnet18', head='linear', pretrained='False', size='64', bs='32', epochs='5',
               lr='0.003', fp16='False', n_train='1200', n_valid='500', n_classes='10', device='cpu', n_threads='1',
@@ -259,7 +260,7 @@ def test_only_our_own_files_beside_are_taken_in(path):
 
 def python(code, *args, **kwargs):
     "Another process, without torch"
-    prelude = f"import sys; sys.path[:0] = {sys.path!r}; from fastai_featreg.rows import *; "
+    prelude = f"import sys; sys.path[:0] = {sys.path!r}; from fastai_featreg.comparison.rows import *; "
     return subprocess.Popen([sys.executable, '-c', prelude + code, *map(str, args)], **kwargs)
 
 write_many = """

@@ -2,15 +2,16 @@
 import os, pickle, re, sys
 import pytest, timm, torchvision
 from safetensors.torch import save_file
-from fastai_featreg import plan,teachers
+from fastai_featreg.comparison import plan
+from fastai_featreg.methods import teachers
 from fastai_featreg.archs import heads,known_archs,make_learner
-from fastai_featreg.command import main
-from fastai_featreg.plan import parse_methods
-from fastai_featreg.teachers import *
+from fastai_featreg.comparison.command import main
+from fastai_featreg.comparison.plan import parse_methods
+from fastai_featreg.methods.teachers import *
 from tiny import *
 
 for name in [o for o in globals() if o.startswith('test')]: del globals()[name]
-module = sys.modules['fastai_featreg.compare']
+module = sys.modules['fastai_featreg.comparison.compare']
 
 
 class Bomb:

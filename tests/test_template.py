@@ -7,7 +7,7 @@ from fastcore.nbio import read_nb
 import backbones, overhead
 from conformance import Row, check, entry_of
 from fastai_featreg import core
-from fastai_featreg.command import main
+from fastai_featreg.comparison.command import main
 from fastai_featreg.methods import method_modules
 
 root = Path(__file__).parent.parent

@@ -30,7 +30,7 @@ def of_method(row):
 def four_methods(cam, mixup=False, gaps=False):
     """Mining, a drop and both losses on maps together; `gaps`: each rank has a batch without a term; start='auto': one
     rank is right always, the other never"""
-    import fastai_featreg.cam_loss as module
+    import fastai_featreg.methods.cam_loss as module
     from conformance import FeatureMining, MixUp, NegativeCAM, SelectScale, assert_clean, tiny_learner
     learn,rank = (tiny_learner([FeatureMining(2), SelectScale(retain=0.), cam, NegativeCAM(cam='grad_cam')], n=64),
                   int(os.environ['RANK']))

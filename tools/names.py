@@ -2,7 +2,8 @@
 
     python tools/names.py
 
-Of a module with a method: its callbacks, and what shows (`show_`, `plot_`) or gets (`get_`). Of the others: `ground`.
+Of a module with a method: its callbacks, and what shows (`show_`, `plot_`) or gets (`get_`). Of the others: `ground`
+and `rooms`.
 """
 import ast
 from pathlib import Path
@@ -12,7 +13,6 @@ package = Path(__file__).parent.parent/'fastai_featreg'
 ground = dict(
     anatomy='get_anatomy', parting='body_head', core='FeatureCallback register_method', fits='LossCallback',
     taps='feature_maps to_torch', look='get_cams show_cams', localise='CamMetric localisation',
-    drop_layers='find_drop_layers show_drop_layers', drop_effects='show_drops', view_head='remove_views',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
     files='open_image', folders='read_layout', nets='Truncated', compare='compare', report='plot_comparison',
     rows='read_results', protocols='find_protocol protocols', recipes='train_as', augment='augmented')
@@ -41,9 +41,9 @@ def line(module: str, names: list) -> str:
     return '\n'.join([*lines, text])
 
 def main():
-    trees = {p.stem: ast.parse(p.read_text()) for p in sorted(package.glob('[a-z]*.py')) if p.stem!='all'}
+    trees = {f'methods.{p.stem}': ast.parse(p.read_text()) for p in sorted(package.glob('methods/[a-z]*.py'))}
     methods = {m: names for m,tree in trees.items() if (names := names_of(tree))}
-    given = {m: names.split() for m,names in ground.items()} | methods
+    given = {m: names.split() for m,names in (ground | rooms).items()} | methods
     doc = '"What a notebook needs. Functions of tensors, nets and machinery are imported from their modules."'
     imports = '\n'.join(line(m, names) for m,names in given.items())
     end = "__all__ = [name for name in globals() if not name.startswith('_')]"

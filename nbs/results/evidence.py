@@ -8,14 +8,15 @@ import fastai_featreg
 import pandas as pd
 from fastcore.docments import docments
 from matplotlib import pyplot as plt
-from fastai_featreg.report import summarise
-from fastai_featreg.rows import read_results
-from fastai_featreg.plan import method_label,needs_teacher
-from fastai_featreg.report import colours,plot_curves
+from fastai_featreg.comparison.report import summarise
+from fastai_featreg.comparison.rows import read_results
+from fastai_featreg.comparison.plan import method_label,needs_teacher
+from fastai_featreg.comparison.report import colours,plot_curves
 from fastai_featreg.core import card_of,method_summary,methods
-from fastai_featreg.methods import own_methods
+from fastai_featreg.methods import import_methods,own_methods
 
 here = Path(__file__).parent
+import_methods() # their cards
 bn = 'BatchNorm in the head'
 # The order of the tables, where it is not that of folders and notebooks; what is not named here follows.
 first_sets = ['digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifar10_long', 'scores', 'tiny30',
@@ -211,7 +212,7 @@ paragraphs = {'What': 'what', 'When': 'when', 'When not': 'when_not', 'Source': 
 
 def said(name: str) -> dict:
     "Heading -> paragraph of a card: what stands at the registration, with links from this folder"
-    link = lambda text: re.sub(r'\]\((?=\d\d_)', '](../', text)
+    link = lambda text: re.sub(r'\]\((?=\d\d_)', '](../methods/', text)
     return {title: link(getattr(card_of(name), k)) for title,k in paragraphs.items()}
 
 
@@ -296,16 +297,18 @@ def split_letter(text: str) -> tuple:
 def documented() -> list:
     "(module, name, object) of everything public in the package, each object once"
     seen,res = set(),[]
-    for info in sorted(pkgutil.iter_modules(fastai_featreg.__path__), key=lambda o: o.name):
-        if info.name in ('all', 'cli') or info.name.startswith('_'): continue
-        module = importlib.import_module(f'fastai_featreg.{info.name}')
+    found = pkgutil.walk_packages(fastai_featreg.__path__, 'fastai_featreg.')
+    for info in sorted(found, key=lambda o: o.name.rpartition('.')[2]):
+        short = info.name.rpartition('.')[2]
+        if info.ispkg or short in ('all', 'cli') or short.startswith('_'): continue
+        module = importlib.import_module(info.name)
         for name in module.__all__:
             o = getattr(module, name)
             if id(o) in seen or getattr(o, '__module__', None)!=module.__name__: continue
             seen.add(id(o))
-            res.append((info.name, name, o))
+            res.append((short, name, o))
             members = vars(o).items() if inspect.isclass(o) else ()
-            res += [(info.name, f'{name}.{k}', getattr(o, k)) for k,m in members
+            res += [(short, f'{name}.{k}', getattr(o, k)) for k,m in members
                     if isinstance(m, classmethod) or inspect.isfunction(m)]
     return res
 
