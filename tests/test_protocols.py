@@ -7,16 +7,16 @@ import pytest
 import torch
 from fastai.vision.all import *
 from fastai_featreg.archs import Called, find_arch, make_learner
-from fastai_featreg.cam_loss import CAMLoss
-from fastai_featreg.command import main
-from fastai_featreg.compare import compare
+from fastai_featreg.methods.cam_loss import CAMLoss
+from fastai_featreg.comparison.command import main
+from fastai_featreg.comparison.compare import compare
 from fastai_featreg.data import digits_dls
-from fastai_featreg.feature_mining import FeatureMining
-from fastai_featreg.protocols import (describe, find_protocol, from_toml, lr_at, mom_at, Protocol, protocol_of,
+from fastai_featreg.methods.feature_mining import FeatureMining
+from fastai_featreg.comparison.protocols import (describe, find_protocol, from_toml, lr_at, mom_at, Protocol, protocol_of,
                                       protocols, to_toml)
-from fastai_featreg.recipes import train_as
-from fastai_featreg.rows import config_names, protocol_names, read_results
-from fastai_featreg.runs import run_once
+from fastai_featreg.comparison.recipes import train_as
+from fastai_featreg.comparison.rows import config_names, protocol_names, read_results
+from fastai_featreg.comparison.runs import run_once
 from tiny import assert_clean, assert_same, Inert, tiny_learner, weights
 
 # pytest would take fastai's helpers for tests
@@ -50,8 +50,8 @@ def test_without_a_protocol_all_is_as_it_was(dls, monkeypatch, pretrained):
     with by_hand.no_logging():
         by_hand.fine_tune(2, 3e-3) if pretrained else by_hand.fit_one_cycle(2, 3e-3)
     trained = []
-    monkeypatch.setattr('fastai_featreg.runs.make_learner', lambda *a: seeded_learner(dls, pretrained))
-    monkeypatch.setattr('fastai_featreg.runs.where_it_looks', lambda learn: trained.append(learn) or {})
+    monkeypatch.setattr('fastai_featreg.comparison.runs.make_learner', lambda *a: seeded_learner(dls, pretrained))
+    monkeypatch.setattr('fastai_featreg.comparison.runs.where_it_looks', lambda learn: trained.append(learn) or {})
     row = run_once(dls, seed=3, arch='test_resnet', epochs=2, lr=3e-3, pretrained=pretrained, head='linear')
     assert not row['error']
     assert_same(weights(by_hand), weights(trained[0]))
@@ -260,7 +260,7 @@ def test_half_precision_on_a_gpu(device, precision):
 
 def test_augmentation_and_arguments_reach_the_learner(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr('fastai_featreg.runs.where_it_looks', lambda learn: seen.append(learn) or {})
+    monkeypatch.setattr('fastai_featreg.comparison.runs.where_it_looks', lambda learn: seen.append(learn) or {})
     df = compared(tmp_path, augment='pad_crop', cutout=8, arch_args=dict(drop_path_rate=.3))
     tfms = [type(o).__name__ for o in seen[0].dls.train.after_batch.fs]
     assert 'Cutout' in tfms and 'AffineCoordTfm' in tfms
@@ -272,8 +272,8 @@ def test_augmentation_and_arguments_reach_the_learner(tmp_path, monkeypatch):
 def test_pretrained_networks_are_thawed_for_other_schedules(dls, monkeypatch):
     "A learner with pretrained weights is made with a frozen body; a cosine trains all of it"
     trained = []
-    monkeypatch.setattr('fastai_featreg.runs.make_learner', lambda *a: seeded_learner(dls, True))
-    monkeypatch.setattr('fastai_featreg.runs.where_it_looks', lambda learn: trained.append(learn) or {})
+    monkeypatch.setattr('fastai_featreg.comparison.runs.make_learner', lambda *a: seeded_learner(dls, True))
+    monkeypatch.setattr('fastai_featreg.comparison.runs.where_it_looks', lambda learn: trained.append(learn) or {})
     row = run_once(dls, seed=3, arch='test_resnet', epochs=1, lr=.1, pretrained=True, head='linear',
                    protocol=find_protocol('cam_loss_transfer', epochs=1))
     assert not row['error']

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-import fastai_featreg.compare as comparison
-import fastai_featreg.published as published
-import fastai_featreg.reproduce as module
+import fastai_featreg.comparison.compare as comparison
+import fastai_featreg.comparison.published as published
+import fastai_featreg.comparison.reproduce as module
 from fastai_featreg.archs import find_arch, make_learner
 from fastai_featreg.data import load_data
-from fastai_featreg.protocols import Protocol
-from fastai_featreg.published import block_named, published_gain, read_table, table_ids
-from fastai_featreg.reproduce import not_built, n_runs, plan_of, reproduce, tables
+from fastai_featreg.comparison.protocols import Protocol
+from fastai_featreg.comparison.published import block_named, published_gain, read_table, table_ids
+from fastai_featreg.comparison.reproduce import not_built, n_runs, plan_of, reproduce, tables
 
 names = table_ids()
 run = [n for n in names if not read_table(n).instead and not read_table(n).task]
