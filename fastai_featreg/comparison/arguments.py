@@ -12,6 +12,7 @@ import argparse
 from importlib.metadata import PackageNotFoundError,version
 from .budgets import budgets,own_images
 from .options import add_training
+from .reproduce import add_reproduce
 from ..wording import echo
 
 # %% ../../nbs/comparison/8h_arguments.ipynb #f03757b8
@@ -168,5 +169,5 @@ def parser()->Parser:
     p.add_argument('--version', action=ShowVersion, nargs=0, default=argparse.SUPPRESS,
                    help='show the versions of featreg and its libraries')
     commands = p.add_subparsers(dest='command', required=True)
-    for add in (add_compare, add_methods): add(commands)
+    for add in (add_compare, add_reproduce, add_methods): add(commands)
     return p

@@ -117,7 +117,7 @@ def main(
     try:
         return list_methods() if args.command=='methods' else run_compare(args)
     except BrokenPipeError: # `| head`: whoever read has had enough
-        from fastai_featreg.comparison.rows import hang_up
+        from fastai_featreg.wording import hang_up
         hang_up()
         return 0
     except (ValueError, OSError, RecursionError, MemoryError, OverflowError) as e: # all else is a mistake of ours

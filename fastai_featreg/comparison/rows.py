@@ -153,7 +153,8 @@ def typed(
 )->pd.DataFrame: # the columns of `result_columns` as numbers and text, then those nobody here knows
     "Cells as numbers and text; `ValueError` with row and column where one cannot be right"
     values = {}
-    checks = dict(method=check_method, curve=check_curve, train_curve=check_curve, scores=check_curve, right=check_right)
+    checks = dict(method=check_method, right=check_right)
+    checks |= dict.fromkeys(('curve', 'train_curve', 'scores'), check_curve)
     for c,check in checks.items():
         for i,cell in cells.get(c, pd.Series(dtype=object)).items():
             complain(i, c, check(cell), cell)
