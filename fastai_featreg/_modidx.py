@@ -556,6 +556,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'fastai_featreg/comparison/fingerprints.py'),
                                                         'fastai_featreg.comparison.fingerprints.labels_of': ( 'comparison/fingerprints.html#labels_of',
                                                                                                               'fastai_featreg/comparison/fingerprints.py'),
+                                                        'fastai_featreg.comparison.fingerprints.looks_on': ( 'comparison/fingerprints.html#looks_on',
+                                                                                                             'fastai_featreg/comparison/fingerprints.py'),
                                                         'fastai_featreg.comparison.fingerprints.module_sources': ( 'comparison/fingerprints.html#module_sources',
                                                                                                                    'fastai_featreg/comparison/fingerprints.py'),
                                                         'fastai_featreg.comparison.fingerprints.module_tree': ( 'comparison/fingerprints.html#module_tree',

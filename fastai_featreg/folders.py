@@ -376,7 +376,7 @@ def read_layout(
     if valid is not None and valid_pct is not None:
         raise ValueError("valid_pct and valid are both given; leave one of them out")
     found,note = box_table(path) if table is not False else _no_table(path)
-    if label_column is not None: found,note = None,''
+    if label_column is not None: found = note = None
     if found: return _table_layout(path, found, valid_pct, valid)
     official = official_split(path, label_column)
     try:

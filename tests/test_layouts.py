@@ -128,7 +128,7 @@ def test_names(tmp_path, monkeypatch):
     assert str(tmp_path/'data') in said[0] and 'folder val validates' in said[0]
     (tmp_path/'imagenette').mkdir()
     with pytest.raises(ValueError, match='imagenette has no images'): load_data('imagenette')
-    with pytest.raises(ValueError, match=r"'imagenet'.*imagenette, "): load_data('imagenet')
+    with pytest.raises(ValueError, match=r"imagenette, .*got 'imagenet'"): load_data('imagenet')
 
 
 @pytest.mark.parametrize('name', ['digits', 'cifar10'])

@@ -137,16 +137,20 @@ def imported(name:str, tree:ast.Module)->set:
     own = name.split('.')[0]
     return {m for m in found if m.split('.')[0]==own}
 
-# modules that show, compare and keep: an edit of a picture's line width must not train everything anew
+# modules that show, open and keep: an edit of a picture's line width must not train everything anew
 onlookers = {'all', 'methods', 'batches', 'look', 'localise', 'drop_effects', 'folders', 'tree', 'tables', 'data',
-             'plan', 'runs', 'report', 'wording', 'compare', 'command', 'rows', 'fingerprints'}
+             'layouts', 'subsets', 'noise', 'memory', 'wording'}
+
+def looks_on(name:str)->bool:
+    "Does a module never train? Of the comparison, `trained_by` names the functions that do"
+    return name.rpartition('.')[2] in onlookers or '.comparison' in name
 
 def module_sources(name:str)->dict:
     "A module and all that it imports from its own package, but for what never trains: name -> what computes"
     found,todo = {},[name]
     while todo:
         name = todo.pop()
-        if name in found or name.rpartition('.')[2] in onlookers or not (tree := module_tree(name)): continue
+        if name in found or looks_on(name) or not (tree := module_tree(name)): continue
         todo += imported(name, tree)
         found[name] = computing(tree)
     return found
