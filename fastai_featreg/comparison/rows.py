@@ -393,10 +393,13 @@ def claim(
     path:str|Path, # the table
     run:tuple, # whatever tells the run from others
     wait:bool=False, # wait until the run is free?
+    folder:str|Path|None=None, # of the claim; None: that of this machine for temporary files
 )->bool: # is it ours?
-    "Hold the claim to a run, unless another process on this machine has it"
-    name = fingerprint_of(os.path.realpath(path), run, kind='featreg-')
-    lock = FileLock(Path(tempfile.gettempdir())/f'{name}.lock')
+    "Hold the claim to a run, unless another process has it"
+    # another machine may call a shared folder by another name
+    where,kind = (os.path.realpath(path), 'featreg-') if folder is None else (Path(path).name, '.featreg-')
+    name = fingerprint_of(where, run, kind=kind)
+    lock = FileLock(Path(folder or tempfile.gettempdir())/f'{name}.lock')
     try:
         lock.acquire(timeout=-1 if wait else 0, poll_interval=0.5)
     except Timeout: ours = False
