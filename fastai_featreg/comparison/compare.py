@@ -15,10 +15,14 @@ from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from ..archs import find_arch,heads,make_learner
 from ..data import load_data
 from .fingerprints import data_id
+from .jobs import failures,how_many,jobs_here,lost_row,modules_of,my_part,side_by_side,threads_of
+from .launch import hear,launcher_settings,send
 from ..nets import nets
 from .plan import as_text,parse_methods
+from .ranks import ask_first,claim_together,join_ranks,leads,of_ranks
 from .report import report
-from .rows import (claim,complain_aloud,config_names,count_once,differences,read_results,results_file,
+from .saved import begin_from,keep_model,marked_weights,model_file,weights_mark
+from .rows import (complain_aloud,config_names,count_once,differences,read_results,results_file,
                                  RowKeeper,safely,same_config,take_in)
 from .runs import device_of,method_id,run_once
 from ..wording import echo,one_line,plural,unknown_name
@@ -130,7 +134,7 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict):
         n_train=len(dls.train_ds),
         n_valid=len(dls.valid_ds),
         n_classes=len(dls.vocab),
-        device=device,
+        device=of_ranks(device),
         n_threads=torch.get_num_threads(),
         data_id=data_id(dls))
     versions = dict(
@@ -229,39 +233,80 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
 
 # %% ../../nbs/comparison/80_compare.ipynb #321411a0
 def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path, settings:dict, say:Callable,
-              bars:bool|None):
+              bars:bool|None, failed:frozenset=frozenset(), save:bool=False):
     "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
-    start = time.perf_counter()
-    keep,rows,busy = RowKeeper(path, say),[],[]
+    start,part = time.perf_counter(),my_part()
+    keep,rows,busy = RowKeeper(path, say) if leads() else noop,[],[]
+    # fellows are told of by the command that has started them
+    aside = lambda write: noop if part.tell else write
     def one(i, run, bar, write):
         "Train a run, unless another command has done it meanwhile"
         seed,label = run
         ids = config | dict(method=label, seed=seed, method_id=methods[label])
-        if is_there(path, ids):
-            return write(f"{label}, seed {seed}: another command has trained it meanwhile")
-        rows.append(run_once(dls, plan[label], seed, progress=bar, **settings) | ids)
+        if part.only is None and ask_first(lambda: is_there(path, ids, failed)):
+            return aside(write)(f"{label}, seed {seed}: another command has trained it meanwhile")
+        row = run_once(dls, plan[label], seed, progress=bar, save=saver(path, ids, save), **settings)
+        rows.append(row | ids)
         keep(rows[-1])
+        if part.tell: return part.tell(rows[-1])
         spent = time.perf_counter() - start
         write(finished(i, len(todo), seed, label, rows[-1], spent))
     for i,(run,bar,write) in enumerate(iterate(todo, say, bars), 1):
-        with claim(path, (run, *config.values())) as ours:
+        with claim_together(path, (run, *config.values())) as ours:
             if ours: one(i, run, bar, write)
             else: busy.append(run)
     first = len(todo) - len(busy) + 1
     for i,(run,bar,write) in enumerate(iterate(busy, say, bars), first):
         seed,label = run
-        write(f"{label}, seed {seed}: another command trains it; its row is waited for")
-        with claim(path, (run, *config.values()), wait=True):
+        aside(write)(f"{label}, seed {seed}: another command trains it; its row is waited for")
+        with claim_together(path, (run, *config.values()), wait=True):
             one(i, run, bar, write)
     keep() # what could not be written so far
     return rows
 
-def is_there(path:Path, ids:dict):
-    "Has a run ended meanwhile? A table that cannot be read is no reason to stop"
+def is_there(path:Path, ids:dict, failed:frozenset=frozenset()):
+    "Has a run ended meanwhile, or failed otherwise than in `failed`? A table that cannot be read is no reason to stop"
     try: df = read_results(path)
     except ValueError: return False
-    same = same_config(df, ids, 'method', 'seed', 'method_id')
-    return not failed_run(df)[same].all()
+    same = df[same_config(df, ids, 'method', 'seed', 'method_id')]
+    return not failed_run(same).all() or bool(failures(same) - failed)
+
+def saver(path:Path, ids:dict, save:bool):
+    "What keeps the network of a run; None where nothing does"
+    if not leads(): return None
+    if own := my_part().save: return lambda learn, row: own(learn, row | ids)
+    return partial(keep_model, path, ids) if save else None
+
+def train_beside(todo:list, n_jobs:int, package:dict, path:Path, say:Callable):
+    "`train_all` by processes of their own: a line for each run that ends, the rows at the end"
+    if not todo: return []
+    start,rows,keep = time.perf_counter(),[],RowKeeper(path, say)
+    def ended(row):
+        rows.append(row)
+        say(finished(len(rows), len(todo), row['seed'], row['method'], row, time.perf_counter() - start))
+    wrong = side_by_side(package, min(n_jobs, len(todo)), ended, say)
+    for why in dict.fromkeys(wrong): say(f"A process has not done its part: {why}.")
+    told = {(row['seed'], row['method']) for row in rows}
+    for seed,label in todo:
+        ids = package['config'] | dict(method=label, seed=seed, method_id=package['methods'][label])
+        if (seed, label) in told or is_there(path, ids, package['failed']): continue
+        if not rows and not len(read_results(path)): raise ValueError(wrong[0] if wrong else 'no process has trained')
+        rows.append(lost_row(f"its process has ended: {wrong[0] if wrong else 'why is not known'}") | ids)
+    # what a process could not write any more
+    keep(*(row for row in rows if not is_there(path, row, package['failed'])))
+    return rows
+
+def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:Callable):
+    "Let jobs of a launcher train, and report what they have found"
+    settings = launcher_settings(text)
+    there = read_results(path)
+    jobs = send(package | dict(failed=failures(there)), n_jobs, path.parent/'jobs', settings, say)
+    if settings.get('wait') is False: return there.iloc[:0]
+    found = {tuple(f['config'].items()): f for f in hear(jobs, say)}
+    rows = [row for f in found.values() for row in f['rows']]
+    for f in found.values():
+        df = report(all_rows(path, f['config'], f['methods'], order, there.iloc[:0], rows, say), path, say)
+    return df
 
 def chosen(df:pd.DataFrame, config:dict, methods:dict, order:list):
     "Rows of this comparison, in its order, each run once; `methods`: label -> fingerprint of its source"
@@ -321,6 +366,11 @@ def compare(
     valid_pct:float|None=None, # share of each class for validation where no folder does it; None: 0.2, or by `n_valid`
     valid:str|Path|None=None, # folder of validation images, inside data or elsewhere; None: the one whose name tells it
     class_level:int|None=None, # 1: the folders are classes; 2: those in them are; None: what can be told
+    jobs:int|str=1, # runs side by side, in processes of their own; 0 or 'auto': one a GPU, or else one a core
+    launcher:str|None=None, # 'submitit': SLURM trains, in `jobs` jobs; where there is none, processes of this machine
+    launcher_args:str='', # what the launcher is told, see `launcher_settings`
+    save:bool=False, # keep the weights of each run? See `model_file`
+    weights:str|Path|None=None, # file of a trained network; each run begins with its body, see `begin_from`
 )->pd.DataFrame: # a row per run
     """Train plain and each method on the same data, budget and seeds; runs already in the CSV file are not repeated
 
@@ -331,11 +381,18 @@ def compare(
         by SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a constant rate (MV 3.1).
         No argument gives their schedules yet, so no number here stands beside a paper's.
     """
+    given = dict(locals())
     check_teacher_file(teacher)
-    say = safely(say)
+    say,n_jobs = safely(say),how_many(jobs)
+    join_ranks(n_jobs)
+    if not leads(): say = noop
     data = at_home('data', data) or 'digits'
     plan = dict(parse_methods(as_text(methods), teacher, teacher_arch))
     path = results_file(at_home('out', out))
+    weights = marked_weights(at_home('weights', weights))
+    package = packed(given, plan)
+    if launcher: return by_launcher(package, n_jobs, launcher_args, run_order(list(plan), seeds), path, say)
+    n_jobs = jobs_here(n_jobs, package['given'], plan, say)
     if teacher is not None and not any('teacher=' in label for label in plan):
         say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(
@@ -347,18 +404,30 @@ def compare(
     read_results(path)
     take_in(path, say)
     dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
-    learner = budget['arch'],budget['pretrained'],budget['head']
+    learner = budget['arch'],budget['pretrained'] and not weights,budget['head']
     check_start(dls, *learner)
+    if weights: begin_from(make_learner(dls, *learner), weights)
     fp16 = on_gpu(fp16)
-    config = configuration(data, dls, fp16, budget)
+    config = configuration(data, dls, fp16, budget) | weights_mark(weights)
+    config |= threads_of(n_jobs, device_of(dls).type=='cpu')
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
-    todo = missing(order, there)
-    check_methods({label: plan[label] for _,label in todo}, dls, *learner)
-    say(opening(config, list(plan), seeds, len(todo), path))
+    part,todo = my_part(),ask_first(lambda: missing(order, there))
+    todo = part.runs(todo, list(plan))
+    if part.check: part.check(config, methods)
+    if not part.tell:
+        check_methods({label: plan[label] for _,label in todo}, dls, *learner)
+        say(opening(config, list(plan), seeds, len(todo), path))
     settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
-    new = train_all(todo, plan, methods, dls, config, path, settings, say, bars)
+    settings |= dict(weights=weights)
+    # as a part of another command, those failures are tried again that were there when it began
+    failed = part.failed if part.tell else failures(read_results(path))
+    if n_jobs>1:
+        package |= dict(config=config, methods=methods, failed=failed)
+        new = train_beside(todo, n_jobs, package, path, say)
+    else: new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, failed, save)
+    if part.tell or not leads(): return pd.DataFrame(new)
     return report(all_rows(path, config, methods, order, there, new, say), path, say)
 
 # %% ../../nbs/comparison/80_compare.ipynb #00942945
@@ -371,6 +440,12 @@ def missing(order:list, df:pd.DataFrame):
     ended = df.loc[~failed_run(df), ['seed', 'method']]
     there = set(ended.itertuples(index=False, name=None))
     return [o for o in order if o not in there]
+
+def packed(given:dict, plan:dict):
+    "What another process must know to do its part: arguments and modules"
+    own = ('say', 'bars', 'jobs', 'launcher', 'launcher_args')
+    sent = {k: v for k,v in given.items() if k not in own}
+    return dict(given=sent | dict(methods=as_text(given['methods'])), modules=modules_of(plan))
 
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Two lines about what is going to happen"

@@ -117,7 +117,10 @@ class Part:
         labels:list, # of all methods
     )->list: # those that are to be trained here
         "Runs of this part"
-        return todo if self.only is None else [(self.only, labels[-1])]
+        if self.only is None: return todo
+        if len(labels)>2:
+            raise ValueError(f"method must be one method, got {', '.join(labels[1:])}; join callbacks by +")
+        return [(self.only, labels[-1])]
 
 _part = ContextVar('part', default=Part())
 
@@ -199,8 +202,14 @@ def do_part(
     "Train runs of a comparison until none is left"
     for name in package['modules']: importlib.import_module(name)
     from fastai_featreg.comparison.compare import compare
-    part = Part(partial(write, 'row'), expect(package['config'], package['methods']), package['failed'])
-    with as_part(part): compare(**package['given'], say=partial(write, 'line'), bars=False)
+    same,begun = expect(package['config'], package['methods']),[]
+    def check(*mine):
+        same(*mine)
+        begun.append(mine)
+    # what is said before is said by the command too
+    say = lambda text: begun and write('line', text)
+    with as_part(Part(partial(write, 'row'), check, package['failed'])):
+        compare(**package['given'], say=say, bars=False)
 
 def sent(package:dict)->bytes:
     "Its length and its content: the pipe stays open behind it"

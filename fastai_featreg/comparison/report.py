@@ -255,15 +255,15 @@ def plot_comparison(
     return fig
 
 # %% ../../nbs/comparison/85_report.ipynb #f10dd83d
-def report(df:pd.DataFrame, path:Path, say:Callable):
+def report(df:pd.DataFrame, path:Path, say:Callable, picture:str='comparison.png'):
     "Table and sentences, and only then the picture"
     summary = summarise(df)
     failed = df[df['error']!=''].itertuples()
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
     sentences = [*verdicts(summary), *notes(summary), *failures]
     say('\n'.join(['', summary_table(summary), '', *sentences]))
-    picture = draw(df, path.with_name('comparison.png'))
-    say(f'{where_rows_are(df, path)}, {picture}.')
+    drawn = draw(df, path.with_name(picture))
+    say(f'{where_rows_are(df, path)}, {drawn}.')
     return df
 
 def where_rows_are(df:pd.DataFrame, path:Path):

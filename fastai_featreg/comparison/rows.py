@@ -23,11 +23,11 @@ doings = 'acted term_share start_epoch start_reason note train_curve'.split() # 
 switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
-                  device n_threads featreg torch fastai timm data_id""".split()
+                  device n_threads featreg torch fastai timm data_id weights""".split()
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
                   *config_names, 'method_id']
 # files of earlier versions have no such columns
-optional = {*looks, *bests, *doings, 'data_id', 'method_id'}
+optional = {*looks, *bests, *doings, 'data_id', 'method_id', 'weights'}
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00009
 # as a spreadsheet writes them

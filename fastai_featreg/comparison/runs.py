@@ -19,7 +19,9 @@ from ..boxes import has_boxes
 from .fingerprints import source_id
 from ..localise import localisation
 from ..nets import nets
+from .ranks import together
 from .rows import bests,complain_aloud,doings,looks,measures
+from .saved import begin_from
 from ..wording import one_line,plural
 
 # %% ../../nbs/comparison/84_runs.ipynb #c2d12f64
@@ -180,19 +182,25 @@ def run_once(
     head:str='default', # see `make_learner`
     fp16:bool=False, # mixed precision, on a GPU
     progress:Callback|None=None, # progress bar; None for none
+    weights:str|Path|None=None, # file whose body the network begins with, see `begin_from`
+    save:Callable|None=None, # takes the trained learner and its measures, last of all
 )->dict: # the measures of a row: see `result_columns`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
     can_measure = reset_peak_memory(device)
     try:
         same_start(dls, seed)
-        learn = make_learner(dls, arch, pretrained, head)
+        learn = make_learner(dls, arch, pretrained and not weights, head)
+        begin_from(learn, weights)
         learn.remove_cb(ProgressCallback)
         learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, TrainAccuracy, StopDiverged, *L(progress)])
         learn.logger = noop
-        train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
+        with together(learn):
+            train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained)
         peak = peak_memory(device) if can_measure else np.nan
-        return measured(learn, time.perf_counter() - start, peak) | where_it_looks(learn) | what_it_did(learn)
+        row = measured(learn, time.perf_counter() - start, peak) | where_it_looks(learn) | what_it_did(learn)
+        if save: save(learn, row)
+        return row
     except Exception as e:
         nothing = dict.fromkeys(measures + looks + bests, np.nan) | dict.fromkeys(doings, '')
         return nothing | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
@@ -200,7 +208,8 @@ def run_once(
 # %% ../../nbs/comparison/84_runs.ipynb #748a888f
 # of what trains, functions and not modules: a new sentence in the report does not cost a night
 trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner',
-              'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve']
+              'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve',
+              'fastai_featreg.comparison.saved:begin_from,body_weights', 'fastai_featreg.comparison.ranks:together']
 
 def method_id(
     make_cbs:Callable, # function that makes the callbacks of the method
