@@ -12,8 +12,10 @@ from pathlib import Path
 from .. import core
 from ..archs import heads
 from .compare import at_home,budgets,compare,failed_run,own_images
+from .jobs import add_jobs
 from .plan import known_methods
 from .rows import hang_up,read_results
+from .saved import add_report,add_save,add_train,report_folder,train_and_save
 from ..wording import echo,one_line,plural
 
 # %% ../../nbs/comparison/82_command.ipynb #4c85e950
@@ -86,6 +88,22 @@ def add_compare(commands:argparse._SubParsersAction):
         epilog='\n'.join([*what_suits(), '', example]))
     add_what(p)
     add_how(p)
+    add_jobs(p)
+    add_save(p)
+
+def add_others(commands:argparse._SubParsersAction):
+    "Arguments of `featreg train` and `featreg report`"
+    train = commands.add_parser('train', help='train one method once; save learner, weights and recipe',
+                                conflict_handler='resolve')
+    add_what(train)
+    add_how(train)
+    for name in ('--methods', '--seeds'): # one run of one method
+        train.add_argument(name, help=argparse.SUPPRESS)
+    train.add_argument('--out', default='featreg_model',
+                       help='folder of learner.pkl, net.pth and recipe.toml (default: %(default)s)')
+    add_train(train)
+    add_report(commands.add_parser('report', help='table, sentences and pictures of runs that are there; '
+                                   'nothing is trained'))
 
 class Parser(argparse.ArgumentParser):
     "A parser that says what is wrong on one line"
@@ -98,6 +116,7 @@ def parser():
     p = Parser('featreg', description='Feature-level regularisers for image classifiers.')
     commands = p.add_subparsers(dest='command', required=True)
     add_compare(commands)
+    add_others(commands)
     commands.add_parser('methods', help='list the methods and what they do')
     return p
 
@@ -125,13 +144,29 @@ def check_texts(given:dict):
         if '\0' in v:
             raise ValueError(f"{name} must not have a NUL character in it, got '{echo(v, 80)}'")
 
-def run_compare(args:argparse.Namespace):
-    "`featreg compare`; 1 if a run has failed"
-    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
-    check_texts(vars(args))
+def check_data(args:argparse.Namespace):
+    "The data are given once"
     if args.path and args.data:
         raise ValueError(f"the data are given twice, as '{echo(args.path, 80)}' and as --data '{echo(args.data, 80)}'; "
                          "give one of them")
+
+def run_train(args:argparse.Namespace):
+    "`featreg train`; 1 if the run has failed"
+    if args.methods or args.seeds: raise ValueError("train has one run of one method: give --method and --seed")
+    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data', 'methods', 'seeds')}
+    check_data(args)
+    row = train_and_save(args.path or args.data, **given, say=partial(print, flush=True))
+    return int(row['error']!='')
+
+def run_report(args:argparse.Namespace):
+    "`featreg report`"
+    report_folder(at_home('out', args.out), args.only, args.against, partial(print, flush=True))
+    return 0
+
+def run_compare(args:argparse.Namespace):
+    "`featreg compare`; 1 if a run has failed"
+    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
+    check_data(args)
     try:
         df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
@@ -164,7 +199,9 @@ def main(
     except SystemExit as e: return e.code
     warnings.filterwarnings('ignore')
     try:
-        return list_methods() if args.command=='methods' else run_compare(args)
+        if args.command=='methods': return list_methods()
+        check_texts({k: v for k,v in vars(args).items() if k not in ('launcher_args', 'only')})
+        return dict(compare=run_compare, train=run_train, report=run_report)[args.command](args)
     except BrokenPipeError: # `| head`: whoever read has had enough
         hang_up()
         return 0

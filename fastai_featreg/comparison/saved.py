@@ -160,7 +160,7 @@ def weights_mark(
     weights:str|None, # see `marked_weights`
 )->dict: # for the configuration
     "Name and content of the file, for the table"
-    if not weights: return {}
+    if not weights: return dict(weights='')
     name,_,mark = Path(weights).name.rpartition('#')
     return dict(weights=f'{name}#{mark[:12]}')
 
