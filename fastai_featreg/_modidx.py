@@ -455,6 +455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'fastai_featreg/comparison/launch.py'),
                                                   'fastai_featreg.comparison.launch.outcome': ( 'comparison/launch.html#outcome',
                                                                                                 'fastai_featreg/comparison/launch.py'),
+                                                  'fastai_featreg.comparison.launch.same_imports': ( 'comparison/launch.html#same_imports',
+                                                                                                     'fastai_featreg/comparison/launch.py'),
                                                   'fastai_featreg.comparison.launch.send': ( 'comparison/launch.html#send',
                                                                                              'fastai_featreg/comparison/launch.py'),
                                                   'fastai_featreg.comparison.launch.train_there': ( 'comparison/launch.html#train_there',

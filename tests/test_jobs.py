@@ -79,6 +79,7 @@ def test_two_jobs_give_the_rows_of_one(alone, tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()}=={'results.csv', '.results.csv.lock', 'comparison.png'}
 
 @posix
+@pytest.mark.slow
 def test_killed_and_resumed(alone, tmp_path):
     two = ['--methods', 'feature_mining,own_method', '--seeds', '2', '--jobs', '2']
     # a worker: the other does its part, and the command says what has happened
@@ -88,22 +89,21 @@ def test_killed_and_resumed(alone, tmp_path):
     out,_ = p.communicate(timeout=300)
     assert p.returncode==0 and 'was killed (SIGKILL' in out, out
     assert_equal_rows(alone, tmp_path/'worker')
-    # the command: nothing is left, finished rows are kept
-    for sign in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        folder = tmp_path/sign.name
-        p = command(folder, *two)
-        wait_until(lambda folder=folder: (folder/'results.csv').exists())
-        kept = rows(folder)
-        p.send_signal(sign)
-        out,_ = p.communicate(timeout=60)
-        wait_until(lambda folder=folder: not workers(folder), 20)
-        assert len(kept)>=1 and 'Traceback' not in out, out
-        if sign==signal.SIGINT: assert p.returncode==130 and 'goes on from there' in out
-        break # the others: see the forty runs
-    assert command(folder, *two).wait(300)==0
+    # the command: nothing is left, and what had ended stays
+    folder = tmp_path/'command'
+    p = command(folder, *two)
+    wait_until(lambda: (folder/'results.csv').exists())
+    p.send_signal(signal.SIGINT)
+    out,_ = p.communicate(timeout=60)
+    wait_until(lambda: not workers(folder), 20)
+    assert p.returncode==130 and 'goes on from there' in out and 'Traceback' not in out, out
+    kept = rows(folder)
+    assert len(kept)>=1 and command(folder, *two).wait(300)==0
+    assert len(kept.merge(rows(folder), on=['method', 'seed', 'seconds']))==len(kept), 'a finished run was trained again'
     assert_equal_rows(alone, folder)
 
 @posix
+@pytest.mark.slow
 def test_two_commands_share_the_work(alone, tmp_path):
     both = [command(tmp_path, '--methods', 'feature_mining,own_method', '--seeds', '2', '--jobs', n) for n in '21']
     said = [p.communicate(timeout=300)[0] for p in both]
@@ -113,12 +113,14 @@ def test_two_commands_share_the_work(alone, tmp_path):
     assert sum(ended)==6, f'a run was trained twice: {said}'
 
 @posix
+@pytest.mark.slow
 def test_rows_that_a_process_cannot_write_are_written_by_the_command(alone, tmp_path, monkeypatch):
     monkeypatch.setenv('FEATREG_TEST_FULL', '1')
     compare(**tiny, methods='feature_mining,own_method', seeds=2, out=tmp_path, jobs=2, say=lambda text: None)
     assert_equal_rows(alone, tmp_path)
 
 @posix
+@pytest.mark.slow
 def test_a_run_that_kills_its_process_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setenv('FEATREG_TEST_WORKER', '1')
     lines = []
@@ -155,6 +157,7 @@ def test_a_failed_run_is_not_tried_again_by_a_fellow(tmp_path):
 
 # ---- jobs of a launcher
 
+@pytest.mark.slow
 def test_submitits_local_executor(alone, tmp_path):
     pytest.importorskip('submitit')
     lines = []

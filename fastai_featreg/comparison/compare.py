@@ -336,7 +336,7 @@ def rows_of(path:Path, config:dict, methods:dict, order:list, say:Callable=noop)
 def all_rows(path:Path, config:dict, methods:dict, order:list, there:pd.DataFrame, new:list, say:Callable):
     "Rows for the report: those of the table, or those in memory where it cannot be read any more"
     new = pd.DataFrame(new, columns=list(there))
-    known = pd.concat([d for d in (there, new) if len(d)])
+    known = pd.concat([d for d in (there, new) if len(d)] or [there]) # others may have trained all of them
     try:
         rows = pd.concat([known, read_results(path)])[list(known)]
         return chosen(rows, config, methods, order)
