@@ -1,4 +1,4 @@
-"Runs side by side are the same runs: alone, in two processes, in two commands, killed, on a full disk, in jobs, in ranks"
+"Runs side by side are the same runs: in two processes, in two commands, killed, on a full disk, in jobs, in ranks"
 import os
 import re
 import signal
@@ -31,7 +31,8 @@ def rows(out):
 
 def assert_equal_rows(a, b):
     "Equal to the last digit"
-    pd.testing.assert_frame_equal(rows(a)[['method', 'seed', *same]], rows(b)[['method', 'seed', *same]], check_exact=True)
+    one,other = [rows(out)[['method', 'seed', *same]] for out in (a, b)]
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 def workers(out):
     "Processes that train for this folder, by what stands in their environment"
@@ -47,9 +48,9 @@ def command(out, *words, **env):
     code = 'import sys, sent; from fastai_featreg.comparison.command import main; sys.exit(main(sys.argv[1:]))'
     given = [w for k,v in tiny.items() if k!='bars' for w in (f'--{k.replace("_", "-")}', str(v))]
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    env = os.environ | dict(PYTHONPATH=paths, OMP_NUM_THREADS='1', FEATREG_TEST_OUT=str(out)) | env
     return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, 'compare', *given, '--out', str(out), *words],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=os.environ | dict(PYTHONPATH=paths, OMP_NUM_THREADS='1', FEATREG_TEST_OUT=str(out)) | env)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 def wait_until(condition, seconds=300):
     end = time.time() + seconds
@@ -99,7 +100,8 @@ def test_killed_and_resumed(alone, tmp_path):
     assert p.returncode==130 and 'goes on from there' in out and 'Traceback' not in out, out
     kept = rows(folder)
     assert len(kept)>=1 and command(folder, *two).wait(300)==0
-    assert len(kept.merge(rows(folder), on=['method', 'seed', 'seconds']))==len(kept), 'a finished run was trained again'
+    again = kept.merge(rows(folder), on=['method', 'seed', 'seconds'])
+    assert len(again)==len(kept), 'a finished run was trained again'
     assert_equal_rows(alone, folder)
 
 @posix

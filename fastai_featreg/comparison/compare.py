@@ -15,13 +15,14 @@ from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from ..archs import find_arch,heads,make_learner
 from ..data import load_data
 from .fingerprints import data_id
-from .jobs import failures,how_many,jobs_here,lost_row,modules_of,my_part,side_by_side,threads_of
+from .jobs import (failures,how_many,is_there,jobs_here,my_part,packed,threads_of,
+                                            train_beside)
 from .launch import hear,launcher_settings,send
 from ..nets import nets
 from .plan import as_text,parse_methods
 from .ranks import ask_first,claim_together,join_ranks,leads,of_ranks
 from .report import report
-from .saved import begin_from,keep_model,marked_weights,model_file,weights_mark
+from .saved import begin_from,keep_model,marked_weights,weights_mark
 from .rows import (complain_aloud,config_names,count_once,differences,read_results,results_file,
                                  RowKeeper,safely,same_config,take_in)
 from .runs import device_of,method_id,run_once
@@ -155,12 +156,13 @@ def open_data(data:str|Path|None, budget:dict, say:Callable=noop):
         raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); "
                          "check the network and the folder's permissions") from e
 
-def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
+def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str, weights:str|None=None):
     "Fail now rather than in the first run: full batches, weights, a network that takes this size"
     if len(dls.train)==0:
         raise ValueError(f"bs={dls.bs} is more than the {len(dls.train_ds)} training images; "
                          "choose a smaller batch size")
     learn = make_learner(dls, arch, pretrained, head)
+    begin_from(learn, weights)
     try:
         with torch.no_grad():
             learn.model.eval()(dls.valid.one_batch()[0])
@@ -264,37 +266,21 @@ def train_all(todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, 
     keep() # what could not be written so far
     return rows
 
-def is_there(path:Path, ids:dict, failed:frozenset=frozenset()):
-    "Has a run ended meanwhile, or failed otherwise than in `failed`? A table that cannot be read is no reason to stop"
-    try: df = read_results(path)
-    except ValueError: return False
-    same = df[same_config(df, ids, 'method', 'seed', 'method_id')]
-    return not failed_run(same).all() or bool(failures(same) - failed)
-
 def saver(path:Path, ids:dict, save:bool):
     "What keeps the network of a run; None where nothing does"
     if not leads(): return None
     if own := my_part().save: return lambda learn, row: own(learn, row | ids)
     return partial(keep_model, path, ids) if save else None
 
-def train_beside(todo:list, n_jobs:int, package:dict, path:Path, say:Callable):
-    "`train_all` by processes of their own: a line for each run that ends, the rows at the end"
-    if not todo: return []
-    start,rows,keep = time.perf_counter(),[],RowKeeper(path, say)
-    def ended(row):
-        rows.append(row)
-        say(finished(len(rows), len(todo), row['seed'], row['method'], row, time.perf_counter() - start))
-    wrong = side_by_side(package, min(n_jobs, len(todo)), ended, say)
-    for why in dict.fromkeys(wrong): say(f"A process has not done its part: {why}.")
-    told = {(row['seed'], row['method']) for row in rows}
-    for seed,label in todo:
-        ids = package['config'] | dict(method=label, seed=seed, method_id=package['methods'][label])
-        if (seed, label) in told or is_there(path, ids, package['failed']): continue
-        if not rows and not len(read_results(path)): raise ValueError(wrong[0] if wrong else 'no process has trained')
-        rows.append(lost_row(f"its process has ended: {wrong[0] if wrong else 'why is not known'}") | ids)
-    # what a process could not write any more
-    keep(*(row for row in rows if not is_there(path, row, package['failed'])))
-    return rows
+def train_missing(n_jobs:int, package:dict, todo:list, plan:dict, methods:dict, dls:DataLoaders, config:dict, path:Path,
+                  settings:dict, say:Callable, bars:bool|None, save:bool):
+    "Train the runs that are missing, here or in processes of their own"
+    part = my_part()
+    # as a part of another command, those failures are tried again that were there when it began
+    failed = part.failed if part.tell else failures(read_results(path))
+    if n_jobs==1: return train_all(todo, plan, methods, dls, config, path, settings, say, bars, failed, save)
+    package = package | dict(config=config, methods=methods, failed=failed)
+    return train_beside(todo, n_jobs, package, path, say, finished)
 
 def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:Callable):
     "Let jobs of a launcher train, and report what they have found"
@@ -383,51 +369,33 @@ def compare(
     """
     given = dict(locals())
     check_teacher_file(teacher)
-    say,n_jobs = safely(say),how_many(jobs)
-    join_ranks(n_jobs)
-    if not leads(): say = noop
+    join_ranks(n_jobs := how_many(jobs))
+    say = safely(say) if leads() else noop
     data = at_home('data', data) or 'digits'
     plan = dict(parse_methods(as_text(methods), teacher, teacher_arch))
-    path = results_file(at_home('out', out))
-    weights = marked_weights(at_home('weights', weights))
+    path,weights = results_file(at_home('out', out)),marked_weights(at_home('weights', weights))
     package = packed(given, plan)
     if launcher: return by_launcher(package, n_jobs, launcher_args, run_order(list(plan), seeds), path, say)
     n_jobs = jobs_here(n_jobs, package['given'], plan, say)
-    if teacher is not None and not any('teacher=' in label for label in plan):
-        say('None of these methods learns from a teacher: --teacher is not used.')
     budget = complete(
         data, list(plan), arch=arch, head=head, pretrained=pretrained,
         epochs=epochs, seeds=seeds, lr=lr, size=size, bs=bs,
         n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid, class_level=class_level)
-    if head is None and (why := papers_head(budget['arch'], list(plan))):
-        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
+    say_what_is_otherwise(teacher, head, budget['arch'], list(plan), say)
     read_results(path)
     take_in(path, say)
-    dls,order = open_data(data, budget, say),run_order(list(plan), seeds)
+    dls,order,fp16 = open_data(data, budget, say),run_order(list(plan), seeds),on_gpu(fp16)
     learner = budget['arch'],budget['pretrained'] and not weights,budget['head']
-    check_start(dls, *learner)
-    if weights: begin_from(make_learner(dls, *learner), weights)
-    fp16 = on_gpu(fp16)
-    config = configuration(data, dls, fp16, budget) | weights_mark(weights)
-    config |= threads_of(n_jobs, device_of(dls).type=='cpu')
+    check_start(dls, *learner, weights)
+    config = configuration(data, dls, fp16, budget) | weights_mark(weights) | threads_of(n_jobs, device_of(dls))
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
     there = rows_of(path, config, methods, order, say)
-    part,todo = my_part(),ask_first(lambda: missing(order, there))
-    todo = part.runs(todo, list(plan))
-    if part.check: part.check(config, methods)
-    if not part.tell:
-        check_methods({label: plan[label] for _,label in todo}, dls, *learner)
-        say(opening(config, list(plan), seeds, len(todo), path))
-    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16)
-    settings |= dict(weights=weights)
-    # as a part of another command, those failures are tried again that were there when it began
-    failed = part.failed if part.tell else failures(read_results(path))
-    if n_jobs>1:
-        package |= dict(config=config, methods=methods, failed=failed)
-        new = train_beside(todo, n_jobs, package, path, say)
-    else: new = train_all(todo, plan, methods, dls, config, path, settings, say, bars, failed, save)
-    if part.tell or not leads(): return pd.DataFrame(new)
+    check = lambda some: check_methods(some, dls, *learner)
+    todo = part_of(missing(order, there), plan, config, methods, seeds, path, check, say)
+    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')} | dict(fp16=fp16, weights=weights)
+    new = train_missing(n_jobs, package, todo, plan, methods, dls, config, path, settings, say, bars, save)
+    if my_part().tell or not leads(): return pd.DataFrame(new)
     return report(all_rows(path, config, methods, order, there, new, say), path, say)
 
 # %% ../../nbs/comparison/80_compare.ipynb #00942945
@@ -441,11 +409,22 @@ def missing(order:list, df:pd.DataFrame):
     there = set(ended.itertuples(index=False, name=None))
     return [o for o in order if o not in there]
 
-def packed(given:dict, plan:dict):
-    "What another process must know to do its part: arguments and modules"
-    own = ('say', 'bars', 'jobs', 'launcher', 'launcher_args')
-    sent = {k: v for k,v in given.items() if k not in own}
-    return dict(given=sent | dict(methods=as_text(given['methods'])), modules=modules_of(plan))
+def say_what_is_otherwise(teacher:str|Path|None, head:str|None, arch:str, labels:list, say:Callable):
+    "Lines about an argument that is not used, and a head that was not asked for"
+    if teacher is not None and not any('teacher=' in label for label in labels):
+        say('None of these methods learns from a teacher: --teacher is not used.')
+    if head is None and (why := papers_head(arch, labels)):
+        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
+
+def part_of(todo:list, plan:dict, config:dict, methods:dict, seeds:int, path:Path, check:Callable, say:Callable):
+    "Runs that this process trains; what is said and checked first, unless another command has done so"
+    part = my_part()
+    todo = part.runs(ask_first(lambda: todo), list(plan))
+    if part.check: part.check(config, methods)
+    if not part.tell:
+        check({label: plan[label] for _,label in todo})
+        say(opening(config, list(plan), seeds, len(todo), path))
+    return todo
 
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Two lines about what is going to happen"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 import torch
-from .jobs import as_part,Part
+from .jobs import as_part,Part,the_comparison
 from ..wording import echo,one_line,plural
 
 # %% ../../nbs/comparison/8h_launch.ipynb #e2000006
@@ -20,7 +20,9 @@ short_names = dict(timeout='timeout_min', partition='slurm_partition', gpus='gpu
                    mem='mem_gb', account='slurm_account', qos='slurm_qos')
 usual = dict(timeout_min=24*60, name='featreg')
 
-def literal(text:str)->object:
+def literal(
+    text:str, # of one setting
+)->object:
     "A number, a truth value, or the text itself"
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
@@ -63,10 +65,9 @@ def train_there(
     warnings.filterwarnings('ignore')
     if not torch.cuda.is_available(): torch.set_num_threads(1)
     for name in package['modules']: importlib.import_module(name)
-    from fastai_featreg.comparison.compare import compare
     found = dict(rows=[])
     note = lambda config, methods: found.update(config=config, methods=methods)
-    with as_part(Part(found['rows'].append, note, package['failed'])): compare(**package['given'], bars=False)
+    with as_part(Part(found['rows'].append, note, package['failed'])): the_comparison()(**package['given'], bars=False)
     return found
 
 def outcome(job:object)->tuple: # what it has found, and why there is nothing

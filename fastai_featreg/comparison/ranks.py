@@ -6,7 +6,7 @@
 __all__ = ['n_ranks', 'leads', 'of_ranks', 'join_ranks', 'from_first', 'ask_first', 'claim_together', 'together']
 
 # %% ../../nbs/comparison/8i_ranks.ipynb #e1000003
-import os
+import importlib,os
 from collections.abc import Callable
 from contextlib import contextmanager
 import torch
@@ -77,6 +77,6 @@ def together(
     if n_ranks()==1:
         yield learn
         return
-    import fastai.distributed # adds `distrib_ctx`; needs accelerate
+    importlib.import_module('fastai.distributed') # adds `distrib_ctx`; needs accelerate
     torch.manual_seed(torch.initial_seed() + int(os.environ.get('RANK') or 0))
     with learn.distrib_ctx(sync_bn=False, cpu=not torch.cuda.is_available()): yield learn

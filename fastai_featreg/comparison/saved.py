@@ -18,12 +18,11 @@ import torch
 from fastai.callback.core import TrainEvalCallback
 from fastai.learner import Learner,Recorder
 from torch import nn
-from ..archs import make_learner
 from .fingerprints import fingerprint_of
-from .jobs import as_part,Part
+from .jobs import as_part,Part,the_comparison
 from .report import report
-from .rows import complain_aloud,config_names,meaning,read_results,same_config
-from ..methods.teachers import file_content,find_weights,located,marked,short_marks
+from .rows import complain_aloud,config_names,meaning,read_results
+from ..methods.teachers import file_content,find_weights,located,marked
 from ..methods.view_head import find_views,remove_views
 from ..wording import echo,one_line,plural,unknown_name
 
@@ -52,7 +51,9 @@ def save_state(
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-def plain_head(learn:Learner):
+def plain_head(
+    learn:Learner, # its model is changed in place
+):
     "Only the network that `make_learner` makes"
     if find_views(learn.model) is not None: remove_views(learn)
 
@@ -81,7 +82,9 @@ def export_plain(
     learn.export(Path(file).absolute())
 
 # %% ../../nbs/comparison/8f_saved.ipynb #e3000014
-def toml_value(value:object)->str:
+def toml_value(
+    value:object, # a cell of the table
+)->str:
     "A value as TOML writes it; the texts of a table that are numbers or truth values become those"
     text = str(value)
     if text in ('True', 'False'): return text.lower()
@@ -126,7 +129,6 @@ def train_and_save(
     **how:object, # other arguments of `compare`: `arch`, `epochs`, `teacher`, ...
 )->dict: # the row of the run; nothing is saved where its `error` is not empty
     "Train one run of one method as `compare` does, and save learner, weights and recipe"
-    from fastai_featreg.comparison.compare import compare
     if odd := [k for k in ('methods', 'seeds', 'jobs', 'launcher', 'launcher_args', 'save') if k in how]:
         raise ValueError(f"train_and_save must have one run of one method, got {odd[0]}; leave it out")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0<=seed<1000:
@@ -136,7 +138,7 @@ def train_and_save(
         if row['error']: return
         files.extend(write_trained(Path(out).expanduser(), learn, row))
     with as_part(Part(rows.append, only=seed, save=save)):
-        compare(data, methods=method, seeds=seed + 1, out=out, say=say, bars=bars, **how)
+        the_comparison()(data, methods=method, seeds=seed + 1, out=out, say=say, bars=bars, **how)
     row, = rows
     if files: say(f"{recipe_text(row)}\n{', '.join(files)} are in {out}.")
     else: say(f"{row['method']}, seed {seed}: {row['error'] or 'its files cannot be written'}; nothing is saved.")
@@ -260,7 +262,13 @@ def report_folder(
         reported.append(report_rows(rows, path, say, f'comparison-{i}.png' if n>1 else 'comparison.png', against))
     return reported
 
-def report_rows(rows:pd.DataFrame, path:Path, say:Callable, picture:str, against:str)->pd.DataFrame:
+def report_rows(
+    rows:pd.DataFrame, # of one configuration
+    path:Path, # the table
+    say:Callable, # takes lines
+    picture:str, # name of the file
+    against:str='plain', # the method that all others are held beside
+)->pd.DataFrame: # the rows
     "Report one configuration"
     if against!='plain': raise ValueError(f"against must be 'plain', got {echo(against, 40)}; leave it out")
     return report(rows, path, say, picture=picture)
