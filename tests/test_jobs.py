@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import sent # noqa: F401 - registers methods that other processes import
+import sent
 import torch
 
 from fastai_featreg.comparison import jobs
