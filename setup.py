@@ -8,4 +8,4 @@ cfg.read(Path(__file__).parent/'settings.ini')
 cfg = cfg['DEFAULT']
 
 setup(version=cfg['version'], install_requires=cfg['requirements'].split(),
-      extras_require={'dev': cfg['dev_requirements'].split()})
+      extras_require={'dev': cfg['dev_requirements'].split(), 'launch': cfg['launch'].split()})

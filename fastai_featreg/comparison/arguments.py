@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['about_compare', 'example', 'head_names', 'numbers', 'compare_groups', 'Parser', 'version_of', 'versions_line',
-           'ShowVersion', 'what_suits', 'add_what', 'add_how', 'add_which', 'add_verdict', 'add_told', 'add_compare',
-           'add_methods', 'parser']
+           'ShowVersion', 'what_suits', 'add_what', 'add_how', 'add_which', 'add_verdict', 'add_told', 'add_jobs',
+           'add_save', 'add_weights', 'add_train', 'add_report', 'add_compare', 'add_others', 'add_methods', 'parser']
 
 # %% ../../nbs/comparison/8h_arguments.ipynb #fa9b4b4f
 import argparse
@@ -142,7 +142,55 @@ def add_told(
     p.add_argument('--out', default='featreg_results',
                    help='folder of results.csv and comparison.png (default: %(default)s)')
 
-compare_groups = [add_what, add_how, add_which, add_training, add_verdict, add_told]
+# %% ../../nbs/comparison/8h_arguments.ipynb #e0000030
+def add_jobs(
+    p:argparse.ArgumentParser, # of a command
+):
+    "Arguments about processes"
+    p.add_argument('--jobs', metavar='N', help='runs side by side, in processes of their own: one thread '
+                   "each on a CPU, one GPU each on several; 0 or 'auto': one a GPU, or else one a core "
+                   '(default: auto for the digits and CIFAR at full length, else 1)')
+    p.add_argument('--launcher', choices=['submitit'], help="let SLURM train, in an array of --jobs jobs; where there "
+                   'is no SLURM, processes of this machine (pip install fastai_featreg[launch])')
+    p.add_argument('--launcher-args', default='', metavar='TEXT', help="what the launcher is told, such as "
+                   "'partition=gpu gpus=1 timeout=600'; 'wait=False' ends this command once the jobs are sent")
+
+# %% ../../nbs/comparison/8h_arguments.ipynb #e3000027
+def add_save(
+    p:argparse.ArgumentParser, # of a command
+):
+    "Arguments of `featreg compare` about files of weights"
+    p.add_argument('--save', action='store_true', help='keep the weights of each run, in the folder models of --out')
+    add_weights(p)
+
+def add_weights(
+    p:argparse.ArgumentParser, # of a command
+):
+    "The argument that `featreg train` has too"
+    p.add_argument('--weights', metavar='FILE', help='begin each run with the body of this network: net.pth of '
+                   'featreg train, or a file of --save; no code of the file is run')
+
+def add_train(
+    p:argparse.ArgumentParser, # of `featreg train`, with the arguments of a comparison
+):
+    "Arguments of `featreg train`"
+    p.add_argument('--method', default='plain', help="one method, such as 'FeatureMining(layers=2)' (default: plain)")
+    p.add_argument('--seed', type=int, default=0, help='seed of weights, batches and augmentation (default: 0)')
+    add_weights(p)
+
+def add_report(
+    p:argparse.ArgumentParser, # of a command
+):
+    "Arguments of `featreg report`"
+    p.add_argument('out', nargs='?', default='featreg_results', metavar='FOLDER',
+                   help='folder of results.csv (default: %(default)s)')
+    p.add_argument('--only', default='', metavar='TEXT', help="configurations to report, such as "
+                   "'size=64,arch=resnet18' (default: all, one after another)")
+    p.add_argument('--against', default='plain', metavar='METHOD', help='the method that all others are held beside '
+                   '(default: plain)')
+
+# %% ../../nbs/comparison/8h_arguments.ipynb #8f7f6c9a
+compare_groups = [add_what, add_how, add_which, add_training, add_jobs, add_save, add_verdict, add_told]
 
 # %% ../../nbs/comparison/8h_arguments.ipynb #8f7f6c9c
 def add_compare(
@@ -157,6 +205,21 @@ def add_compare(
         epilog='\n'.join([*what_suits(), '', example]))
     for add in compare_groups: add(p)
 
+def add_others(
+    commands:argparse._SubParsersAction, # of the parser
+):
+    "`featreg train` and `featreg report`"
+    # one run of one method: it has no --methods and --seeds of a comparison
+    train = commands.add_parser('train', help='train one method once; save learner, weights and recipe',
+                                conflict_handler='resolve')
+    for add in (add_what, add_how, add_which, add_training): add(train)
+    for name in ('--methods', '--seeds'): train.add_argument(name, help=argparse.SUPPRESS)
+    train.add_argument('--out', default='featreg_model',
+                       help='folder of learner.pkl, net.pth and recipe.toml (default: %(default)s)')
+    add_train(train)
+    add_report(commands.add_parser('report', help='table, sentences and pictures of runs that are there; '
+                                   'nothing is trained'))
+
 def add_methods(
     commands:argparse._SubParsersAction, # of the parser
 ):
@@ -169,5 +232,5 @@ def parser()->Parser:
     p.add_argument('--version', action=ShowVersion, nargs=0, default=argparse.SUPPRESS,
                    help='show the versions of featreg and its libraries')
     commands = p.add_subparsers(dest='command', required=True)
-    for add in (add_compare, add_reproduce, add_methods): add(commands)
+    for add in (add_compare, add_others, add_reproduce, add_methods): add(commands)
     return p

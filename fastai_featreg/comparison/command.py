@@ -10,6 +10,7 @@ import argparse,ast,inspect,re,sys,warnings
 from functools import partial
 from pathlib import Path
 from .arguments import parser
+from .reproduce import run_reproduce
 from ..wording import echo,one_line,plural,unknown_name
 
 # %% ../../nbs/comparison/82_command.ipynb #cb48f1d5
@@ -72,13 +73,33 @@ def check_texts(given:dict):
         if '\0' in v:
             raise ValueError(f"{name} must not have a NUL character in it, got '{echo(v, 80)}'")
 
-def run_compare(args:argparse.Namespace):
-    "`featreg compare`; 1 if a run has failed"
-    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
-    check_texts(vars(args))
+def check_data(args:argparse.Namespace):
+    "The data are given once"
     if args.path and args.data:
         raise ValueError(f"the data are given twice, as '{echo(args.path, 80)}' and as --data '{echo(args.data, 80)}'; "
                          "give one of them")
+
+def run_train(args:argparse.Namespace):
+    "`featreg train`; 1 if the run has failed"
+    from fastai_featreg.comparison.saved import train_and_save
+    if args.methods or args.seeds:
+        raise ValueError("train must have one run of one method, got methods or seeds; give --method and --seed")
+    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data', 'methods', 'seeds')}
+    check_data(args)
+    row = train_and_save(args.path or args.data, **given, say=partial(print, flush=True))
+    return int(row['error']!='')
+
+def run_report(args:argparse.Namespace):
+    "`featreg report`"
+    from fastai_featreg.comparison.compare import at_home
+    from fastai_featreg.comparison.saved import report_folder
+    report_folder(at_home('out', args.out), args.only, args.against, partial(print, flush=True))
+    return 0
+
+def run_compare(args:argparse.Namespace):
+    "`featreg compare`; 1 if a run has failed"
+    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
+    check_data(args)
     if not is_imported(): check_names(args.methods, stored_methods())
     # torch, fastai and timm: seconds, and only a run needs them
     from fastai_featreg.comparison.compare import at_home,compare,failed_run
@@ -115,7 +136,10 @@ def main(
     except SystemExit as e: return e.code
     warnings.filterwarnings('ignore')
     try:
-        return list_methods() if args.command=='methods' else run_compare(args)
+        if args.command=='methods': return list_methods()
+        check_texts({k: v for k,v in vars(args).items() if k not in ('launcher_args', 'only')})
+        run = dict(compare=run_compare, train=run_train, report=run_report, reproduce=run_reproduce)
+        return run[args.command](args)
     except BrokenPipeError: # `| head`: whoever read has had enough
         from fastai_featreg.wording import hang_up
         hang_up()

@@ -20,15 +20,19 @@ from .cost import cost_of
 from ..data import load_data
 from .fingerprints import data_id
 from ..layouts import is_named
+from .jobs import failures,how_many,is_there,jobs_here,my_part,packed,threads_of,train_beside
+from .launch import hear,launcher_settings,send
 from .metrics import metric_name
 from .own import own_loaders,own_names,taken_from,with_own
 from .plan import as_text,parse_methods
 from .predictions import PredictionKeeper
 from .protocols import (budget_names,describe,find_protocol,of_budget,Protocol,
                                                  protocol_with)
+from .ranks import ask_first,claim_together,join_ranks,leads,of_ranks
 from .report import find_arm,report
-from .rows import (claim,complain_aloud,config_names,count_once,differences,protocol_names,
-                                            read_results,results_file,RowKeeper,safely,same_config,take_in)
+from .rows import (config_names,count_once,differences,protocol_names,read_results,
+                                            results_file,RowKeeper,same_config,take_in)
+from .saved import begin_from,keep_model,marked_weights,weights_mark
 from .runs import device_of,method_id,run_once
 from .verdicts import power_line
 from ..wording import echo,one_line,plural,unknown_name
@@ -109,13 +113,37 @@ def complete(data:str|Path|None, labels:list=(), **given):
         check_budget(k, budget[k])
     return budget
 
-def budgeted(data:str|Path, labels:list, asked:Protocol, own:dict, say:Callable=noop, **rest):
+def budgeted(data:str|Path, labels:list, asked:Protocol, own:dict, **rest):
     "The budget: what was given, then what the protocol says, then what suits the data"
     budget = complete(data, labels, **own | rest)
     if asked.iters and not own['epochs']: budget['epochs'] = None
-    if own['head'] is None and (why := papers_head(budget['arch'], labels)):
-        say(f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another.")
     return budget
+
+data_arguments = """size bs n_train n_valid valid_pct valid class_level per_class classes label_noise
+                    label_column""".split()
+
+def usual_jobs(data:str|Path|None, epochs:int|None, n_train:int|None):
+    "Networks for small images are too small for several threads: at full length, their runs stand side by side"
+    # a process takes seconds to start, which a short comparison does not give back
+    return 'auto' if str(data or 'digits') in budgets and epochs is None and n_train is None else 1
+
+def settle(given:dict, settings:dict, plan:dict, say:Callable):
+    "Data, budget and protocol of a comparison, from its arguments; what was decided for the user is said"
+    a = SimpleNamespace(**given)
+    held = {k: given[k] for k in data_arguments} | dict(redraw=a.redraw or None)
+    if a.dls is None: data = at_home('data', a.data) or 'digits'
+    else: data,held = own_loaders,taken_from(a.dls, dict(data=a.data) | held)
+    asked = find_protocol({} if a.protocol is None else a.protocol, **settings)
+    own = of_budget(asked, **{k: given[k] for k in ('arch', 'head', 'pretrained', 'epochs', 'lr', 'size', 'bs')})
+    budget = budgeted(data, list(plan), asked, own, seeds=a.seeds, noise_kind=a.noise_kind, **held)
+    how,budget = settled(asked, budget, a.fp16)
+    for line in remarks(data, budget['arch'], list(plan), own['head'], a.teacher): say(line)
+    return data,budget,how
+
+def run_settings(budget:dict, how:Protocol, metric:Callable|Metric|None, weights:str|None):
+    "What `run_once` is told"
+    own = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}
+    return own | dict(fp16=how.precision=='fp16', protocol=how, metric=metric, weights=weights)
 
 def settled(asked:Protocol, budget:dict, fp16:bool):
     "What runs, and its budget: the protocol with what suits the data, what was changed in its `scale`"
@@ -142,7 +170,7 @@ def version_of(package:str):
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return ''
 
-def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict, p:Protocol|None=None):
+def configuration(data:str|Path|None, dls:DataLoaders, budget:dict, p:Protocol|None=None):
     "Everything that makes two runs comparable, and what the protocol is called"
     p = p or Protocol()
     name = str(data)
@@ -152,11 +180,11 @@ def configuration(data:str|Path|None, dls:DataLoaders, fp16:bool, budget:dict, p
     device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
     own = dict(
         data=name,
-        fp16=fp16,
+        fp16=p.precision=='fp16',
         n_train=len(dls.train_ds),
         n_valid=len(dls.valid_ds),
         n_classes=dls.c,
-        device=device,
+        device=of_ranks(device),
         n_threads=torch.get_num_threads(),
         data_id=data_id(dls))
     versions = dict(
@@ -213,12 +241,13 @@ def seed_configs(config:dict, loaders:SeedLoaders, seeds:int):
     ids = {s: data_id(loaders(s)) for s in range(1, seeds)} if loaders.varies else {}
     return {s: config | dict(data_id=ids.get(s, config['data_id'])) for s in range(seeds)}
 
-def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str):
+def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str, weights:str|None=None):
     "Fail now rather than in the first run: full batches, weights, a network that takes this size"
     if len(dls.train)==0:
         raise ValueError(f"bs={dls.bs} is more than the {len(dls.train_ds)} training images; "
                          "choose a smaller batch size")
     learn = make_learner(dls, arch, pretrained, head)
+    begin_from(learn, weights)
     try:
         with torch.no_grad():
             learn.model.eval()(dls.valid.one_batch()[0])
@@ -294,43 +323,67 @@ def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
             f"{row['seconds']:.0f} s{note}{left}")
 
 # %% ../../nbs/comparison/80_compare.ipynb #321411a0
-def train_all(todo:list, plan:dict, methods:dict, loaders:Callable, configs:dict, path:Path, settings:dict,
-              say:Callable, bars:bool|None, seeds:int, cbs:Callable|None=None):
-    "Train the runs that are missing; each is a row of `path` as soon as it ends. The rows are returned as well"
-    start = time.perf_counter()
-    keep,rows,busy = RowKeeper(path, say),[],[]
-    predictions = PredictionKeeper(path, say)
+def train_all(todo:list, c:SimpleNamespace, failed:frozenset=frozenset()):
+    "Train the runs that are missing; each is a row of the table as soon as it ends. The rows are returned as well"
+    start,part = time.perf_counter(),my_part()
+    keep,rows,busy = RowKeeper(c.path, c.say) if leads() else noop,[],[]
+    predictions = PredictionKeeper(c.path, c.say)
+    # fellows are told of by the command that has started them
+    aside = lambda write: noop if part.tell else write
     def one(i, run, bar, write):
         "Train a run, unless another command has done it meanwhile"
         seed,label = run
-        ids = configs[seed] | dict(method=label, seed=seed, method_id=methods[label])
-        if is_there(path, ids):
-            return write(f"{label}, seed {seed}: another command has trained it meanwhile")
-        make_cbs = with_own(plan[label], cbs, label, seed)
-        row = run_once(loaders(seed), make_cbs, seed, progress=bar, keep=partial(predictions, ids), **settings)
-        rows.append(row | ids | dict(seeds_asked=seeds))
+        ids = c.configs[seed] | dict(method=label, seed=seed, method_id=c.methods[label])
+        if part.only is None and ask_first(lambda: is_there(c.path, ids, failed)):
+            return aside(write)(f"{label}, seed {seed}: another command has trained it meanwhile")
+        row = run_once(
+            c.loaders(seed), with_own(c.plan[label], c.cbs, label, seed), seed, progress=bar,
+            keep=partial(predictions, ids), save=saver(c.path, ids, c.save), **c.settings)
+        rows.append(row | ids | dict(seeds_asked=c.seeds))
         keep(rows[-1])
+        if part.tell: return part.tell(rows[-1])
         spent = time.perf_counter() - start
         write(finished(i, len(todo), seed, label, rows[-1], spent))
-    for i,(run,bar,write) in enumerate(iterate(todo, say, bars), 1):
-        with claim(path, (run, *configs[run[0]].values())) as ours:
+    for i,(run,bar,write) in enumerate(iterate(todo, c.say, c.bars), 1):
+        with claim_together(c.path, (run, *c.configs[run[0]].values())) as ours:
             if ours: one(i, run, bar, write)
             else: busy.append(run)
     first = len(todo) - len(busy) + 1
-    for i,(run,bar,write) in enumerate(iterate(busy, say, bars), first):
+    for i,(run,bar,write) in enumerate(iterate(busy, c.say, c.bars), first):
         seed,label = run
-        write(f"{label}, seed {seed}: another command trains it; its row is waited for")
-        with claim(path, (run, *configs[seed].values()), wait=True):
+        aside(write)(f"{label}, seed {seed}: another command trains it; its row is waited for")
+        with claim_together(c.path, (run, *c.configs[seed].values()), wait=True):
             one(i, run, bar, write)
     keep() # what could not be written so far
     return rows
 
-def is_there(path:Path, ids:dict):
-    "Has a run ended meanwhile? A table that cannot be read is no reason to stop"
-    try: df = read_results(path)
-    except ValueError: return False
-    same = same_config(df, ids, 'method', 'seed', 'method_id')
-    return not failed_run(df)[same].all()
+def saver(path:Path, ids:dict, save:bool):
+    "What keeps the network of a run; None where nothing does"
+    if not leads(): return None
+    if own := my_part().save: return lambda learn, row: own(learn, row | ids)
+    return partial(keep_model, path, ids) if save else None
+
+def train_missing(n_jobs:int, package:dict, todo:list, c:SimpleNamespace):
+    "Train the runs that are missing, here or in processes of their own"
+    part = my_part()
+    # as a part of another command, those failures are tried again that were there when it began
+    failed = part.failed if part.tell else failures(read_results(c.path))
+    if n_jobs==1: return train_all(todo, c, failed)
+    package = package | dict(configs=c.configs, methods=c.methods, failed=failed)
+    return train_beside(todo, n_jobs, package, c.path, c.say, finished)
+
+def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:Callable):
+    "Let jobs of a launcher train, and report what they have found"
+    settings = launcher_settings(text)
+    there,against = read_results(path),package['given']['against']
+    jobs = send(package | dict(failed=failures(there)), n_jobs, path.parent/'jobs', settings, say)
+    if settings.get('wait') is False: return there.iloc[:0]
+    found = {repr(f['configs']): f for f in hear(jobs, say)}
+    new = [row for f in found.values() for row in f['rows']]
+    for f in found.values():
+        rows = all_rows(path, f['configs'], f['methods'], order, there.iloc[:0], new, say)
+        df = report(rows, path, say, find_arm(f['methods'], against))
+    return df
 
 def same_runs(df:pd.DataFrame, configs:dict):
     "Which rows have the configuration of their seed"
@@ -368,7 +421,7 @@ def rows_of(path:Path, configs:dict, methods:dict, order:list, say:Callable=noop
 def all_rows(path:Path, configs:dict, methods:dict, order:list, there:pd.DataFrame, new:list, say:Callable):
     "Rows for the report: those of the table, or those in memory where it cannot be read any more"
     new = pd.DataFrame(new, columns=list(there))
-    known = pd.concat([d for d in (there, new) if len(d)])
+    known = pd.concat([d for d in (there, new) if len(d)] or [there]) # others may have trained all of them
     try:
         rows = pd.concat([known, read_results(path)])[list(known)]
         return chosen(rows, configs, methods, order)
@@ -410,6 +463,11 @@ def compare(
     metric:Callable|Metric|None=None, # what the report is about in place of accuracy: of fastai, or a function
     lower_is_better:bool=False, # of the metric
     dls:DataLoaders|None=None, # loaders of your own in place of `data`: their images, labels and transforms count
+    jobs:int|str|None=None, # runs side by side, in processes of their own; 0 or 'auto': one a GPU, or else one a core
+    launcher:str|None=None, # 'submitit': SLURM trains, in `jobs` jobs; where there is none, processes of this machine
+    launcher_args:str='', # what the launcher is told, see `launcher_settings`
+    save:bool=False, # keep the weights of each run? See `model_file`
+    weights:str|Path|None=None, # file of a trained network; each run begins with its body, see `begin_from`
     protocol:str|Path|dict|Protocol|None=None, # how it is trained, see `find_protocol`; None: by fastai's recipe
     **settings:object, # single settings of the protocol, such as `wd=5e-4`, see `Protocol`
 )->pd.DataFrame: # a row per run
@@ -422,40 +480,35 @@ def compare(
         the papers train by SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a
         constant rate (MV 3.1). letter: `protocol='fm_cifar'`.
     """
+    given = dict(locals()) | settings # other processes are sent it
+    del given['settings']
     check_teacher_file(teacher)
-    say = safely(say)
-    held = dict(size=size, bs=bs, n_train=n_train, n_valid=n_valid, valid_pct=valid_pct, valid=valid,
-                class_level=class_level, per_class=per_class, classes=classes, redraw=redraw or None,
-                label_noise=label_noise, label_column=label_column)
-    if dls is not None: data,held = own_loaders,taken_from(dls, dict(data=data) | held)
-    data = at_home('data', data) or 'digits'
+    join_ranks(n_jobs := how_many(ifnone(jobs, usual_jobs(data, epochs, n_train))))
+    say = safely(say) if leads() else noop
     typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
     plan = dict(parse_methods(*typed.values()))
-    against = find_arm(plan, against)
-    path = results_file(at_home('out', out))
-    asked = find_protocol({} if protocol is None else protocol, **settings)
-    own = of_budget(asked, arch=arch, head=head, pretrained=pretrained, epochs=epochs, lr=lr, size=size, bs=bs)
-    budget = budgeted(data, list(plan), asked, own, say, seeds=seeds, noise_kind=noise_kind, **held)
-    how,budget = settled(asked, budget, fp16)
-    for line in remarks(data, budget['arch'], list(plan), head, teacher): say(line)
+    against,path = find_arm(plan, against),results_file(at_home('out', out))
+    package = packed(given, plan)
+    if launcher: return by_launcher(package, n_jobs, launcher_args, run_order(list(plan), seeds), path, say)
+    n_jobs = jobs_here(n_jobs, package['given'], plan, say)
+    data,budget,how = settle(given, settings, plan, say)
     read_results(path)
     take_in(path, say)
     loaders,order = open_data(ifnone(dls, data), budget, how, say),run_order(list(plan), seeds)
-    learner = budget['arch'],budget['pretrained'],budget['head']
-    check_start(dls := loaders(0), *learner)
-    fp16 = how.precision=='fp16'
-    config = configuration(data, dls, fp16, budget, how)
+    weights = marked_weights(at_home('weights', weights))
+    learner = budget['arch'],budget['pretrained'] and not weights,budget['head']
+    check_start(dls := loaders(0), *learner, weights)
+    config = configuration(data, dls, budget, how) | weights_mark(weights) | threads_of(n_jobs, device_of(dls))
     config |= dict(own_cbs=own_names(cbs, list(plan)), metric=metric_name(metric, lower_is_better))
     configs = seed_configs(config, loaders, seeds)
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
+    c = SimpleNamespace(plan=plan, path=path, loaders=loaders, configs=configs, methods=methods, seeds=seeds, cbs=cbs,
+                        save=save, say=say, bars=bars, settings=run_settings(budget, how, metric, weights))
     there = rows_of(path, configs, methods, order, say)
-    todo = missing(order, there)
-    check_methods({label: plan[label] for _,label in todo}, dls, *learner)
-    say(opening(config, list(plan), seeds, len(todo), path))
-    settings = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}
-    settings |= dict(fp16=fp16, protocol=how, metric=metric)
-    new = train_all(todo, plan, methods, loaders, configs, path, settings, say, bars, seeds, cbs)
+    todo = part_of(missing(order, there), c, lambda some: check_methods(some, dls, *learner))
+    new = train_missing(n_jobs, package, todo, c)
+    if my_part().tell or not leads(): return pd.DataFrame(new)
     rows = all_rows(path, configs, methods, order, there, new, say)
     costs = cost_of(rows, path, config, plan, methods, dls, cost, say, **typed)
     return report(rows, path, say, against, costs)
@@ -484,6 +537,16 @@ def remarks(data:str|Path, arch:str, labels:list, head:str|None, teacher:str|Pat
     usual = budgets.get(str(data), own_images)['head']
     if head is None and usual!='linear' and (why := papers_head(arch, labels)):
         yield f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another."
+
+def part_of(todo:list, c:SimpleNamespace, check:Callable):
+    "Runs that this process trains; what is said and checked first, unless another command has done so"
+    part = my_part()
+    todo = part.runs(ask_first(lambda: todo), list(c.plan))
+    if part.check: part.check(c.configs, c.methods)
+    if not part.tell:
+        check({label: c.plan[label] for _,label in todo})
+        c.say(opening(c.configs[0], list(c.plan), c.seeds, len(todo), c.path))
+    return todo
 
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Three lines about what is going to happen, and what can be shown by it"

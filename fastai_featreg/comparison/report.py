@@ -349,7 +349,8 @@ def plot_comparison(
     return fig
 
 # %% ../../nbs/comparison/85_report.ipynb #f10dd83d
-def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain', cost:pd.DataFrame|None=None):
+def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain', cost:pd.DataFrame|None=None,
+           picture:str='comparison.png'):
     "Table and sentences, and only then the picture; costs as `cost.cost_of` gives them"
     name,shown = called(df),by_metric(df)
     summary = with_cost(summarise(shown, against), cost)
@@ -359,8 +360,8 @@ def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain', cost:p
     sentences = [*verdicts(summary), *best_epochs(summary), *notes(summary), *failures, *cost_lines(cost)]
     said = [in_words(s, name) for s in sentences]
     say('\n'.join(['', summary_table(summary), '', *said]))
-    picture = draw(df, path.with_name('comparison.png'), against)
-    say(f'{where_rows_are(df, path)}, {picture}.')
+    drawn = draw(df, path.with_name(picture), against)
+    say(f'{where_rows_are(df, path)}, {drawn}.')
     return df
 
 def where_rows_are(df:pd.DataFrame, path:Path):

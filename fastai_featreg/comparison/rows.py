@@ -27,7 +27,7 @@ kept = 'right predictions seeds_asked'.split() # text: what a verdict needs besi
 switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
 config_names = """data arch head pretrained size bs epochs lr fp16 n_train n_valid n_classes
-                  device n_threads featreg torch fastai timm data_id recipe own_cbs metric""".split()
+                  device n_threads featreg torch fastai timm data_id recipe own_cbs metric weights""".split()
 # of data that are drawn or changed for a run; empty where nothing is
 config_names += (drawn := 'per_class redraw label_noise noise_kind'.split())
 sizes += ['per_class', 'label_noise']
@@ -37,7 +37,7 @@ protocol_names = 'protocol scale result'.split()
 result_columns = ['method', 'seed', *measures, *looks, *bests, 'curve', *doings, 'error',
                   *config_names, 'method_id', *kept, *protocol_names]
 # files of earlier versions have no such columns
-late = {'data_id', 'method_id', 'recipe', 'own_cbs', 'metric'}
+late = {'data_id', 'method_id', 'recipe', 'own_cbs', 'metric', 'weights'}
 optional = {*looks, *bests, *doings, *kept, *protocol_names, *late, *drawn}
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00009
@@ -409,10 +409,13 @@ def claim(
     path:str|Path, # the table
     run:tuple, # whatever tells the run from others
     wait:bool=False, # wait until the run is free?
+    folder:str|Path|None=None, # of the claim; None: that of this machine for temporary files
 )->bool: # is it ours?
-    "Hold the claim to a run, unless another process on this machine has it"
-    name = fingerprint_of(os.path.realpath(path), run, kind='featreg-')
-    lock = FileLock(Path(tempfile.gettempdir())/f'{name}.lock')
+    "Hold the claim to a run, unless another process has it"
+    # another machine may call a shared folder by another name
+    where,kind = (os.path.realpath(path), 'featreg-') if folder is None else (Path(path).name, '.featreg-')
+    name = fingerprint_of(where, run, kind=kind)
+    lock = FileLock(Path(folder or tempfile.gettempdir())/f'{name}.lock')
     try:
         lock.acquire(timeout=-1 if wait else 0, poll_interval=0.5)
     except Timeout: ours = False

@@ -21,7 +21,9 @@ from .predictions import kept,KeptPredictions
 from .protocols import Protocol,protocol_with
 from .recipes import train_as
 from .metrics import add_metric,scores_of
+from .ranks import together
 from .rows import bests,complain_aloud,doings,looks,measures
+from .saved import begin_from
 from ..wording import one_line,plural
 
 # %% ../../nbs/comparison/84_runs.ipynb #c2d12f64
@@ -189,23 +191,29 @@ def run_once(
     keep:Callable|None=None, # takes predicted and right classes, gives a mark, see `PredictionKeeper`
     protocol:Protocol|None=None, # how it is trained; None: `fine_tune` if pretrained, else one-cycle, by Adam
     metric:Callable|Metric|None=None, # of fastai, or a function of predictions and targets; its values are `scores`
+    weights:str|Path|None=None, # file whose body the network begins with, see `begin_from`
+    save:Callable|None=None, # takes the trained learner and its measures, last of all
 )->dict: # the measures of a row: see `result_columns`
     "Train once and measure; an exception of the run is in `error`, not raised"
     device,start = device_of(dls),time.perf_counter()
     can_measure = reset_peak_memory(device)
     try:
         same_start(dls, seed)
-        learn = make_learner(dls, arch, pretrained, head)
+        learn = make_learner(dls, arch, pretrained and not weights, head)
+        begin_from(learn, weights)
         learn.remove_cb(ProgressCallback)
         add_metric(learn, metric)
         learn.add_cbs([*make_cbs(), StepTimer, StepTimerEnd, Curve, TrainAccuracy, StopDiverged,
                        KeptPredictions, *L(progress)])
         learn.logger = noop
-        train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained, protocol)
+        with together(learn):
+            train(learn.to_fp16() if fp16 else learn, epochs, lr, pretrained, protocol)
         peak = peak_memory(device) if can_measure else np.nan
         row = measured(learn, time.perf_counter() - start, peak) | scores_of(learn.curve.rows, metric)
         predicted = kept(learn, keep) if not row['error'] else {}
-        return row | predicted | where_it_looks(learn) | what_it_did(learn)
+        row |= predicted | where_it_looks(learn) | what_it_did(learn)
+        if save: save(learn, row)
+        return row
     except Exception as e:
         nothing = dict.fromkeys(measures + looks + bests, np.nan) | dict.fromkeys(doings, '')
         return nothing | dict(seconds=time.perf_counter() - start, curve='', error=one_line(e))
@@ -214,6 +222,7 @@ def run_once(
 # of what trains, functions and not modules: a new sentence in the report does not cost a night
 trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner,for_learner',
               'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve',
+              'fastai_featreg.comparison.saved:begin_from,body_weights', 'fastai_featreg.comparison.ranks:together',
               ('fastai_featreg.comparison.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,CountedSteps,'
                'CountedStepsEnd,n_epochs,given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
               ('fastai_featreg.comparison.augment:augmentations,augmented,colours,Cutout,enlarge_crop_flip,'

@@ -1,0 +1,117 @@
+"One run kept: learner, weights and recipe; a body to begin from; a report of rows that are there"
+import numpy as np
+import pytest
+import torch
+from fastai.learner import load_learner
+
+import fastai_featreg.all # noqa: F401 - registers the methods
+from fastai_featreg.comparison.command import main
+from fastai_featreg.comparison.compare import compare
+from fastai_featreg.comparison.rows import read_results
+from fastai_featreg.comparison.saved import body_weights, model_file, report_folder, train_and_save
+from fastai_featreg.methods.teachers import open_teacher
+
+tiny = dict(data='digits', arch='test_resnet', epochs=1, n_train=48, n_valid=20, bs=16)
+words = [w for k,v in tiny.items() for w in (f'--{k.replace("_", "-")}', str(v))]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "The folder of a comparison with its models, and of a network trained alone"
+    out = tmp_path_factory.mktemp('saved')
+    compare(**tiny, methods='feature_mining', seeds=2, out=out/'all', save=True, say=lambda text: None, bars=False)
+    assert main(['train', *words, '--method', 'feature_mining', '--seed', '1', '--out', str(out/'one')])==0
+    return out
+
+def test_each_run_keeps_its_weights(trained):
+    path = trained/'all'/'results.csv'
+    rows = read_results(path).to_dict('records')
+    files = [model_file(path, row) for row in rows]
+    assert len(set(files))==4 and all(f.exists() for f in files)
+    assert sorted(files)==sorted((trained/'all'/'models').iterdir()), 'nothing else is left'
+    assert {f.name.rpartition('-')[0] for f in files}=={'plain-0', 'plain-1', 'FeatureMining-0', 'FeatureMining-1'}
+
+def test_trained_alone_is_the_run_of_the_comparison(trained):
+    path = trained/'all'/'results.csv'
+    df = read_results(path)
+    row, = df[(df.method=='FeatureMining()') & (df.seed==1)].to_dict('records')
+    alone, = read_results(trained/'one'/'results.csv').to_dict('records')
+    for c in ('accuracy', 'valid_loss', 'train_loss', 'curve', 'method_id', 'data_id'): assert alone[c]==row[c], c
+    one,other = [torch.load(f, weights_only=True) for f in (trained/'one'/'net.pth', model_file(path, row))]
+    assert one.keys()==other.keys()
+    for k in one: assert torch.equal(one[k], other[k]), k
+
+def test_learner_and_recipe(trained):
+    learn,weights = load_learner(trained/'one'/'learner.pkl'),torch.load(trained/'one'/'net.pth', weights_only=True)
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, weights[k]), k
+    assert not any(type(cb).__module__.startswith('fastai_featreg') for cb in learn.cbs)
+    recipe = (trained/'one'/'recipe.toml').read_text()
+    for line in ('method = "FeatureMining()"', 'seed = 1', 'arch = "test_resnet"', 'pretrained = false', 'epochs = 1'):
+        assert line in recipe.splitlines(), line
+
+def test_a_teacher(trained):
+    net = open_teacher(trained/'one'/'net.pth', 'test_resnet')
+    learn = open_teacher(trained/'one'/'learner.pkl')
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(): assert torch.equal(net.eval()(x), learn.model.eval()(x))
+
+def test_runs_begin_with_a_body(trained, tmp_path, monkeypatch):
+    import sys
+    module,begun = sys.modules['fastai_featreg.comparison.runs'],[]
+    def train(learn, *args):
+        begun.append({k: v.clone() for k,v in learn.model.state_dict().items()})
+        learn.fit(1, 0.)
+    monkeypatch.setattr(module, 'train', train)
+    given = tiny | dict(methods='plain', out=tmp_path, bars=False)
+    lines,file = [],trained/'one'/'net.pth'
+    df = compare(**given, seeds=2, weights=file, say=lines.append)
+    for k,v in body_weights(file).items(): assert all(torch.equal(b[f'0.{k}'], v) for b in begun), k
+    heads = [b[k] for b in begun for k in b if k.startswith('1.') and k.endswith('weight')]
+    assert len(heads)==2 and not torch.equal(*heads), 'a classifier is drawn by its seed'
+    assert set(df.weights.str.match(r'net\.pth#[0-9a-f]{12}$'))=={True}
+    # other weights, or none, are other runs
+    compare(**given, seeds=1, say=lines.append)
+    assert len(begun)==3 and sum('weights (net.pth#' in l for l in lines)==1
+    compare(**given, seeds=2, weights=file, say=lines.append)
+    assert len(begun)==3
+
+def test_mistakes_are_sentences(trained, tmp_path, capsys):
+    out = ['--out', str(tmp_path/'out')]
+    assert main(['compare', *words, *out, '--weights', str(tmp_path/'none.pth')])==2
+    assert main(['compare', *words, *out, '--arch', 'resnet20', '--weights', str(trained/'one'/'net.pth')])==2
+    assert main(['compare', *words, *out, '--weights', str(trained/'one'/'learner.pkl')])==2
+    assert main(['train', *words, *out, '--method', 'mixup,cutmix'])==2
+    assert main(['train', *words, *out, '--methods', 'mixup'])==2
+    assert main(['report', str(tmp_path/'nowhere')])==2
+    errors = capsys.readouterr().err.splitlines()
+    told = ['weights must be a file', 'does not fit this network', 'cannot be taken', 'method must be one method',
+            'give --method and --seed', 'has no rows']
+    assert len(errors)==6 and all(t in e for t,e in zip(told, errors)), errors
+    for how in (dict(seed=-1), dict(jobs=2), dict(methods='mixup')):
+        with pytest.raises(ValueError, match='must'): train_and_save(**tiny, out=tmp_path, **how)
+
+def test_a_full_disk_costs_no_run(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', full)
+    df = compare(**tiny, methods='plain', seeds=1, out=tmp_path, save=True, say=lambda text: None, bars=False)
+    assert list(df.error)==[''] and 'weights of plain, seed 0 are not saved' in capsys.readouterr().err
+    assert not list((tmp_path/'models').iterdir())
+
+def test_report_of_rows_that_are_there(trained, tmp_path, capsys):
+    lines = []
+    whole = report_folder(trained/'all', say=lines.append)
+    assert len(whole)==1 and len(whole[0])==4 and any('FeatureMining()' in l for l in lines)
+    assert not any('Configuration' in l for l in lines)
+    df = read_results(trained/'all'/'results.csv')
+    other = df.assign(size='96', accuracy=df.accuracy/2)
+    for d in (df, other): assert np.isfinite(d.accuracy).all()
+    import pandas as pd
+    pd.concat([df, other]).to_csv(tmp_path/'results.csv', index=False)
+    assert main(['report', str(tmp_path)])==0
+    said = capsys.readouterr().out
+    assert 'Configuration 1 of 2: size 64' in said and 'Configuration 2 of 2: size 96' in said
+    assert {p.name for p in tmp_path.glob('*.png')}=={'comparison-1.png', 'comparison-2.png'}
+    assert main(['report', str(tmp_path), '--only', 'size=96'])==0
+    assert 'Configuration' not in capsys.readouterr().out and (tmp_path/'comparison.png').exists()
+    assert main(['report', str(tmp_path), '--only', 'size=7'])==2
+    assert "has size=7" in capsys.readouterr().err
