@@ -35,7 +35,7 @@ from .rows import (config_names,count_once,differences,protocol_names,read_resul
 from .saved import begin_from,keep_model,marked_weights,weights_mark
 from .runs import device_of,method_id,run_once
 from .verdicts import power_line
-from ..wording import echo,one_line,plural,unknown_name
+from ..wording import complain_aloud,echo,one_line,plural,safely,unknown_name
 # what belongs to a comparison is found here too
 from .plan import find_method,known_methods
 from .report import plot_comparison,summarise,summary_table,verdicts
