@@ -1,6 +1,7 @@
 "Whatever is typed, the command says what is wrong: exit code 2, one line, at most about 800 characters, no traceback"
 import random, subprocess, sys
 import pytest, torch
+from fastai_featreg.comparison import start, training
 from fastai_featreg.all import *
 from fastai_featreg.archs import find_arch
 from fastai_featreg.comparison.command import main
@@ -15,7 +16,7 @@ module = sys.modules['fastai_featreg.comparison.compare']
 @pytest.fixture(autouse=True)
 def nothing_is_trained(monkeypatch):
     def no(*args, **kwargs): raise AssertionError('this was about to train')
-    monkeypatch.setattr(module, 'train_all', no)
+    monkeypatch.setattr(training, 'train_all', no)
     monkeypatch.setattr(module, 'check_methods', no)
 
 def told(capsys, *args):
@@ -181,17 +182,17 @@ def test_long_echoes_keep_their_remedy(capsys):
 @pytest.mark.parametrize('e', [RecursionError('deep'), MemoryError(), OverflowError('large')])
 def test_what_fills_the_memory(capsys, monkeypatch, e):
     def fails(*args, **kwargs): raise e
-    monkeypatch.setattr(module, 'load_data', fails)
+    monkeypatch.setattr(start, 'load_data', fails)
     assert type(e).__name__ in told(capsys, '--out', '/tmp/featreg_never')
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch, tmp_path):
     def fails(*args, **kwargs): raise AttributeError('a mistake')
-    monkeypatch.setattr(module, 'load_data', fails)
+    monkeypatch.setattr(start, 'load_data', fails)
     with pytest.raises(AttributeError): main(['compare', '--out', str(tmp_path)])
 
 def test_interruption_is_130(monkeypatch, tmp_path, capsys):
     def stop(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(module, 'load_data', stop)
+    monkeypatch.setattr(start, 'load_data', stop)
     assert main(['compare', '--out', str(tmp_path)])==130
     assert capsys.readouterr().err=='\nInterrupted. No run had ended yet.\n'
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 import fastai_featreg.all
 from fastai_featreg import archs, core
-from fastai_featreg.comparison import plan, report, runs
+from fastai_featreg.comparison import plan, report, runs, training
+from fastai_featreg.comparison import start as starting
 from fastai_featreg.comparison.command import main
 from fastai_featreg.comparison.compare import run_order
 from fastai_featreg.data import load_data
@@ -76,7 +77,7 @@ def test_rows_and_picture(finished):
 
 def test_finished_runs_are_not_repeated(finished, capsys, monkeypatch):
     before = (finished/'results.csv').read_bytes()
-    monkeypatch.setattr(module, 'run_once', lambda *a, **k: pytest.fail('trained again'))
+    monkeypatch.setattr(training, 'run_once', lambda *a, **k: pytest.fail('trained again'))
     assert compare(finished)==0
     assert (finished/'results.csv').read_bytes()==before
     out = capsys.readouterr().out
@@ -298,7 +299,7 @@ def test_unreadable_image(tmp_path, capsys):
 
 
 def test_output_folder_is_checked_first(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, 'load_data', lambda *a, **k: pytest.fail('data were loaded before the check'))
+    monkeypatch.setattr(starting, 'load_data', lambda *a, **k: pytest.fail('data were loaded before the check'))
     (tmp_path/'file').write_text('mine')
     one_sentence(capsys, compare(tmp_path/'file'), 'cannot write to the output folder')
     assert (tmp_path/'file').read_text()=='mine'
@@ -321,7 +322,7 @@ def test_no_weights(tmp_path, capsys, monkeypatch):
 
 def test_no_download(tmp_path, capsys, monkeypatch):
     def offline(*args, **kwargs): raise URLError('Name or service not known')
-    monkeypatch.setattr(module, 'load_data', offline)
+    monkeypatch.setattr(starting, 'load_data', offline)
     one_sentence(capsys, compare(tmp_path, 'cifar10'), "download 'cifar10'")
 
 

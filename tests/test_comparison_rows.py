@@ -13,7 +13,7 @@ from PIL import Image
 
 import fastai_featreg.all # noqa: F401 - registers the methods
 from fastai_featreg import core
-from fastai_featreg.comparison import report, runs
+from fastai_featreg.comparison import report, runs, training
 from fastai_featreg.comparison.command import main # noqa: F401 - for the commands that import this module
 from fastai_featreg.comparison.report import summarise
 from fastai_featreg.comparison.rows import beside, bests, doings, looks, measures, read_results
@@ -34,7 +34,7 @@ def trained(monkeypatch):
     def run(dls, make_cbs=list, seed=0, **kwargs):
         seeds.append(seed)
         return instant_run(dls, make_cbs, seed)
-    monkeypatch.setattr(module, 'run_once', run)
+    monkeypatch.setattr(training, 'run_once', run)
     monkeypatch.setattr(module, 'check_methods', lambda *args: None)
     return seeds
 
@@ -148,11 +148,11 @@ def make_folder(path): path.unlink(), path.mkdir()
 
 @pytest.mark.parametrize('what, kept', [(damage, 3), (remove, 0), (make_folder, 3)])
 def test_a_table_that_is_damaged_meanwhile(tmp_path, trained, monkeypatch, what, kept):
-    run,path = module.run_once,tmp_path/'results.csv'
+    run,path = training.run_once,tmp_path/'results.csv'
     def spoils(*args, **kwargs):
         if len(trained)==1: what(path)
         return run(*args, **kwargs)
-    monkeypatch.setattr(module, 'run_once', spoils)
+    monkeypatch.setattr(training, 'run_once', spoils)
     df,said = compare('digits', tmp_path, n_train=16, n_valid=10)
     assert len(trained)==4 and len(df)==4 and (df.error=='').all(), 'the report has all runs'
     assert len(beside(path))==kept
@@ -203,7 +203,7 @@ def run(dls, make_cbs=list, seed=0, **kwargs):
     open(sys.argv[3], 'a').write('x')
     time.sleep(0.3)
     return t.instant_run(dls, make_cbs, seed)
-t.module.run_once,t.module.check_methods = run,lambda *args: None
+t.training.run_once,t.module.check_methods = run,lambda *args: None
 small = '--arch test_resnet --size 64 --bs 8 --n-train 16 --n-valid 10 --epochs 1 --seeds 6 --methods mixup'
 sys.exit(t.main(['compare', *small.split(), '--out', sys.argv[2]]))
 """

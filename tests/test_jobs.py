@@ -146,7 +146,7 @@ def test_mistakes_are_sentences(tmp_path, capsys):
     assert not (tmp_path/'out').exists()
 
 def test_a_failed_run_is_not_tried_again_by_a_fellow(tmp_path):
-    from fastai_featreg.comparison.compare import is_there
+    from fastai_featreg.comparison.jobs import is_there
     from fastai_featreg.comparison.rows import write_row
     row = jobs.lost_row('OSError: no') | dict(method='A', seed=0, method_id='m', seconds=2.)
     write_row(tmp_path/'results.csv', row)

@@ -3,7 +3,7 @@ import sys
 from collections import Counter
 import numpy as np, pytest
 from PIL import Image
-from fastai_featreg.comparison import rows
+from fastai_featreg.comparison import rows, training
 from fastai_featreg.comparison.command import main
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.data import digits_dls, load_data
@@ -106,7 +106,7 @@ def trained(monkeypatch):
         row = dict.fromkeys(rows.measures, 1.) | dict.fromkeys(rows.looks + rows.bests, np.nan)
         return row | dict.fromkeys(rows.doings, '') | dict(accuracy=.5 + .01*seed, curve='.5', error='')
     module = sys.modules[compare.__module__]
-    monkeypatch.setattr(module, 'run_once', run)
+    monkeypatch.setattr(training, 'run_once', run)
     monkeypatch.setattr(module, 'check_methods', lambda *args: None)
     return runs
 

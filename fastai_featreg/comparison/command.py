@@ -91,7 +91,7 @@ def run_train(args:argparse.Namespace):
 
 def run_report(args:argparse.Namespace):
     "`featreg report`"
-    from fastai_featreg.comparison.compare import at_home
+    from fastai_featreg.comparison.setting import at_home
     from fastai_featreg.comparison.saved import report_folder
     report_folder(at_home('out', args.out), args.only, args.against, partial(print, flush=True))
     return 0
@@ -102,8 +102,10 @@ def run_compare(args:argparse.Namespace):
     check_data(args)
     if not is_imported(): check_names(args.methods, stored_methods())
     # torch, fastai and timm: seconds, and only a run needs them
-    from fastai_featreg.comparison.compare import at_home,compare,failed_run
+    from fastai_featreg.comparison.compare import compare
+    from fastai_featreg.comparison.found import failed_run
     from fastai_featreg.comparison.rows import read_results
+    from fastai_featreg.comparison.setting import at_home
     try:
         df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:

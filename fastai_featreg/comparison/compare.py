@@ -8,38 +8,31 @@ __all__ = ['run_order', 'compare', 'find_arch', 'find_method', 'known_methods', 
            'write_row']
 
 # %% ../../nbs/comparison/80_compare.ipynb #063fa52f
-import importlib.metadata,math,numbers,sys,time
-from dataclasses import replace
-import timm
 from fastai.vision.all import *
-from fastprogress.fastprogress import format_time,master_bar,progress_bar
-from ..archs import arch_text,find_arch,heads,make_learner,papers_net
-from .augment import augmented
-from .budgets import budgets,own_images
 from .cost import cost_of
-from ..data import load_data
-from .fingerprints import data_id
-from ..layouts import is_named
-from .jobs import failures,how_many,is_there,jobs_here,my_part,packed,threads_of,train_beside
+from .found import all_rows,missing,rows_of
+from .jobs import failures,how_many,jobs_here,my_part,packed,threads_of
 from .launch import hear,launcher_settings,send
 from .metrics import metric_name
-from .own import own_loaders,own_names,taken_from,with_own
+from .own import own_names
 from .plan import as_text,parse_methods
-from .predictions import PredictionKeeper
-from .protocols import (budget_names,describe,find_protocol,of_budget,Protocol,
-                                                 protocol_with)
-from .ranks import ask_first,claim_together,join_ranks,leads,of_ranks
+from .protocols import Protocol
+from .ranks import ask_first,join_ranks,leads
 from .report import find_arm,report
-from .rows import (config_names,count_once,differences,protocol_names,read_results,
-                                            results_file,RowKeeper,same_config,take_in)
-from .saved import begin_from,keep_model,marked_weights,weights_mark
-from .runs import device_of,method_id,run_once
+from .rows import read_results,results_file,take_in
+from .runs import device_of,method_id
+from .saved import marked_weights,weights_mark
+from .setting import at_home,check_teacher_file,configuration,run_settings,settle,usual_jobs
+from .start import check_methods,check_start,open_data,seed_configs
+from .training import train_missing
 from .verdicts import power_line
-from ..wording import complain_aloud,echo,one_line,plural,safely,unknown_name
+from ..wording import plural,safely
 # what belongs to a comparison is found here too
+from ..archs import find_arch,make_learner
 from .plan import find_method,known_methods
 from .report import plot_comparison,summarise,summary_table,verdicts
 from .rows import write_row
+from .runs import run_once
 _all_ = ['find_arch','find_method','known_methods','make_learner','parse_methods','plot_comparison','read_results',
          'results_file','run_once','summarise','summary_table','verdicts','write_row']
 
@@ -54,379 +47,6 @@ def run_order(
     for seed in range(seeds):
         order += [(seed, labels[(i+seed)%len(labels)]) for i in range(len(labels))]
     return order
-
-# %% ../../nbs/comparison/80_compare.ipynb #a02d983e
-def papers_head(arch:str, labels:list):
-    "Why network or methods ask for the papers' head, average pooling and one linear layer; '' if they do not"
-    if papers_net(arch):
-        return f"'{arch}' is a net of the papers"
-    return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
-
-def at_home(name:str, path:str|Path|None):
-    "A path with `~` replaced; what can be no path is a sentence"
-    if path is None: return None
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"{name} must be a path or a name, got a {type(path).__name__}")
-    if '\0' in str(path):
-        raise ValueError(f"{name} must be a path, got '{echo(path, 80)}', which has a NUL character in it")
-    try:
-        return Path(path).expanduser() if str(path).startswith('~') else path
-    except RuntimeError as e:
-        raise ValueError(f"{name}: '{echo(path, 80)}' is in nobody's home ({e}); write the path out") from e
-
-def check_teacher_file(teacher:str|Path|None):
-    "`ValueError` for a teacher that is no file: in the label stands the file's content"
-    if teacher is not None and not isinstance(teacher, (str, Path)):
-        raise ValueError("teacher must be the file of a network or an exported learner, "
-                         f"got a {type(teacher).__name__}; export it, and give the path")
-
-# above these a number is a slip, and would fill the memory first
-limits = dict(seeds=1000, size=4096, epochs=100_000)
-
-def check_budget(name:str, value:float|None):
-    "A number of the budget; None is left to the data"
-    if value is None: return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be a number, got {echo(repr(value), 40)}")
-    if not abs(value)<math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
-    if value<=0:
-        raise ValueError(f"{name} must be greater than 0, got {echo(value, 40)}")
-    if value>limits.get(name, math.inf):
-        raise ValueError(f"{name} must be at most {limits[name]}, got {echo(value, 40)}")
-    if name!='lr' and value!=int(value):
-        raise ValueError(f"{name} must be a whole number, got {echo(value, 40)}")
-
-def complete(data:str|Path|None, labels:list=(), **given):
-    "Fill in what was not given, and check numbers and names"
-    usual = budgets.get(str(data), own_images)
-    budget = usual | {k: v for k,v in given.items() if v is not None}
-    if given.get('per_class') and not given.get('n_train'): budget['n_train'] = None
-    if given.get('head') is None and papers_head(budget['arch'], labels):
-        budget['head'] = 'linear'
-    if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None:
-        budget['lr'] = 2e-3 if budget['pretrained'] else 3e-3
-    if budget['head'] not in heads:
-        raise ValueError(unknown_name('head', budget['head'], list(heads)))
-    find_arch(budget['arch'])
-    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'):
-        check_budget(k, budget[k])
-    return budget
-
-def budgeted(data:str|Path, labels:list, asked:Protocol, own:dict, **rest):
-    "The budget: what was given, then what the protocol says, then what suits the data"
-    budget = complete(data, labels, **own | rest)
-    if asked.iters and not own['epochs']: budget['epochs'] = None
-    return budget
-
-data_arguments = """size bs n_train n_valid valid_pct valid class_level per_class classes label_noise
-                    label_column""".split()
-
-def usual_jobs(data:str|Path|None, epochs:int|None, n_train:int|None):
-    "Networks for small images are too small for several threads: at full length, their runs stand side by side"
-    # a process takes seconds to start, which a short comparison does not give back
-    return 'auto' if str(data or 'digits') in budgets and epochs is None and n_train is None else 1
-
-def settle(given:dict, settings:dict, plan:dict, say:Callable):
-    "Data, budget and protocol of a comparison, from its arguments; what was decided for the user is said"
-    a = SimpleNamespace(**given)
-    held = {k: given[k] for k in data_arguments} | dict(redraw=a.redraw or None)
-    if a.dls is None: data = at_home('data', a.data) or 'digits'
-    else: data,held = own_loaders,taken_from(a.dls, dict(data=a.data) | held)
-    asked = find_protocol({} if a.protocol is None else a.protocol, **settings)
-    own = of_budget(asked, **{k: given[k] for k in ('arch', 'head', 'pretrained', 'epochs', 'lr', 'size', 'bs')})
-    budget = budgeted(data, list(plan), asked, own, seeds=a.seeds, noise_kind=a.noise_kind, **held)
-    how,budget = settled(asked, budget, a.fp16)
-    for line in remarks(data, budget['arch'], list(plan), own['head'], a.teacher): say(line)
-    return data,budget,how
-
-def run_settings(budget:dict, how:Protocol, metric:Callable|Metric|None, weights:str|None):
-    "What `run_once` is told"
-    own = {k: budget[k] for k in ('arch', 'head', 'epochs', 'lr', 'pretrained')}
-    return own | dict(fp16=how.precision=='fp16', protocol=how, metric=metric, weights=weights)
-
-def settled(asked:Protocol, budget:dict, fp16:bool):
-    "What runs, and its budget: the protocol with what suits the data, what was changed in its `scale`"
-    known = {k: budget[k] for k in budget_names}
-    p = protocol_with(find_protocol(asked, **known), pretrained=budget['pretrained'])
-    half = half_precision(p, fp16)
-    p = replace(p, precision=half or None)
-    arch = arch_text(budget['arch'], p.arch_args)
-    find_arch(arch)
-    return p,budget | dict(arch=arch, epochs=p.epochs)
-
-# %% ../../nbs/comparison/80_compare.ipynb #56118a3e
-def half_precision(p:Protocol, fp16:bool):
-    "'fp16', 'bf16' or '': what was asked for and can be had; one sentence if it was asked for in vain"
-    if fp16 and p.precision not in (None, 'fp16'):
-        raise ValueError(f"fp16 must be left out for the precision {p.precision}, got True; ask for one of them")
-    half = 'fp16' if fp16 or p.precision=='fp16' else 'bf16' if p.precision=='bf16' else ''
-    if half and not torch.cuda.is_available():
-        complain_aloud(f"{half} needs a CUDA GPU and there is none: training in float32.")
-    return half if torch.cuda.is_available() else ''
-
-def version_of(package:str):
-    "Installed version, '' if there is none"
-    try: return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError: return ''
-
-def configuration(data:str|Path|None, dls:DataLoaders, budget:dict, p:Protocol|None=None):
-    "Everything that makes two runs comparable, and what the protocol is called"
-    p = p or Protocol()
-    name = str(data)
-    # two folders of one name are two sets
-    if name not in (*budgets, own_loaders) and not is_named(name): name = str(Path(data).expanduser().resolve())
-    device = device_of(dls)
-    device = torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
-    own = dict(
-        data=name,
-        fp16=p.precision=='fp16',
-        n_train=len(dls.train_ds),
-        n_valid=len(dls.valid_ds),
-        n_classes=dls.c,
-        device=of_ranks(device),
-        n_threads=torch.get_num_threads(),
-        data_id=data_id(dls))
-    versions = dict(
-        featreg=version_of('fastai_featreg'),
-        torch=torch.__version__,
-        fastai=version_of('fastai'),
-        timm=timm.__version__)
-    noise = budget.get('label_noise') or ''
-    drawn = dict(
-        per_class=budget.get('per_class') or '',
-        redraw=budget.get('redraw') or '',
-        label_noise=noise,
-        noise_kind=budget.get('noise_kind') or 'symmetric' if noise else '')
-    trained = dict(recipe=describe(p), protocol=p.name, scale=p.scale, result=p.result)
-    known = budget | own | versions | drawn | trained
-    return {k: '' if v is None else str(v) for k,v in known.items() if k in config_names + protocol_names}
-
-class SeedLoaders:
-    "The loaders of a seed: one object for all seeds, unless something is drawn for each"
-    def __init__(self, data:str|Path|DataLoaders, given:dict, change:Callable=noop, say:Callable=noop):
-        store_attr()
-        self.varies = bool(given.get('redraw') or given.get('label_noise'))
-        self.last = None,None # images fill the memory: of one seed only
-
-    def __call__(self, seed:int=0):
-        "The loaders of `seed`"
-        key = seed if self.varies else 0
-        if self.last[0]!=key:
-            self.last = None,None
-            self.last = key,self.opened(key)
-        return self.last[1]
-
-    def opened(self, seed:int):
-        "New loaders; what they hold is told once"
-        say,self.say = self.say,noop
-        run = dict(run_seed=seed) if self.varies else {}
-        if isinstance(self.data, DataLoaders): return self.change(self.data)
-        return self.change(load_data(self.data, say=say, **self.given, **run))
-
-def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop):
-    "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
-    names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid', 'class_level')
-    names += 'per_class', 'classes', 'redraw', 'label_noise', 'noise_kind', 'label_column'
-    given = {k: budget[k] for k in names if budget.get(k) is not None}
-    loaders = SeedLoaders(data, given, partial(augmented, p=how, size=budget['size']), say)
-    try: loaders(0)
-    except OSError as e:
-        raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); "
-                         "check the network and the folder's permissions") from e
-    return loaders
-
-def seed_configs(config:dict, loaders:SeedLoaders, seeds:int):
-    "Seed -> configuration: where data are drawn for each seed, they have an identity of their own"
-    ids = {s: data_id(loaders(s)) for s in range(1, seeds)} if loaders.varies else {}
-    return {s: config | dict(data_id=ids.get(s, config['data_id'])) for s in range(seeds)}
-
-def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str, weights:str|None=None):
-    "Fail now rather than in the first run: full batches, weights, a network that takes this size"
-    if len(dls.train)==0:
-        raise ValueError(f"bs={dls.bs} is more than the {len(dls.train_ds)} training images; "
-                         "choose a smaller batch size")
-    learn = make_learner(dls, arch, pretrained, head)
-    begin_from(learn, weights)
-    try:
-        with torch.no_grad():
-            learn.model.eval()(dls.valid.one_batch()[0])
-    except Exception as e:
-        raise ValueError(f"'{arch}' cannot take these images ({one_line(e)}); "
-                         "choose another size or architecture") from e
-
-class OneStep(Callback):
-    "End the fit after one training step"
-    order,run_valid = 1001,False
-    def after_batch(self):
-        "Cancel the fit"
-        raise CancelFitException
-
-def check_methods(plan:dict, dls:DataLoaders, arch:str, pretrained:bool, head:str):
-    "One training step with each method that is to run: one that cannot work is told before anything is trained"
-    for label,make_cbs in plan.items():
-        learn = make_learner(dls, arch, pretrained, head)
-        learn.add_cbs([*make_cbs(), OneStep]).remove_cb(ProgressCallback)
-        learn.logger = noop
-        try: learn.fit(1)
-        except Exception as e:
-            raise ValueError(f"{label} cannot train '{arch}' here ({one_line(e)}); "
-                             "change its arguments or leave it out") from e
-
-# %% ../../nbs/comparison/80_compare.ipynb #546f8dde
-def time_left(spent:float, done:float, n:int):
-    "In words, after `done` of `n` runs; '' where nothing is known or left"
-    return f'about {format_time(spent/done*(n - done))} left' if 0<done<n else ''
-
-class RunProgress(ProgressCallback):
-    "fastai's bar of batches, under a bar over runs"
-    def __init__(self, mbar, i, n, title, start): store_attr()
-    def before_fit(self): pass
-    def after_fit(self): pass
-    def before_epoch(self):
-        left = time_left(time.perf_counter() - self.start, self.i + self.epoch/self.n_epoch, self.n)
-        where = f'run {self.i+1}/{self.n}, epoch {self.epoch+1}/{self.n_epoch}'
-        self.mbar.main_bar.comment = f"{', '.join(filter(None, [left.removeprefix('about '), where]))}: {self.title}"
-    def _launch_pbar(self):
-        self.pbar = progress_bar(self.dl, parent=self.mbar, leave=False)
-        # a longer line would wrap
-        width = max(20, getattr(self.pbar, 'cols', 100) - 48)
-        self.pbar.prefix = self.mbar.main_bar.comment[:width]
-        self.pbar.update(0)
-
-def watched():
-    "Is there a terminal or a notebook that can show a bar?"
-    try:
-        return bool(IN_NOTEBOOK or sys.stdout.isatty() and '█'.encode(sys.stdout.encoding))
-    except (AttributeError, TypeError, ValueError, LookupError):
-        return False # closed, none at all, or ASCII only
-
-def iterate(todo:list, say:Callable, bars:bool|None):
-    "Each run with its bar, or without one where nobody watches"
-    if not todo: return # an empty bar stays on the screen
-    if not ifnone(bars, watched()):
-        yield from ((run, None, say) for run in todo)
-    else:
-        mbar,start = master_bar(todo),time.perf_counter()
-        for i,run in enumerate(mbar):
-            seed,label = run
-            bar = RunProgress(mbar, i, len(todo), f'{label}, seed {seed}', start)
-            yield run,bar,safely(mbar.write)
-
-def finished(i:int, n:int, seed:int, label:str, row:dict, spent:float):
-    "One line about a run"
-    what = row['error']
-    if not what: what = f"accuracy {100*row['accuracy']:.2f} %, {row['step_ms']:.1f} ms a step"
-    left = f' ({left})' if (left := time_left(spent, i, n)) else ''
-    note = f"; {row['note']}" if row.get('note') else ''
-    return (f"{i}/{n} {label}, seed {seed}: {what}, "
-            f"{row['seconds']:.0f} s{note}{left}")
-
-# %% ../../nbs/comparison/80_compare.ipynb #321411a0
-def train_all(todo:list, c:SimpleNamespace, failed:frozenset=frozenset()):
-    "Train the runs that are missing; each is a row of the table as soon as it ends. The rows are returned as well"
-    start,part = time.perf_counter(),my_part()
-    keep,rows,busy = RowKeeper(c.path, c.say) if leads() else noop,[],[]
-    predictions = PredictionKeeper(c.path, c.say)
-    # fellows are told of by the command that has started them
-    aside = lambda write: noop if part.tell else write
-    def one(i, run, bar, write):
-        "Train a run, unless another command has done it meanwhile"
-        seed,label = run
-        ids = c.configs[seed] | dict(method=label, seed=seed, method_id=c.methods[label])
-        if part.only is None and ask_first(lambda: is_there(c.path, ids, failed)):
-            return aside(write)(f"{label}, seed {seed}: another command has trained it meanwhile")
-        row = run_once(
-            c.loaders(seed), with_own(c.plan[label], c.cbs, label, seed), seed, progress=bar,
-            keep=partial(predictions, ids), save=saver(c.path, ids, c.save), **c.settings)
-        rows.append(row | ids | dict(seeds_asked=c.seeds))
-        keep(rows[-1])
-        if part.tell: return part.tell(rows[-1])
-        spent = time.perf_counter() - start
-        write(finished(i, len(todo), seed, label, rows[-1], spent))
-    for i,(run,bar,write) in enumerate(iterate(todo, c.say, c.bars), 1):
-        with claim_together(c.path, (run, *c.configs[run[0]].values())) as ours:
-            if ours: one(i, run, bar, write)
-            else: busy.append(run)
-    first = len(todo) - len(busy) + 1
-    for i,(run,bar,write) in enumerate(iterate(busy, c.say, c.bars), first):
-        seed,label = run
-        aside(write)(f"{label}, seed {seed}: another command trains it; its row is waited for")
-        with claim_together(c.path, (run, *c.configs[seed].values()), wait=True):
-            one(i, run, bar, write)
-    keep() # what could not be written so far
-    return rows
-
-def saver(path:Path, ids:dict, save:bool):
-    "What keeps the network of a run; None where nothing does"
-    if not leads(): return None
-    if own := my_part().save: return lambda learn, row: own(learn, row | ids)
-    return partial(keep_model, path, ids) if save else None
-
-def train_missing(n_jobs:int, package:dict, todo:list, c:SimpleNamespace):
-    "Train the runs that are missing, here or in processes of their own"
-    part = my_part()
-    # as a part of another command, those failures are tried again that were there when it began
-    failed = part.failed if part.tell else failures(read_results(c.path))
-    if n_jobs==1: return train_all(todo, c, failed)
-    package = package | dict(configs=c.configs, methods=c.methods, failed=failed)
-    return train_beside(todo, n_jobs, package, c.path, c.say, finished)
-
-def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:Callable):
-    "Let jobs of a launcher train, and report what they have found"
-    settings = launcher_settings(text)
-    there,against = read_results(path),package['given']['against']
-    jobs = send(package | dict(failed=failures(there)), n_jobs, path.parent/'jobs', settings, say)
-    if settings.get('wait') is False: return there.iloc[:0]
-    found = {repr(f['configs']): f for f in hear(jobs, say)}
-    new = [row for f in found.values() for row in f['rows']]
-    for f in found.values():
-        rows = all_rows(path, f['configs'], f['methods'], order, there.iloc[:0], new, say)
-        df = report(rows, path, say, find_arm(f['methods'], against))
-    return df
-
-def same_runs(df:pd.DataFrame, configs:dict):
-    "Which rows have the configuration of their seed"
-    same = np.zeros(len(df), dtype=bool)
-    for group in groupby(configs.items(), lambda o: o[1]['data_id']).values():
-        seeds = [seed for seed,_ in group]
-        same |= same_config(df, group[0][1]) & df['seed'].isin(seeds).to_numpy()
-    return same
-
-def chosen(df:pd.DataFrame, configs:dict, methods:dict, order:list):
-    "Rows of this comparison, in its order, each run once; `methods`: label -> fingerprint of its source"
-    df = df[same_runs(df, configs)]
-    df = count_once(df[df['method_id']==df['method'].map(methods)])
-    df = df.set_index(['seed', 'method'], drop=False).rename_axis([None, None])
-    there = [o for o in order if o in df.index]
-    return df.loc[there].reset_index(drop=True)
-
-def rows_of(path:Path, configs:dict, methods:dict, order:list, say:Callable=noop):
-    "Rows of this comparison; a line about runs that are there twice, and about rows that are not the same"
-    df = read_results(path)
-    rows = chosen(df, configs, methods, order)
-    same_source = df['method_id']==df['method'].map(methods)
-    there = df[same_runs(df, configs) & same_source]
-    twice = int(there.duplicated(['method', 'seed']).sum())
-    if twice:
-        say(f"{path} has {plural(twice, 'run')} more than once: of equal runs the last row counts.")
-    todo = []
-    for seed,label in missing(order, rows):
-        todo.append(configs[seed] | dict(method=label, seed=seed, method_id=methods[label]))
-    line = differences(df, todo)
-    if line:
-        say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
-    return rows
-
-def all_rows(path:Path, configs:dict, methods:dict, order:list, there:pd.DataFrame, new:list, say:Callable):
-    "Rows for the report: those of the table, or those in memory where it cannot be read any more"
-    new = pd.DataFrame(new, columns=list(there))
-    known = pd.concat([d for d in (there, new) if len(d)] or [there]) # others may have trained all of them
-    try:
-        rows = pd.concat([known, read_results(path)])[list(known)]
-        return chosen(rows, configs, methods, order)
-    except ValueError as e: say(f"{e}. The report is of this command's runs and those there when it began.")
-    return chosen(known, configs, methods, order)
 
 # %% ../../nbs/comparison/80_compare.ipynb #5e5fcd12
 def compare(
@@ -480,8 +100,7 @@ def compare(
         the papers train by SGD with momentum in steps or along a cosine (CL 4.2, SS 3.1), MV-FeaAug by Adam at a
         constant rate (MV 3.1). letter: `protocol='fm_cifar'`.
     """
-    given = dict(locals()) | settings # other processes are sent it
-    del given['settings']
+    given = {k: v for k,v in locals().items() if k!='settings'} | settings
     check_teacher_file(teacher)
     join_ranks(n_jobs := how_many(ifnone(jobs, usual_jobs(data, epochs, n_train))))
     say = safely(say) if leads() else noop
@@ -514,29 +133,18 @@ def compare(
     return report(rows, path, say, against, costs)
 
 # %% ../../nbs/comparison/80_compare.ipynb #00942945
-def failed_run(df:pd.DataFrame):
-    "Which rows hold an exception (a divergence is a result)"
-    return (df['error']!='') & ~df['error'].str.startswith('diverged')
-
-def missing(order:list, df:pd.DataFrame):
-    "Runs that have no row yet, or failed; a diverged run would diverge again"
-    ended = df.loc[~failed_run(df), ['seed', 'method']]
-    there = set(ended.itertuples(index=False, name=None))
-    return [o for o in order if o not in there]
-
-def trained_as(c:SimpleNamespace):
-    "How it is trained, where that is not fastai's recipe"
-    if not c.recipe: return ''
-    name = c.protocol or 'settings'
-    return f", trained as {name}{f' ({c.scale})' if c.scale else ''}: {c.recipe}"
-
-def remarks(data:str|Path, arch:str, labels:list, head:str|None, teacher:str|Path|None):
-    "Lines about what was decided for the user, or is not used"
-    if teacher is not None and not any('teacher=' in label for label in labels):
-        yield 'None of these methods learns from a teacher: --teacher is not used.'
-    usual = budgets.get(str(data), own_images)['head']
-    if head is None and usual!='linear' and (why := papers_head(arch, labels)):
-        yield f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another."
+def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:Callable):
+    "Let jobs of a launcher train, and report what they have found"
+    settings = launcher_settings(text)
+    there,against = read_results(path),package['given']['against']
+    jobs = send(package | dict(failed=failures(there)), n_jobs, path.parent/'jobs', settings, say)
+    if settings.get('wait') is False: return there.iloc[:0]
+    found = {repr(f['configs']): f for f in hear(jobs, say)}
+    new = [row for f in found.values() for row in f['rows']]
+    for f in found.values():
+        rows = all_rows(path, f['configs'], f['methods'], order, there.iloc[:0], new, say)
+        df = report(rows, path, say, find_arm(f['methods'], against))
+    return df
 
 def part_of(todo:list, c:SimpleNamespace, check:Callable):
     "Runs that this process trains; what is said and checked first, unless another command has done so"
@@ -547,6 +155,12 @@ def part_of(todo:list, c:SimpleNamespace, check:Callable):
         check({label: c.plan[label] for _,label in todo})
         c.say(opening(c.configs[0], list(c.plan), c.seeds, len(todo), c.path))
     return todo
+
+def trained_as(c:SimpleNamespace):
+    "How it is trained, where that is not fastai's recipe"
+    if not c.recipe: return ''
+    name = c.protocol or 'settings'
+    return f", trained as {name}{f' ({c.scale})' if c.scale else ''}: {c.recipe}"
 
 def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Three lines about what is going to happen, and what can be shown by it"
