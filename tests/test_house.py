@@ -102,7 +102,8 @@ reasons = {
     'teachers.file_content': '_cannot_open',
 }
 # a sentence of another function is passed on, and ends as that does
-passed_on = {'folders.read_layout', 'jobs.train_beside', 'guide.Guide._set_up_maps', 'teachers._known_arch', 'teachers.open_teacher'}
+passed_on = {'folders.read_layout', 'jobs.train_beside', 'guide.Guide._set_up_maps', 'teachers._known_arch',
+             'teachers.open_teacher'}
 
 
 def beside_the_grammar(sources: dict) -> list:

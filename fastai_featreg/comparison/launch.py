@@ -114,5 +114,6 @@ def hear(
         raise
     for _,why in found:
         if why: say(f'{why}.')
-    if not any(o for o,_ in found): raise ValueError(f"no job has ended well ({found[0][1]}); correct that, or train here without a launcher")
+    if not any(o for o,_ in found):
+        raise ValueError(f"no job has ended well ({found[0][1]}); correct that, or train here without a launcher")
     return [o for o,_ in found if o]
