@@ -20,7 +20,7 @@ from fastai_featreg.comparison.compare import compare
 from fastai_featreg.comparison.rows import read_results
 
 posix = pytest.mark.skipif(os.name=='nt', reason='signals')
-tiny = dict(data='digits', arch='test_resnet', epochs=1, n_train=32, n_valid=20, bs=16, bars=False)
+tiny = dict(data='digits', arch='test_resnet', size=64, epochs=1, n_train=32, n_valid=20, bs=16, bars=False)
 same = 'accuracy valid_loss train_loss curve train_curve term_share error n_threads data_id method_id'.split()
 
 

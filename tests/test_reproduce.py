@@ -119,7 +119,7 @@ def test_plain_has_one_number_in_all_tables_but_where_the_papers_contradict_them
 
 
 def test_listing_needs_no_torch():
-    code = ('import sys; from fastai_featreg import reproduce as r; text = r.list_tables(); '
+    code = ('import sys; from fastai_featreg.comparison import reproduce as r; text = r.list_tables(); '
             'assert len(text.splitlines())>=49; print("torch" in sys.modules or "pandas" in sys.modules)')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip()=='False'

@@ -11,7 +11,7 @@ from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.saved import body_weights, model_file, report_folder, train_and_save
 from fastai_featreg.methods.teachers import open_teacher
 
-tiny = dict(data='digits', arch='test_resnet', epochs=1, n_train=48, n_valid=20, bs=16)
+tiny = dict(data='digits', arch='test_resnet', size=64, epochs=1, n_train=48, n_valid=20, bs=16)
 words = [w for k,v in tiny.items() for w in (f'--{k.replace("_", "-")}', str(v))]
 
 

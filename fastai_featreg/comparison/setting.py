@@ -123,7 +123,9 @@ def settle(given:dict, settings:dict, plan:dict, say:Callable):
     if a.dls is None: data = at_home('data', a.data) or 'digits'
     else: data,held = own_loaders,taken_from(a.dls, dict(data=a.data) | held)
     asked = find_protocol({} if a.protocol is None else a.protocol, **settings)
-    own = of_budget(asked, **{k: given[k] for k in ('arch', 'head', 'pretrained', 'epochs', 'lr', 'size', 'bs')})
+    own = {k: given[k] for k in ('arch', 'head', 'pretrained', 'epochs', 'lr')}
+    # a protocol has its own, unless they were given
+    own = of_budget(asked, **own, size=held.pop('size'), bs=held.pop('bs'))
     budget = budgeted(data, list(plan), asked, own, seeds=a.seeds, noise_kind=a.noise_kind, **held)
     how,budget = settled(asked, budget, a.fp16)
     for line in remarks(data, budget['arch'], list(plan), own['head'], a.teacher): say(line)
