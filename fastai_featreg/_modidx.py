@@ -848,6 +848,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                       'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.device_of': ( 'comparison/recipes.html#device_of',
                                                                                                     'fastai_featreg/comparison/recipes.py'),
+                                                   'fastai_featreg.comparison.recipes.equip': ( 'comparison/recipes.html#equip',
+                                                                                                'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.fit_by': ( 'comparison/recipes.html#fit_by',
                                                                                                  'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.fit_cycle': ( 'comparison/recipes.html#fit_cycle',

@@ -1,11 +1,12 @@
 "The cost of a method: measured apart and once, in the table, and never a reason to lose a comparison"
 import math
 import pandas as pd, pytest, torch
-from fastai.vision.all import Callback, noop
+from fastai.vision.all import Adam, Callback, MixUp, noop
 from fastai_featreg import core
 from fastai_featreg.comparison import cost
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.comparison.cost_table import read_costs, with_cost
+from fastai_featreg.comparison.protocols import describe, find_protocol
 from fastai_featreg.comparison.report import summarise, summary_table
 
 small = dict(arch='resnet8', methods='feature_mining', epochs=1, seeds=1, size=32, bs=4, n_train=16, n_valid=10,
@@ -80,9 +81,9 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
 @pytest.mark.parametrize('seconds', [1e-9, math.inf])
 def test_the_time_that_is_given_is_kept(seconds):
     "Two rounds are made in any case, and a method that is not reached is named"
-    setting = dict(arch='resnet8', head='linear', shape=[4, 3, 16, 16], n_classes=4, fp16=False, device='cpu',
-                   n_threads=1, methods='mixup', teacher=None, teacher_arch=None, labels=['MixUp()'], pairs=4,
-                   seconds=seconds)
+    setting = dict(arch='resnet8', head='linear', shape=[4, 3, 16, 16], n_classes=4, fp16=False, recipe='',
+                   device='cpu', n_threads=1, methods='mixup', teacher=None, teacher_arch=None, labels=['MixUp()'],
+                   pairs=4, seconds=seconds)
     df = cost.measure_setting(setting).set_index('method')
     assert df.loc['plain', 'pairs']==(4 if seconds==math.inf else 2)
     assert df.loc['MixUp()', 'error']==('' if seconds==math.inf else 'no time was left for it')
@@ -94,3 +95,18 @@ def test_the_table_shows_no_step_times_of_different_runs():
     summary = summarise(rows)
     assert '1.000' in summary_table(summary)
     assert '1.000' not in summary_table(with_cost(summary, read_costs('/no such folder/results.csv')))
+
+
+def test_a_step_is_that_of_the_protocol(monkeypatch):
+    "Optimiser and MixUp of the recipe, in all arms"
+    seen = []
+    def measured(make, methods, **kwargs): seen.append(make())
+    monkeypatch.setattr(cost, 'measure_cost', measured)
+    setting = dict(arch='resnet8', head='linear', shape=[4, 3, 16, 16], n_classes=4, fp16=False, device='cpu',
+                   n_threads=1, labels=[], methods='mixup', teacher=None, teacher_arch=None, pairs=1, seconds=1.)
+    recipe = describe(find_protocol('fm_cifar', mixup=.2))
+    for text in ('', recipe): cost.measure_setting(setting | dict(recipe=text))
+    plain,paper = seen
+    assert plain.opt_func is Adam and not any(isinstance(cb, MixUp) for cb in plain.cbs)
+    paper.create_opt()
+    assert isinstance(paper.opt.opt, torch.optim.SGD) and any(isinstance(cb, MixUp) for cb in paper.cbs)

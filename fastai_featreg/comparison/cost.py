@@ -9,6 +9,7 @@ __all__ = ['controls', 'timed_call', 'Stepper', 'allocations', 'with_peak', 'bui
 
 # %% ../../nbs/comparison/8d_cost.ipynb #de816ec1
 import gc,json,math,random,subprocess,sys,tempfile,time
+from dataclasses import replace
 from itertools import accumulate
 import pandas as pd
 from fastai.vision.all import *
@@ -17,6 +18,8 @@ from ..archs import make_learner
 from ..core import cards,methods as registry
 from .cost_table import identity,read_costs,same_cost,time_for,most,write_costs
 from .plan import parse_methods
+from .protocols import protocol_of
+from .recipes import equip
 from .runs import device_of
 from ..wording import one_line
 
@@ -236,9 +239,10 @@ def measure_setting(
     torch.set_num_threads(s.n_threads)
     dls = noise_dls(s.shape, s.n_classes, s.device)
     known = methods or dict(parse_methods(s.methods, s.teacher, s.teacher_arch))
+    how = protocol_of(dict(recipe=s.recipe))
+    if s.fp16: how = replace(how, precision='fp16')
     def make():
-        learn = make_learner(dls, s.arch, head=s.head)
-        return learn.to_fp16() if s.fp16 else learn
+        return equip(make_learner(dls, s.arch, head=s.head), how)
     return measure_cost(make, {k: known[k] for k in s.labels}, pairs=s.pairs, seconds=s.seconds)
 
 def serve():
@@ -275,8 +279,9 @@ def setting_of(
     "What is measured"
     return dict(
         arch=config['arch'], head=config['head'], shape=list(shape), n_classes=int(config['n_classes']),
-        fp16=config['fp16']=='True', device=device, n_threads=int(config['n_threads']), labels=labels,
-        methods=methods, teacher=teacher and str(teacher), teacher_arch=teacher_arch, pairs=most, seconds=seconds)
+        recipe=config.get('recipe', ''), fp16=config['fp16']=='True', device=device, n_threads=int(config['n_threads']),
+        labels=labels, methods=methods, teacher=teacher and str(teacher), teacher_arch=teacher_arch, pairs=most,
+        seconds=seconds)
 
 def cost_of(
     rows:pd.DataFrame, # runs of the comparison

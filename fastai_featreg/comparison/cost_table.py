@@ -23,7 +23,7 @@ def is_told(
     return not low<=row['ratio_median']<=high
 
 # %% ../../nbs/comparison/8j_cost_table.ipynb #3a38f501
-identity = 'arch head size bs n_classes fp16 device n_threads featreg torch fastai timm'.split()
+identity = 'arch head size bs n_classes fp16 recipe device n_threads featreg torch fastai timm'.split()
 cost_columns = ['method', 'step_ms', 'ratio_q1', 'ratio_median', 'ratio_q3', 'memory_mb', 'memory_ratio', 'pairs',
                 'plain_ms', 'again_q1', 'again_median', 'again_q3', 'clock', 'error', 'method_id', *identity]
 
@@ -35,7 +35,7 @@ def read_costs(
     none = pd.DataFrame(columns=cost_columns)
     try: df = pd.read_csv(file, dtype={c: str for c in ['method', 'clock', 'error', 'method_id', *identity]})
     except (OSError, ValueError): return none
-    return df.fillna({'error': ''}) if set(cost_columns)<=set(df) else none
+    return df.fillna({'error': '', 'recipe': ''}) if set(cost_columns)<=set(df) else none
 
 def same_cost(
     df:pd.DataFrame, # of `read_costs`

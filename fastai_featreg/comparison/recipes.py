@@ -148,6 +148,15 @@ def set_up(learn:Learner, p:Protocol):
         for k,v in own.items(): setattr(learn, k, v) # Ctrl-C leaves MixUp's loss
         if p.channels_last and not had_format: learn.model.to(memory_format=torch.contiguous_format)
 
+def equip(learn:Learner, p:Protocol):
+    "What of a protocol a single step takes, for good: precision, MixUp, memory format, optimiser"
+    new,away = precision_of(learn, p)
+    new += mixup_of(learn, p)
+    if p.channels_last: new.append(ChannelsLast())
+    learn.remove_cbs(away).add_cbs(new)
+    learn.opt_func = opt_func_of(p) or learn.opt_func
+    return learn
+
 # %% ../../nbs/comparison/8a_recipes.ipynb #b8a0018
 def train_as(
     learn:Learner, # any; its loaders, network and callbacks are as they are
