@@ -17,8 +17,8 @@ here = Path(__file__).parent
 import_methods() # their cards
 bn = 'BatchNorm in the head'
 # The order of the tables, where it is not that of folders and notebooks; what is not named here follows.
-first_sets = ['digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifar10_long', 'scores', 'tiny30',
-              'cifar100_distill']
+first_sets = ['digits_default', 'digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifar10_long', 'scores',
+              'tiny30', 'cifar100_distill']
 first_methods = ['feature_mining', 'cam_loss', 'negative_cam', 'select_scale', 'selectout', 'spatial_scale',
                  'spatial_dropout', 'drop_block', 'feature_dropout']
 settings = {'cpu_resnet18_64px_bs32': 'ResNet-18, 64 px, batch 32',
@@ -99,9 +99,14 @@ def over_distillation(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def gain(r: pd.Series) -> str:
-    "Difference to plain training and its interval, points"
+    """Difference to plain training and its interval, points
+
+    An interval that excludes 0 shows nothing if the method is one of many that were tried; that is said.
+    """
     assert r.pairs>=3, f'{r.name}: {r.pairs} seeds are too few to show'
-    return f'{100*r.gain:+.1f} ({100*r.gain_low:+.1f} to {100*r.gain_high:+.1f})'
+    excludes = not r.gain_low<=0<=r.gain_high
+    chance = f', not after Holm over {r.methods}'*bool(excludes and r.gain_holm>0.05)
+    return f'{100*r.gain:+.1f} ({100*r.gain_low:+.1f} to {100*r.gain_high:+.1f}){chance}'
 
 
 @cache
