@@ -7,7 +7,8 @@ from pathlib import Path
 import fastai_featreg
 import pandas as pd
 from fastcore.docments import docments
-from fastai_featreg.comparison.report import summarise
+from fastai_featreg.comparison.cost_table import cost_lines,read_costs,with_cost
+from fastai_featreg.comparison.report import best_epochs,notes,summarise,summary_table,verdicts
 from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.plan import method_label,needs_teacher
 from fastai_featreg.core import card_of,method_summary,methods
@@ -83,6 +84,15 @@ def runs(folder: str) -> pd.DataFrame:
 
 
 sets = found_sets()
+
+
+def told(folder: str) -> str:
+    "What `featreg compare` said at the end of the runs of a folder, costs included"
+    path = here/folder/'results.csv'
+    cost = read_costs(path)
+    summary = with_cost(summarise(read_results(path)), cost)
+    lines = [summary_table(summary), '', *verdicts(summary), *best_epochs(summary), *notes(summary), *cost_lines(cost)]
+    return '\n'.join(['```text', *lines, '```'])
 
 
 @cache
