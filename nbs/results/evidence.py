@@ -254,10 +254,10 @@ def table_rows(name: str) -> list:
 
 
 def best_and_worst(labels: list) -> str:
-    "The highest and the lowest gain among the runs of these labels, and where; the first label is not repeated"
+    "The highest and the lowest gain among the runs of these labels, and where († for a BatchNorm in the head)"
     found = sorted((-s.loc[l].gain, k, l) for k,s in summaries().items() for l in labels if l in s.index)
     ends = found[:1] + found[1:][-1:]
-    where = lambda k, l: k if l==labels[0] else f'`{l}`, {k}'
+    where = lambda k, l: (k if l==labels[0] else f'`{l}`, {k}').replace(f', {bn}', '†')
     return '<br>'.join(f'{where(k, l)}: {gain(summaries()[k].loc[l])}' for _,k,l in ends) or 'not measured'
 
 
