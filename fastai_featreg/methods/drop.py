@@ -197,8 +197,8 @@ class SpatialDropout(DropCallback):
     in_short='square blocks of the map dropped',
     what="""Square blocks of positions are dropped, the same in all channels. It is torchvision's function.""",
     when="""Large maps and long training, as in its paper (7 x 7 blocks on maps of ImageNet).""",
-    when_not="""Small maps, where a block is most of the map: it takes the largest odd side that fits, and a short
-        training on CIFAR-10 lost by it (below).""",
+    when_not="""Small maps, where a block is most of the map: it takes the largest odd side that fits. Short
+        training, as with all drops.""",
     source="""Ghiasi et al., DropBlock: A Regularization Method for Convolutional Networks, NeurIPS 2018.""",
     variants=[Variant(dict(layers=['stage1', 'stage2']))],
     neutral={'full rate': dict(p=1.)})

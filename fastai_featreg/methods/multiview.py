@@ -86,7 +86,7 @@ class InputTap(TapHook):
         prediction. An auxiliary classifier trains the maps. The views stay in the model.""",
     when="""Large maps of deep networks that are trained for long: the paper drops the last stage of a ResNet-50
         (`Truncated(resnet50)`) for maps of 14 x 14. No run of ours shows a gain.""",
-    when_not="""Shallow networks from scratch: without its last stage a ResNet-8 lost by it on CIFAR-10. Where the
+    when_not="""Shallow networks from scratch: a ResNet-8 lost by it on 30 classes of Tiny ImageNet. Where the
         exported model must stay the plain one.""",
     source="""Gao et al., Multi-view Feature Augmentation with Adaptive Class Activation Mapping, IJCAI 2021; Eq. 1 to
         9. Reported there, VGG16, accuracy %: Imagenette 82.04 to 88.45, Caltech101 70.42 to 76.05, Indoor67 68.25 to

@@ -7,7 +7,8 @@ from pathlib import Path
 import fastai_featreg
 import pandas as pd
 from fastcore.docments import docments
-from fastai_featreg.comparison.report import summarise
+from fastai_featreg.comparison.cost_table import cost_lines,read_costs,with_cost
+from fastai_featreg.comparison.report import best_epochs,notes,summarise,summary_table,verdicts
 from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.plan import method_label,needs_teacher
 from fastai_featreg.core import card_of,method_summary,methods
@@ -17,8 +18,8 @@ here = Path(__file__).parent
 import_methods() # their cards
 bn = 'BatchNorm in the head'
 # The order of the tables, where it is not that of folders and notebooks; what is not named here follows.
-first_sets = ['digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifar10_long', 'scores', 'tiny30',
-              'cifar100_distill']
+first_sets = ['digits_default', 'digits', 'digits_bn', 'digits15', 'digits_maps', 'cifar10', 'cifar10_long', 'scores',
+              'tiny30', 'cifar100_distill']
 first_methods = ['feature_mining', 'cam_loss', 'negative_cam', 'select_scale', 'selectout', 'spatial_scale',
                  'spatial_dropout', 'drop_block', 'feature_dropout']
 settings = {'cpu_resnet18_64px_bs32': 'ResNet-18, 64 px, batch 32',
@@ -85,6 +86,15 @@ def runs(folder: str) -> pd.DataFrame:
 sets = found_sets()
 
 
+def told(folder: str) -> str:
+    "What `featreg compare` said at the end of the runs of a folder, costs included"
+    path = here/folder/'results.csv'
+    cost = read_costs(path)
+    summary = with_cost(summarise(read_results(path)), cost)
+    lines = [summary_table(summary), '', *verdicts(summary), *best_epochs(summary), *notes(summary), *cost_lines(cost)]
+    return '\n'.join(['```text', *lines, '```'])
+
+
 @cache
 def summaries() -> dict:
     "data and budget -> a row per method, from `summarise`"
@@ -99,9 +109,14 @@ def over_distillation(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def gain(r: pd.Series) -> str:
-    "Difference to plain training and its interval, points"
+    """Difference to plain training and its interval, points
+
+    An interval that excludes 0 shows nothing if the method is one of many that were tried; that is said.
+    """
     assert r.pairs>=3, f'{r.name}: {r.pairs} seeds are too few to show'
-    return f'{100*r.gain:+.1f} ({100*r.gain_low:+.1f} to {100*r.gain_high:+.1f})'
+    excludes = not r.gain_low<=0<=r.gain_high
+    chance = f', not after Holm over {r.methods}'*bool(excludes and r.gain_holm>0.05)
+    return f'{100*r.gain:+.1f} ({100*r.gain_low:+.1f} to {100*r.gain_high:+.1f}){chance}'
 
 
 @cache
@@ -239,10 +254,10 @@ def table_rows(name: str) -> list:
 
 
 def best_and_worst(labels: list) -> str:
-    "The highest and the lowest gain among the runs of these labels, and where; the first label is not repeated"
+    "The highest and the lowest gain among the runs of these labels, and where († for a BatchNorm in the head)"
     found = sorted((-s.loc[l].gain, k, l) for k,s in summaries().items() for l in labels if l in s.index)
     ends = found[:1] + found[1:][-1:]
-    where = lambda k, l: k if l==labels[0] else f'`{l}`, {k}'
+    where = lambda k, l: (k if l==labels[0] else f'`{l}`, {k}').replace(f', {bn}', '†')
     return '<br>'.join(f'{where(k, l)}: {gain(summaries()[k].loc[l])}' for _,k,l in ends) or 'not measured'
 
 
