@@ -140,6 +140,57 @@ def test_what_trains_the_same_has_the_same_recipe():
     assert 'recipe' in config_names and not {*protocol_names} & {*config_names}
 
 
+# ---- what has been changed is told, whatever the way there
+
+other = dict(opt='adam', lr=3, mom=.5, nesterov=True, wd=.1, sched='constant', decay=.5, warmup=.3, epochs=7, bs=7,
+             size=7, arch='resnet8', arch_args=dict(a=1), head='gap', pretrained=True, augment='none', cutout=3,
+             mixup=.2, precision='bf16', channels_last=True)
+
+@pytest.mark.parametrize('name, value', other.items())
+def test_every_change_of_a_paper_is_told(name, value):
+    p = find_protocol('fm_cifar', **{name: value})
+    assert p.scale.startswith(name)
+    assert find_protocol(p, **{name: value}).scale==p.scale, 'once'
+    assert from_toml(to_toml(p))==p, 'and it may be read, for it says so'
+
+@pytest.mark.parametrize('start', [
+    'fm_cifar', dict(name='mine', epochs=300, lr=.1), dict(name='mine', base='fm_cifar')])
+def test_a_change_and_its_undoing_leave_nothing(start):
+    p = find_protocol(start)
+    there = find_protocol(find_protocol(p, epochs=30), lr=.2)
+    assert there.scale=='epochs / 10; lr 0.2 for 0.1'
+    assert find_protocol(there, epochs=300).scale=='lr 0.2 for 0.1'
+    assert find_protocol(there, epochs=300, lr=.1)==p
+
+def test_a_paper_s_name_is_not_for_other_settings(tmp_path):
+    path = tmp_path/'fm_cifar.toml'
+    for text in ('lr = 3\nopt = "adam"\n', 'base = "fm_noise"\n', to_toml(protocols['fm_cifar']) + 'cutout = 4\n'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match='write base = "fm_cifar" to change that protocol, or choose'):
+            find_protocol(path)
+    path.write_text('base = "fm_cifar"\nlr = 3\n')
+    assert find_protocol(path).scale=='lr 3.0 for 0.1'
+    path.write_text('name = "mine"\nlr = 3\n')
+    assert (find_protocol(path).name, find_protocol(path).scale)==('mine', '')
+
+def test_a_protocol_made_by_hand_under_a_paper_s_name():
+    p = dataclasses.replace(protocols['fm_cifar'], lr=3)
+    assert find_protocol(p).scale=='lr 3.0 for 0.1'
+
+def test_what_is_added_stands_in_the_row(tmp_path):
+    compared(tmp_path, protocol='cam_loss_cifar', cutout=4, mixup=.2)
+    row, = read_results(tmp_path/'results.csv').to_dict('records')
+    told = row['scale'].split('; ')
+    assert {'cutout 4', 'mixup 0.2', 'epochs / 160'}<={*told} and len(told)==len({*told})
+
+def test_half_precision_in_vain_is_no_change(tmp_path):
+    "Without a GPU it trains in float32"
+    if torch.cuda.is_available(): pytest.skip('there is one')
+    compared(tmp_path, protocol='cam_loss_cifar', precision='bf16')
+    row, = read_results(tmp_path/'results.csv').to_dict('records')
+    assert 'precision' not in row['scale']
+
+
 # ---- the schedule under which methods act
 
 class Rates(Callback):

@@ -8,7 +8,7 @@ __all__ = ['protocols', 'budget_names', 'Protocol', 'settings', 'lr_at', 'mom_at
 
 # %% ../../nbs/comparison/89_protocols.ipynb #b890003
 import ast,math
-from dataclasses import dataclass,fields,replace
+from dataclasses import dataclass,field,replace
 from pathlib import Path
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib # Python 3.10 has none of its own
@@ -46,12 +46,13 @@ class Protocol:
     about: str = '' # where the values come from
     ours: tuple = () # fields on which the paper is silent: their values are ours
     scale: str = '' # what has been changed since it got its name
+    base: 'Protocol|None' = field(default=None, repr=False, compare=False) # what `scale` is about
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            check_setting(f.name, value)
-            object.__setattr__(self, f.name, plain_value(f.name, value))
+        for k in rules:
+            value = getattr(self, k)
+            check_setting(k, value)
+            object.__setattr__(self, k, plain_value(k, value))
         check_together(vars(self))
 
     def __repr__(self):
@@ -63,7 +64,7 @@ def settings(
     p:Protocol, # any
 )->dict: # name -> value
     "What a protocol says, without what it leaves open"
-    return {k: v for k,v in vars(p).items() if v not in (None, '', ())}
+    return {k: getattr(p, k) for k in rules if getattr(p, k) not in (None, '', ())}
 
 # %% ../../nbs/comparison/89_protocols.ipynb #b890011
 div,div_final = 25.,1e5 # fastai's
@@ -211,7 +212,8 @@ protocols = {p.name: p for p in [
 def changed_text(name:str, old:object, new:object):
     "How a setting has been changed, for `scale`"
     if name in ('epochs', 'iters'): return f'{name} / {old/new:.3g}'
-    return f'{name} {new} for {old}'
+    if old is None: return f'{name} {new}'
+    return f"{name} {'open' if new is None else new} for {old}"
 
 def check_names(given:dict, known:list):
     "`ValueError` for a setting that nobody knows"
@@ -227,34 +229,68 @@ def displaced(changes:dict):
     return out
 
 quiet = ('name', 'about', 'scale', 'ours', 'result', 'milestones') # no change of these is noted
+# these values are the same as to say nothing
+unused = dict(opt='adam', nesterov=False, cutout=0, mixup=0, precision='fp32', channels_last=False)
 
-def notes_of(old:Protocol, new:Protocol):
-    "What has been changed that had been said"
-    pairs = {k: (v, getattr(new, k)) for k,v in settings(old).items() if k not in quiet}
-    notes = [changed_text(k, v, w) for k,(v,w) in pairs.items() if w not in (None, v)]
-    if old.iters and new.epochs: notes.append(f'{new.epochs} epochs for {old.iters} iterations')
-    if old.epochs and new.iters: notes.append(f'{new.iters} iterations for {old.epochs} epochs')
-    if old.milestones and new.milestones not in (None, old.milestones): notes.append('other milestones')
+def in_effect(p:Protocol, name:str):
+    "A setting; None if it says no more than none would"
+    value = getattr(p, name)
+    return None if value==unused.get(name) else value
+
+def differs(name:str, base:Protocol, p:Protocol):
+    "Is a setting another one than that of `base`?"
+    old,new = in_effect(base, name),in_effect(p, name)
+    if name in quiet or old is None and name in budget_names: return False
+    if name in ('epochs', 'iters') and None in (old, new): return False # `length_notes` tells it
+    return new!=old
+
+def length_notes(base:Protocol, p:Protocol):
+    "Epochs for iterations, or the other way round"
+    if base.iters and p.epochs: return [f'{p.epochs} epochs for {base.iters} iterations']
+    if base.epochs and p.iters: return [f'{p.iters} iterations for {base.epochs} epochs']
+    return [f'no length for {base.epochs} epochs'] if base.epochs and not p.epochs else []
+
+def notes_of(base:Protocol, p:Protocol):
+    "What `p` does otherwise than `base`, whether or not that had said anything about it"
+    notes = [changed_text(k, getattr(base, k), getattr(p, k)) for k in rules if differs(k, base, p)]
+    notes += length_notes(base, p)
+    if base.milestones and p.milestones not in (None, base.milestones): notes.append('other milestones')
     return notes
 
-def with_notes(p:Protocol, notes:list):
-    "The protocol, with `notes` added to its `scale`"
-    return replace(p, scale='; '.join(filter(None, [p.scale, *notes]))) if notes else p
+def base_of(p:Protocol):
+    "What its `scale` is about: the protocol of its name; None if it has none"
+    return p.base or protocols.get(p.name) or (p if p.name else None)
+
+def with_notes(p:Protocol, notes:list, before:list=()):
+    "The protocol with `notes` in its `scale`; those of `before` are no longer true, what else it says stays"
+    told = [o for o in p.scale.split('; ') if o and (o in notes or o not in before)]
+    # a text in other words tells what was before
+    known = before if p.scale else ()
+    told += [o for o in notes if o not in told and o not in known]
+    return replace(p, scale='; '.join(told))
+
+def check_name(p:Protocol):
+    "`ValueError` for a name of ours with other settings, unless it says so"
+    notes = notes_of(protocols[p.name], p) if p.name in protocols else []
+    lacks = [o for o in notes if o not in p.scale.split('; ')]
+    if not lacks: return p
+    raise ValueError(f"name must be a new one for settings of your own, got '{p.name}' with {echo('; '.join(lacks), 80)}; "
+                     f'write base = "{p.name}" to change that protocol, or choose another name')
 
 def changed(p:Protocol, **changes):
-    "Another protocol; what it had said otherwise is noted in `scale`, if it has a name"
+    "Another protocol; what it does otherwise than its base is noted in `scale`, if it has a name"
     check_names(changes, rules)
     changes = {k: v for k,v in changes.items() if v is not None}
-    new = replace(p, **displaced(changes) | changes)
-    return with_notes(new, notes_of(p, new)) if p.name else new
+    new,base = replace(p, **displaced(changes) | changes),base_of(p)
+    if base is None: return new
+    return with_notes(replace(new, base=base), notes_of(base, new), notes_of(base, p))
 
 def from_dict(given:dict):
     "A protocol of its settings; `base` names one that it changes"
     given = dict(given)
     base = given.pop('base', None)
     check_names(given, ['base', *rules])
-    if base is None: return Protocol(**given)
-    return changed(find_protocol(base), **given)
+    return check_name(Protocol(**given) if base is None else changed(find_protocol(base), **given))
 
 # %% ../../nbs/comparison/89_protocols.ipynb #b890024
 def find_protocol(

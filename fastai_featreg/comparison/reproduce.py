@@ -65,7 +65,8 @@ def paper_protocol(
     given = of_protocol(block.settings)
     p = find_protocol(block.protocol)
     if 'iters' in given or 'epochs' in given: p = replace(p, iters=None, epochs=None)
-    return replace(p, **given)
+    paper = replace(p, **given)
+    return replace(paper, base=paper)
 
 def call_of(
     table:Table, # any

@@ -98,9 +98,9 @@ def half_precision(p:Protocol, fp16:bool):
 def settled(asked:Protocol, budget:dict, fp16:bool):
     "What runs, and its budget: the protocol with what suits the data, what was changed in its `scale`"
     known = {k: budget[k] for k in budget_names}
-    p = protocol_with(find_protocol(asked, **known), pretrained=budget['pretrained'])
-    half = half_precision(p, fp16)
-    p = replace(p, precision=half or None)
+    half = half_precision(asked, fp16)
+    p = find_protocol(asked, **known, precision=half or 'fp32')
+    p = replace(protocol_with(p, pretrained=budget['pretrained']), precision=half or None)
     arch = arch_text(budget['arch'], p.arch_args)
     find_arch(arch)
     return p,budget | dict(arch=arch, epochs=p.epochs)
