@@ -878,6 +878,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.opt_func_of': ( 'comparison/recipes.html#opt_func_of',
                                                                                                       'fastai_featreg/comparison/recipes.py'),
+                                                   'fastai_featreg.comparison.recipes.parts_of': ( 'comparison/recipes.html#parts_of',
+                                                                                                   'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.precision_of': ( 'comparison/recipes.html#precision_of',
                                                                                                        'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.set_up': ( 'comparison/recipes.html#set_up',

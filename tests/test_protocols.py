@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import *
+from fastai.callback.channelslast import ChannelsLast
 from fastai_featreg.archs import Called, find_arch, make_learner
 from fastai_featreg.methods.cam_loss import CAMLoss
 from fastai_featreg.comparison.command import main
@@ -14,7 +15,7 @@ from fastai_featreg.data import digits_dls
 from fastai_featreg.methods.feature_mining import FeatureMining
 from fastai_featreg.comparison.protocols import (describe, find_protocol, from_toml, lr_at, mom_at, Protocol,
                                                  protocol_of, protocols, to_toml)
-from fastai_featreg.comparison.recipes import train_as
+from fastai_featreg.comparison.recipes import equip, set_up, train_as
 from fastai_featreg.comparison.rows import config_names, protocol_names, read_results
 from fastai_featreg.comparison.runs import run_once
 from tiny import assert_clean, assert_same, Inert, tiny_learner, weights
@@ -279,6 +280,21 @@ def test_a_learner_is_as_it_was(e):
     learn.remove_cb(Breaks)
     learn.fit(1)
     assert_clean(learn)
+
+@pytest.mark.parametrize('name', ['one_cycle', 'fm_cifar', 'mv'])
+def test_a_step_whose_cost_is_measured_is_that_of_the_fit(name):
+    "`equip` puts the same into a learner for good as `set_up` for a fit; what it has already is not put there twice"
+    kinds = lambda learn: sorted(type(cb).__name__ for cb in learn.cbs)
+    p = find_protocol(name, mixup=.4, channels_last=True)
+    once,fit = tiny_learner(),tiny_learner()
+    equip(once, p)
+    with set_up(fit, p):
+        assert kinds(once)==[o for o in kinds(fit) if not o.startswith('CountedSteps')]
+        assert [o for o in kinds(once) if o in ('MixUp', 'ChannelsLast')]==['ChannelsLast', 'MixUp']
+        assert getattr(fit.opt_func, 'func', fit.opt_func) is getattr(once.opt_func, 'func', once.opt_func)
+    has = tiny_learner(ChannelsLast())
+    equip(has, find_protocol(name, channels_last=True))
+    assert kinds(has).count('ChannelsLast')==1
 
 def test_bf16_on_a_cpu_is_one_sentence_and_float32():
     with warnings.catch_warnings(record=True) as caught:

@@ -55,7 +55,7 @@ def precision_of(learn:Learner, p:Protocol):
     if [cb.amp_mode.value for cb in theirs]==[p.precision]: return [],[]
     if device_of(learn).type!='cuda':
         warnings.warn(f"precision {p.precision} needs a CUDA GPU, and this learner's images are on the "
-                      f"{device_of(learn).type}: it trains in float32", stacklevel=4)
+                      f"{device_of(learn).type}: it trains in float32", stacklevel=5)
         return [],[]
     return [MixedPrecision(p.precision)],theirs
 
@@ -126,15 +126,19 @@ def leave_autocast(learn:Learner, was_on:bool):
         on = isinstance(cb, MixedPrecision) and torch.is_autocast_enabled('cuda')!=was_on
         if on and getattr(cb, 'autocast', None): cb.autocast.__exit__(None, None, None)
 
+def parts_of(learn:Learner, p:Protocol):
+    "Callbacks to add, callbacks to take away, and the optimiser's function (None: its own) for a protocol"
+    new,away = precision_of(learn, p)
+    new += mixup_of(learn, p)
+    if p.channels_last and not any(isinstance(cb, ChannelsLast) for cb in learn.cbs): new.append(ChannelsLast())
+    return new,away,opt_func_of(p)
+
 @contextmanager
 def set_up(learn:Learner, p:Protocol):
     "A learner with what the protocol asks for; afterwards, in whatever way that came, with what it had"
-    new,away = precision_of(learn, p)
-    new += mixup_of(learn, p)
+    (new,away,opt_func),cbs = parts_of(learn, p),L(learn.cbs)
+    other_format = any(isinstance(cb, ChannelsLast) for cb in new)
     if p.iters: new += [CountedSteps(p.iters), CountedStepsEnd()]
-    had_format = any(isinstance(cb, ChannelsLast) for cb in learn.cbs)
-    if p.channels_last and not had_format: new.append(ChannelsLast())
-    opt_func,cbs = opt_func_of(p),L(learn.cbs)
     # a fit may put another optimiser in place where the protocol has none of its own, as fits do
     names = ['loss_func'] + ['opt', 'opt_func']*(opt_func is not None)
     own,was_on = {k: getattr(learn, k) for k in names},torch.is_autocast_enabled('cuda')
@@ -146,15 +150,13 @@ def set_up(learn:Learner, p:Protocol):
     finally:
         learn.cbs = cbs
         for k,v in own.items(): setattr(learn, k, v) # Ctrl-C leaves MixUp's loss
-        if p.channels_last and not had_format: learn.model.to(memory_format=torch.contiguous_format)
+        if other_format: learn.model.to(memory_format=torch.contiguous_format)
 
 def equip(learn:Learner, p:Protocol):
     "What of a protocol a single step takes, for good: precision, MixUp, memory format, optimiser"
-    new,away = precision_of(learn, p)
-    new += mixup_of(learn, p)
-    if p.channels_last: new.append(ChannelsLast())
+    new,away,opt_func = parts_of(learn, p)
     learn.remove_cbs(away).add_cbs(new)
-    learn.opt_func = opt_func_of(p) or learn.opt_func
+    learn.opt_func = opt_func or learn.opt_func
     return learn
 
 # %% ../../nbs/comparison/8a_recipes.ipynb #b8a0018

@@ -223,8 +223,8 @@ def run_once(
 trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner,for_learner',
               'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve',
               'fastai_featreg.comparison.saved:begin_from,body_weights', 'fastai_featreg.comparison.ranks:together',
-              ('fastai_featreg.comparison.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,CountedSteps,'
-               'CountedStepsEnd,n_epochs,given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
+              ('fastai_featreg.comparison.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,parts_of,'
+               'CountedSteps,CountedStepsEnd,n_epochs,given,fit_cycle,fit_tuned,fit_scheduled,fit_by,set_up,train_as'),
               ('fastai_featreg.comparison.augment:augmentations,augmented,colours,Cutout,enlarge_crop_flip,'
                'enlarge_mat,mirror,is_augmentation,pieces,squashed'),
               ('fastai_featreg.comparison.protocols:protocol_with,lr_at,mom_at,factor,one_cycle,fine_tune,phases,'
