@@ -1186,6 +1186,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.check_budget': ( 'comparison/setting.html#check_budget',
                                                                                                        'fastai_featreg/comparison/setting.py'),
+                                                   'fastai_featreg.comparison.setting.check_limit': ( 'comparison/setting.html#check_limit',
+                                                                                                      'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.check_teacher_file': ( 'comparison/setting.html#check_teacher_file',
                                                                                                              'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.complete': ( 'comparison/setting.html#complete',

@@ -267,9 +267,9 @@ def test_own_folder(tmp_path, capsys):
     (['--methods', "FeatureMining(**{'layers':1})"], 'behind **'),
     (['--methods', 'FeatureMining(layers=1,layers=2)'], 'twice'),
     (['--arch', 'resnt18'], "did you mean 'resnet18'"),
-    (['--epochs', 0], 'epochs must be greater than 0'),
+    (['--epochs', 0], 'epochs must be a whole number of at least 1'),
     (['--seeds', 0], 'seeds must be greater than 0'),
-    (['--lr', -1], 'lr must be greater than 0'),
+    (['--lr', -1], 'lr must be a number above 0'),
     (['--bs', 64], 'bs'),
     (['digits', '--data', 'cifar10'], 'given twice'),
     (['no_such_folder'], 'no_such_folder'),
@@ -456,8 +456,9 @@ def test_unknown_recipe_is_one_sentence(tmp_path, capsys):
 
 @pytest.mark.parametrize('given, said', [
     (dict(seeds='3'), "seeds must be a number, got '3'"), (dict(seeds=2.5), 'seeds must be a whole number, got 2.5'),
-    (dict(epochs=1.5), 'epochs must be a whole number'), (dict(size=True), 'size must be a number, got True'),
-    (dict(lr='a'), "lr must be a number, got 'a'")])
+    (dict(epochs=1.5), 'epochs must be a whole number'),
+    (dict(size=True), 'size must be a whole number of at least 1, got True'),
+    (dict(lr='a'), "lr must be a number above 0, got 'a'")])
 def test_budgets_that_are_no_numbers(tmp_path, given, said):
     with pytest.raises(ValueError, match=said): module.compare('digits', out=tmp_path, **given)
 

@@ -374,6 +374,16 @@ def test_wrong_input_is_one_sentence(tmp_path, capsys, args, text):
     err = capsys.readouterr().err
     assert text in err and len(err.strip().splitlines())==1, err
 
+@pytest.mark.parametrize('wrong', [dict(epochs=2.5), dict(epochs=0), dict(lr=-1), dict(bs='a'), dict(size=True)])
+def test_a_number_is_refused_in_the_same_words_everywhere(tmp_path, wrong):
+    "As an argument of the comparison, as a setting of a protocol, and in a protocol's own file"
+    def said(f):
+        with pytest.raises(ValueError) as e: f()
+        return str(e.value)
+    by_protocol = said(lambda: find_protocol('fm_cifar', **wrong))
+    assert said(lambda: compare('digits', methods='plain', seeds=1, **wrong, out=tmp_path, say=noop))==by_protocol
+    assert said(lambda: compare('digits', methods='plain', seeds=1, protocol=wrong, out=tmp_path, say=noop))==by_protocol
+
 def test_a_misspelt_setting_of_compare(tmp_path):
     with pytest.raises(ValueError, match="unknown setting of a protocol 'weight_decay'"):
         compare('digits', weight_decay=.1, out=tmp_path, say=noop)

@@ -17,6 +17,7 @@ from .own import own_loaders,taken_from
 from .protocols import budget_names,describe,find_protocol,of_budget,Protocol,protocol_with
 from .ranks import of_ranks
 from .rows import config_names,protocol_names
+from .rules import check_setting
 from .runs import device_of
 from ..layouts import is_named
 from ..wording import complain_aloud,echo,unknown_name
@@ -50,7 +51,7 @@ def check_teacher_file(teacher:str|Path|None):
 limits = dict(seeds=1000, size=4096, epochs=100_000)
 
 def check_budget(name:str, value:float|None):
-    "A number of the budget; None is left to the data"
+    "A number that is no setting of a protocol; None is left to the data"
     if value is None: return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got {echo(repr(value), 40)}")
@@ -58,10 +59,13 @@ def check_budget(name:str, value:float|None):
         raise ValueError(f"{name} must be finite, got {value}")
     if value<=0:
         raise ValueError(f"{name} must be greater than 0, got {echo(value, 40)}")
-    if value>limits.get(name, math.inf):
-        raise ValueError(f"{name} must be at most {limits[name]}, got {echo(value, 40)}")
-    if name!='lr' and value!=int(value):
+    if value!=int(value):
         raise ValueError(f"{name} must be a whole number, got {echo(value, 40)}")
+
+def check_limit(name:str, value:float|None):
+    "`ValueError` above the limit"
+    if value is not None and value>limits[name]:
+        raise ValueError(f"{name} must be at most {limits[name]}, got {echo(value, 40)}")
 
 def complete(data:str|Path|None, labels:list=(), **given):
     "Fill in what was not given, and check numbers and names"
@@ -75,8 +79,9 @@ def complete(data:str|Path|None, labels:list=(), **given):
     if budget['head'] not in heads:
         raise ValueError(unknown_name('head', budget['head'], list(heads)))
     find_arch(budget['arch'])
-    for k in ('size', 'bs', 'epochs', 'n_train', 'n_valid', 'seeds', 'lr'):
-        check_budget(k, budget[k])
+    for k in budget_names: check_setting(k, budget[k])
+    for k in ('n_train', 'n_valid', 'seeds'): check_budget(k, budget[k])
+    for k in limits: check_limit(k, budget[k])
     return budget
 
 # %% ../../nbs/comparison/8q_setting.ipynb #82833503
