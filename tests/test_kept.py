@@ -1,5 +1,5 @@
 "What is kept from one look to the next, and what must not be: identities, forms of answers, sizes of tokens, hooks"
-import importlib
+import importlib, subprocess, sys
 import numpy as np, pytest, timm
 from tiny import *
 from fastai_featreg import anatomy
@@ -132,6 +132,31 @@ class Named(nn.Module):
     ids=['a dictionary', 'cams of a network', 'mining of a network', 'drops by callback', 'a list of drops'])
 def test_one_sentence(call, said):
     with pytest.raises(ValueError, match=said): call()
+
+
+# ---- modules by the names that they had
+
+def run_python(*args):
+    return subprocess.run([sys.executable, '-W', 'ignore', *args], capture_output=True, text=True, timeout=300)
+
+def test_a_module_runs_by_the_name_that_it_had():
+    "`python -m`, which takes code of the finder, as by the name that it has now"
+    old,new = [run_python('-m', f'fastai_featreg.{name}') for name in ('rows', 'comparison.rows')]
+    assert (old.returncode, old.stdout)==(new.returncode, new.stdout)==(0, ''), old.stderr
+
+def test_a_file_of_an_old_name_is_itself(tmp_path, monkeypatch):
+    "The finder stands first, but not before a module that is there"
+    import fastai_featreg
+    finder = next(o for o in sys.meta_path if type(o).__name__=='Moved')
+    assert finder.find_spec('fastai_featreg.rows').loader is finder
+    assert finder.find_spec('fastai_featreg.data') is None
+    monkeypatch.setattr(fastai_featreg, '__file__', str(tmp_path/'__init__.py'))
+    (tmp_path/'rows.py').write_text('')
+    (tmp_path/'plan').mkdir()
+    (tmp_path/'plan'/'__init__.py').write_text('')
+    (tmp_path/'methods').mkdir()
+    assert finder.find_spec('fastai_featreg.rows') is None and finder.find_spec('fastai_featreg.plan') is None
+    assert finder.find_spec('fastai_featreg.report').loader is finder
 
 
 @pytest.mark.parametrize('module, names', [

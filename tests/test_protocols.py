@@ -381,8 +381,9 @@ def test_a_number_is_refused_in_the_same_words_everywhere(tmp_path, wrong):
         with pytest.raises(ValueError) as e: f()
         return str(e.value)
     by_protocol = said(lambda: find_protocol('fm_cifar', **wrong))
-    assert said(lambda: compare('digits', methods='plain', seeds=1, **wrong, out=tmp_path, say=noop))==by_protocol
-    assert said(lambda: compare('digits', methods='plain', seeds=1, protocol=wrong, out=tmp_path, say=noop))==by_protocol
+    run = partial(compare, 'digits', methods='plain', seeds=1, out=tmp_path, say=noop)
+    assert said(lambda: run(**wrong))==by_protocol
+    assert said(lambda: run(protocol=wrong))==by_protocol
 
 def test_a_misspelt_setting_of_compare(tmp_path):
     with pytest.raises(ValueError, match="unknown setting of a protocol 'weight_decay'"):
