@@ -1002,6 +1002,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'fastai_featreg/comparison/reproduce.py'),
                                                      'fastai_featreg.comparison.reproduce.teacher_for': ( 'comparison/reproduce.html#teacher_for',
                                                                                                           'fastai_featreg/comparison/reproduce.py'),
+                                                     'fastai_featreg.comparison.reproduce.why_not': ( 'comparison/reproduce.html#why_not',
+                                                                                                      'fastai_featreg/comparison/reproduce.py'),
                                                      'fastai_featreg.comparison.reproduce.with_arms': ( 'comparison/reproduce.html#with_arms',
                                                                                                         'fastai_featreg/comparison/reproduce.py')},
             'fastai_featreg.comparison.rows': { 'fastai_featreg.comparison.rows.RowKeeper': ( 'comparison/rows.html#rowkeeper',

@@ -11,6 +11,7 @@ import csv
 from typing import NamedTuple
 from fastai.vision.all import *
 from .files import some_names
+from .sets import fastai_sets
 from .tables import LayoutItem,split_of
 
 # %% ../nbs/7b_layouts.ipynb #883dfe8a
@@ -168,11 +169,7 @@ def label_table(
     return found
 
 # %% ../nbs/7b_layouts.ipynb #ad129e61
-named_sets = dict(
-    imagenette=URLs.IMAGENETTE_160, imagenette_320=URLs.IMAGENETTE_320, imagenette_full=URLs.IMAGENETTE,
-    imagewoof=URLs.IMAGEWOOF_160, imagewoof_320=URLs.IMAGEWOOF_320, imagewoof_full=URLs.IMAGEWOOF,
-    pets=URLs.PETS, flowers=URLs.FLOWERS, cub=URLs.CUB_200_2011, food101=URLs.FOOD, caltech101=URLs.CALTECH_101,
-    mnist=URLs.MNIST)
+named_sets = {name: getattr(URLs, of_fastai) for name,of_fastai in fastai_sets.items()}
 
 def is_named(
     data:str|Path, # what a user calls the data

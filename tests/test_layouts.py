@@ -1,9 +1,14 @@
 "Official splits of known data sets, one small copy each: files, classes, and what is refused"
+import inspect, subprocess, sys
 import numpy as np, pytest
 from pathlib import Path
 from PIL import Image
 from fastai_featreg import layouts
-from fastai_featreg.comparison import fingerprints
+from fastai_featreg import sets as named
+from fastai_featreg.comparison import fingerprints, reproduce
+from fastai_featreg.comparison.compare import compare
+from fastai_featreg.comparison.protocols import find_protocol
+from fastai_featreg.comparison.rules import rules
 from fastai_featreg.data import folder_dls, load_data
 from fastai_featreg.folders import read_layout
 from fastai_featreg.noise import train_labels
@@ -151,3 +156,22 @@ def test_large_sets_are_sampled(tmp_path, monkeypatch):
     assert first!=second
     (tmp_path/'train'/'n1'/'a.JPEG').write_bytes(b'x')
     assert fingerprints.data_id(dls)!=second
+
+
+# ---- sets by name: one list for loaders, plans and the comparison
+
+@pytest.mark.parametrize('name', ['digits', 'cifar10', 'cifar100', *layouts.named_sets])
+def test_a_table_takes_every_set_that_the_loaders_know(name):
+    assert reproduce.data_of(name, None)==name
+    assert name in layouts.named_sets or name in named.own_sets
+    reproduce.images_of_run(find_protocol('fm_cub'), name, per_class=5)
+
+def test_the_lists_of_sets_need_no_torch():
+    code = 'import sys, fastai_featreg.sets; assert not {"torch", "fastai"} & set(sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], timeout=100).returncode==0
+
+def test_arguments_about_data_stand_in_one_list():
+    "`load_data` and the makers of loaders behind it take them all, and `compare` does"
+    taken = {k for f in (load_data, folder_dls) for k in inspect.signature(f).parameters}
+    assert {*named.data_arguments} <= taken
+    assert {*named.data_arguments} <= {*inspect.signature(compare).parameters} | {*rules}

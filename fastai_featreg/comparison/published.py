@@ -15,12 +15,13 @@ try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib # Python 3.10 has none of its own
 from .protocols import find_protocol
 from .rules import rules
+from ..sets import image_arguments
 from ..wording import echo,unknown_name
 
 # %% ../../nbs/comparison/8m_published.ipynb #f8b0006
 papers = dict(FM='Feature Mining', SS='SelectScale', CL='CAM-loss and CAAM-CAM matching', MV='MV-FeaAug with AdaCAM')
 # what the settings of a block may be: arguments of `compare` about data, and all of a protocol that trains
-data_names = ('data', 'n_train', 'n_valid', 'per_class', 'classes', 'redraw', 'label_noise', 'noise_kind', 'teacher')
+data_names = ('data', *image_arguments, 'teacher')
 protocol_names = tuple(k for k in rules if k not in ('name', 'result', 'about', 'ours', 'scale'))
 
 @dataclass(frozen=True)

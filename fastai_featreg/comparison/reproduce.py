@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['paper_protocol', 'call_of', 'plan_of', 'n_runs', 'images_of_run', 'images_seen', 'quick_minutes', 'cost_of', 'tables',
-           'list_tables', 'not_built', 'labels_of', 'with_arms', 'reproduce', 'add_reproduce', 'run_reproduce']
+           'list_tables', 'not_built', 'why_not', 'labels_of', 'with_arms', 'reproduce', 'add_reproduce',
+           'run_reproduce']
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0003
 import argparse,hashlib,re,sys
@@ -12,13 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from .protocols import find_protocol,Protocol
 from .published import Block,block_named,data_names,protocol_names,read_table,Table,table_ids
+from ..sets import n_classes,set_names,train_images
 from ..wording import plural
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0015
-train_images = {'cifar10': 50_000, 'cifar100': 50_000, 'tiny-imagenet-200': 100_000, 'imagenet': 1_281_167,
-                'cub': 5_994, 'dogs': 12_000, 'imagenette': 9_469, 'imagenette_320': 9_469}
-n_classes = dict(cifar10=10, cifar100=100)
-
 def of_protocol(given:dict): return {k: v for k,v in given.items() if k in protocol_names}
 def of_data(given:dict): return {k: v for k,v in given.items() if k in data_names}
 
@@ -120,7 +118,7 @@ def images_of_run(
     "Training images that one run sees"
     if protocol.iters: return protocol.iters*protocol.bs
     n = n_train or train_images.get(data)
-    if per_class: n = per_class*n_classes[data]
+    if per_class: n = per_class*n_classes[data] if data in n_classes else None
     return n and n*protocol.epochs
 
 def images_seen(
@@ -170,11 +168,12 @@ def list_tables()->str: # lines
     return '\n'.join([*lines, '', 'featreg reproduce fm-table8 --quick runs one of them; hours are estimates.'])
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0022
-# names in the tables of what the papers compare with and this library does not have yet
+# names in the tables of what the papers compare with and this library does not have as methods
 planned = ('byot', 'cs_kd', 'center_loss', 'l_softmax', 'sm_softmax', 'cutout', 'manifold_mixup', 'stoch_depth',
            'shake_drop', 'se', 'cbam', 'gc', 'sk')
-# what `load_data` knows by name; imagenette has 160 px, imagenette_320 has 320
-own_data = ('digits', 'cifar10', 'cifar100', 'imagenette', 'imagenette_320', 'caltech101', 'cub')
+# what exists as a setting of all arms, and cannot be a method of one
+settings_instead = dict(cutout='a setting of the protocol (cutout=16), not a method of one arm',
+                        stoch_depth='an argument of the network (drop_path_rate), not a method of one arm')
 
 class NoData(ValueError): pass
 
@@ -185,7 +184,7 @@ def slug(text:str):
 def data_of(data:object, data_at:str|Path|None):
     "Data by name or folder"
     if data_at is not None and (found := Path(data_at).expanduser()/str(data)).is_dir(): return found
-    if str(data) in own_data or Path(str(data)).expanduser().is_dir(): return data
+    if str(data) in set_names or Path(str(data)).expanduser().is_dir(): return data
     raise NoData(f"data '{data}' must be a folder, got none; put it into a folder and give that with "
                  "--data-at (data_at=)")
 
@@ -198,6 +197,14 @@ def not_built(
     known = {*known_methods(), *(c.__name__ for c in known_methods().values())}
     lacks = {a: [n for n in re.findall(r'\w+', m) if n in planned and n not in known] for a,m in arms.items()}
     return {a: names for a,names in lacks.items() if names}
+
+def why_not(
+    names:list, # of methods, from `not_built`
+)->str: # one sentence
+    "Why an arm cannot be run"
+    told = [f'{n} is {settings_instead[n]}' for n in names if n in settings_instead]
+    lacks = [n for n in names if n not in settings_instead]
+    return '; '.join(([f"{', '.join(lacks)} not built yet"] if lacks else []) + told)
 
 def labels_of(
     arms:dict, # name -> method
@@ -281,7 +288,7 @@ def reproduce(
     folder = Path(out).expanduser()/f"{table.id}{'-quick'*quick}"
     rows,why = [],{}
     for call in calls:
-        why |= {(call['block'], a): f"{', '.join(names)} not built yet" for a,names in not_built(call['arms']).items()}
+        why |= {(call['block'], a): why_not(names) for a,names in not_built(call['arms']).items()}
         try: rows.append(rows_there(call, folder) if look else run_call(call, folder, data_at, say))
         except NoData as e:
             say(f"{call['block']}: {e}")

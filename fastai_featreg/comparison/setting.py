@@ -20,6 +20,7 @@ from .rows import config_names,protocol_names
 from .rules import check_setting
 from .runs import device_of
 from ..layouts import is_named
+from ..sets import data_arguments
 from ..wording import complain_aloud,echo,unknown_name
 
 # %% ../../nbs/comparison/8q_setting.ipynb #a02d983e
@@ -118,13 +119,11 @@ def remarks(data:str|Path, arch:str, labels:list, head:str|None, teacher:str|Pat
     if head is None and usual!='linear' and (why := papers_head(arch, labels)):
         yield f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another."
 
-data_arguments = """size bs n_train n_valid valid_pct valid class_level per_class classes label_noise
-                    label_column""".split()
-
 def settle(given:dict, settings:dict, plan:dict, say:Callable):
     "Data, budget and protocol of a comparison, from its arguments; what was decided for the user is said"
     a = SimpleNamespace(**given)
-    held = {k: given[k] for k in data_arguments} | dict(redraw=a.redraw or None)
+    # the kind of noise says nothing without noise
+    held = {k: given[k] for k in data_arguments if k!='noise_kind'} | dict(redraw=a.redraw or None)
     if a.dls is None: data = at_home('data', a.data) or 'digits'
     else: data,held = own_loaders,taken_from(a.dls, dict(data=a.data) | held)
     asked = find_protocol({} if a.protocol is None else a.protocol, **settings)

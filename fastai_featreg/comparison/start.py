@@ -13,6 +13,7 @@ from .fingerprints import data_id
 from .protocols import Protocol
 from .saved import begin_from
 from ..data import load_data
+from ..sets import data_arguments
 from ..wording import one_line
 
 # %% ../../nbs/comparison/8r_start.ipynb #0e7fef8f
@@ -40,9 +41,7 @@ class SeedLoaders:
 
 def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop):
     "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
-    names = ('size', 'bs', 'n_train', 'n_valid', 'valid_pct', 'valid', 'class_level')
-    names += 'per_class', 'classes', 'redraw', 'label_noise', 'noise_kind', 'label_column'
-    given = {k: budget[k] for k in names if budget.get(k) is not None}
+    given = {k: budget[k] for k in data_arguments if budget.get(k) is not None}
     loaders = SeedLoaders(data, given, partial(augmented, p=how, size=budget['size']), say)
     try: loaders(0)
     except OSError as e:
