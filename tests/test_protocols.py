@@ -11,7 +11,8 @@ from fastai_featreg.archs import Called, find_arch, make_learner
 from fastai_featreg.methods.cam_loss import CAMLoss
 from fastai_featreg.comparison.command import main
 from fastai_featreg.comparison.compare import compare
-from fastai_featreg.data import digits_dls
+from fastai_featreg.comparison.augment import augmented
+from fastai_featreg.data import digits_dls, load_data
 from fastai_featreg.methods.feature_mining import FeatureMining
 from fastai_featreg.comparison.protocols import (describe, find_protocol, from_toml, lr_at, mom_at, Protocol,
                                                  protocol_of, protocols, to_toml)
@@ -335,6 +336,21 @@ def test_augmentation_and_arguments_reach_the_learner(tmp_path, monkeypatch):
     assert max(drops)==pytest.approx(.3)
     assert df.arch.tolist()==['test_resnet(drop_path_rate=0.3)'] and df.recipe.tolist()==[
         'augment = "pad_crop", cutout = 8']
+
+@pytest.mark.parametrize('augment, by_files', [('pad_crop', False), ('squash_crop', False), ('rrc', True),
+                                               ('resize_crop', True)])
+def test_small_files_that_are_opened_one_by_one_have_loader_processes(tmp_path, augment, by_files):
+    "In memory the main process is faster; an item transform that draws opens each file again"
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        file = tmp_path/('train', 'valid')[i%2]/'ab'[i//8]/f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(file)
+    dls = load_data(tmp_path, size=32, bs=4, say=noop)
+    assert dls.train.fake_l.num_workers==0
+    new = augmented(dls, Protocol(augment=augment), 32)
+    assert (new.train.fake_l.num_workers>0)==by_files
+    assert new.train.one_batch()[0].shape==(4, 3, 32, 32)
 
 def test_pretrained_networks_are_thawed_for_other_schedules(dls, monkeypatch):
     "A learner with pretrained weights is made with a frozen body; a cosine trains all of it"

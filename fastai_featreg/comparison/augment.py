@@ -9,6 +9,7 @@ __all__ = ['enlarge_mat', 'mirror', 'enlarge_crop_flip', 'Cutout', 'augmentation
 from fastai.vision.all import *
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from ..data import pad_crop_flip
+from ..memory import MemoryDL
 from .protocols import Protocol
 
 # %% ../../nbs/comparison/89a_augment.ipynb #b89a0006
@@ -102,10 +103,13 @@ def augmented(
     if p.augment is None and not p.cutout: return dls
     item,batch = augmentations(p, size)
     sizing = (Resize, RandomResizedCrop, RandomCrop)
+    chosen = any(type(o) is not Resize for o in item or [])
     def other(dl):
         "The same loader with other transforms"
+        # an item transform that draws takes files one by one, for which the main process alone is too slow
+        workers = dict(num_workers=None) if chosen and isinstance(dl, MemoryDL) else {}
         items = list(dl.after_item.fs)
         if item is not None: items = [o for o in items if not isinstance(o, sizing)] + item
         batches = [o for o in dl.after_batch.fs if p.augment is None or not is_augmentation(o)]
-        return dl.new(after_item=items, after_batch=batches + batch)
+        return dl.new(after_item=items, after_batch=batches + batch, **workers)
     return DataLoaders(*map(other, dls.loaders), path=dls.path, device=dls.device)

@@ -274,7 +274,8 @@ def check_name(p:Protocol):
     notes = notes_of(protocols[p.name], p) if p.name in protocols else []
     lacks = [o for o in notes if o not in p.scale.split('; ')]
     if not lacks: return p
-    raise ValueError(f"name must be a new one for settings of your own, got '{p.name}' with {echo('; '.join(lacks), 80)}; "
+    told = echo('; '.join(lacks), 80)
+    raise ValueError(f"name must be a new one for settings of your own, got '{p.name}' with {told}; "
                      f'write base = "{p.name}" to change that protocol, or choose another name')
 
 def changed(p:Protocol, **changes):
