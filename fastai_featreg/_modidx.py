@@ -1209,8 +1209,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                    'fastai_featreg.comparison.setting.settled': ( 'comparison/setting.html#settled',
                                                                                                   'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.usual_jobs': ( 'comparison/setting.html#usual_jobs',
-                                                                                                     'fastai_featreg/comparison/setting.py'),
-                                                   'fastai_featreg.comparison.setting.version_of': ( 'comparison/setting.html#version_of',
                                                                                                      'fastai_featreg/comparison/setting.py')},
             'fastai_featreg.comparison.start': { 'fastai_featreg.comparison.start.OneStep': ( 'comparison/start.html#onestep',
                                                                                               'fastai_featreg/comparison/start.py'),

@@ -6,11 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/comparison/8q_setting.ipynb #1b30c7d5
-import importlib.metadata,math,numbers
+import math,numbers
 from dataclasses import replace
 import timm
 from fastai.vision.all import *
 from ..archs import arch_text,find_arch,heads,papers_net
+from .arguments import version_of
 from .budgets import budgets,own_images
 from .fingerprints import data_id
 from .own import own_loaders,taken_from
@@ -146,11 +147,6 @@ def run_settings(budget:dict, how:Protocol, metric:Callable|Metric|None, weights
     return own | dict(fp16=how.precision=='fp16', protocol=how, metric=metric, weights=weights)
 
 # %% ../../nbs/comparison/8q_setting.ipynb #528b757f
-def version_of(package:str):
-    "Installed version, '' if there is none"
-    try: return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError: return ''
-
 def configuration(data:str|Path|None, dls:DataLoaders, budget:dict, p:Protocol|None=None):
     "Everything that makes two runs comparable, and what the protocol is called"
     p = p or Protocol()
