@@ -278,8 +278,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'fastai_featreg/comparison/arguments.py'),
                                                      'fastai_featreg.comparison.arguments.parser': ( 'comparison/arguments.html#parser',
                                                                                                      'fastai_featreg/comparison/arguments.py'),
-                                                     'fastai_featreg.comparison.arguments.version_of': ( 'comparison/arguments.html#version_of',
-                                                                                                         'fastai_featreg/comparison/arguments.py'),
                                                      'fastai_featreg.comparison.arguments.versions_line': ( 'comparison/arguments.html#versions_line',
                                                                                                             'fastai_featreg/comparison/arguments.py'),
                                                      'fastai_featreg.comparison.arguments.what_suits': ( 'comparison/arguments.html#what_suits',
@@ -2467,4 +2465,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_featreg.wording.one_line': ('wording.html#one_line', 'fastai_featreg/wording.py'),
                                         'fastai_featreg.wording.plural': ('wording.html#plural', 'fastai_featreg/wording.py'),
                                         'fastai_featreg.wording.safely': ('wording.html#safely', 'fastai_featreg/wording.py'),
-                                        'fastai_featreg.wording.unknown_name': ('wording.html#unknown_name', 'fastai_featreg/wording.py')}}}
+                                        'fastai_featreg.wording.unknown_name': ('wording.html#unknown_name', 'fastai_featreg/wording.py'),
+                                        'fastai_featreg.wording.version_of': ('wording.html#version_of', 'fastai_featreg/wording.py')}}}

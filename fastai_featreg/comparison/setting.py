@@ -11,7 +11,6 @@ from dataclasses import replace
 import timm
 from fastai.vision.all import *
 from ..archs import arch_text,find_arch,heads,papers_net
-from .arguments import version_of
 from .budgets import budgets,own_images
 from .fingerprints import data_id
 from .own import own_loaders,taken_from
@@ -22,7 +21,7 @@ from .rules import check_setting
 from .runs import device_of
 from ..layouts import is_named
 from ..sets import data_arguments
-from ..wording import complain_aloud,echo,unknown_name
+from ..wording import complain_aloud,echo,unknown_name,version_of
 
 # %% ../../nbs/comparison/8q_setting.ipynb #a02d983e
 def papers_head(arch:str, labels:list):
