@@ -67,8 +67,8 @@ def add_what(
 ):
     "Arguments about what is compared: images, network, methods"
     p.add_argument('path', nargs='?',
-                   help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100', or a set "
-                   "of fastai's such as 'imagenette', 'pets', 'flowers'")
+                   help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100', "
+                   "or a set of fastai's such as 'imagenette', 'pets', 'flowers'")
     p.add_argument('--data', help='the same as PATH')
     p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); '
                    f"resnet18-1 is without its last stage (default: resnet18; {budgets['digits']['arch']} "
