@@ -61,3 +61,8 @@ def test_what_cannot_be_is_told_before_training(tmp_path, given, told):
     held = {} if 'dls' in given else images
     with pytest.raises(ValueError, match=told): compare(**small | given, **held, out=tmp_path)
     assert not (tmp_path/'results.csv').exists()
+
+
+def test_a_function_without_arguments_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match='cbs must be a function of label and seed, got one that fails'):
+        compare(**small, out=tmp_path, cbs=lambda: [])

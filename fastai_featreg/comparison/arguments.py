@@ -59,13 +59,15 @@ def add_what(
 ):
     "Arguments about what is compared: images, network, methods"
     p.add_argument('path', nargs='?',
-                   help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100'")
+                   help="folder with a folder of images per class, or 'digits' (default), 'cifar10', 'cifar100', "
+                   "or a set of fastai's such as 'imagenette', 'pets', 'flowers'")
     p.add_argument('--data', help='the same as PATH')
     p.add_argument('--arch', help='name of torchvision, timm, fastai (xresnet) or a CIFAR net (resnet56); '
                    f"resnet18-1 is without its last stage (default: resnet18; {budgets['digits']['arch']} "
                    'for the digits)')
     p.add_argument('--methods', default='FeatureMining(),FeatureMining(layers=2)',
-                   help="names or calls, joined by ',' or '+', or 'all' (default: %(default)s); "
+                   help="names or calls: ',' separates what is compared, '+' trains two at once; or 'all' "
+                   "(default: %(default)s); "
                    "`featreg methods` lists them")
     p.add_argument('--teacher', help='file for the methods that distil a network: weights (with --teacher-arch), or '
                    'an exported learner or network saved whole (opening these runs code: only your own)')

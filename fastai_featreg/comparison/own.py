@@ -17,7 +17,10 @@ def own_callbacks(
     seed:int, # of the run
 )->list: # fresh callbacks
     "What `cbs` gives for one run; `ValueError` if it is no list of callbacks"
-    made = cbs(label, seed)
+    try: made = cbs(label, seed)
+    except TypeError as e:
+        raise ValueError(f"cbs must be a function of label and seed, got one that fails for {label}, seed {seed} "
+                         f"({one_line(e, 120)}); write e.g. lambda label, seed: [CSVLogger()]") from e
     listed = isinstance(made, (list, tuple, L))
     if not listed or not all(isinstance(cb, Callback) for cb in made):
         raise ValueError(f"cbs must give a list of callbacks, got {made!r:.80} for {label}, seed {seed}; "
