@@ -11,7 +11,7 @@ __all__ = ['run_order', 'compare', 'find_arch', 'find_method', 'known_methods', 
 from fastai.vision.all import *
 from .cost import cost_of
 from .found import all_rows,missing,rows_of
-from .jobs import failures,how_many,jobs_here,my_part,packed,threads_of
+from .jobs import failures,jobs_here,my_part,packed,threads_of
 from .launch import hear,launcher_settings,send
 from .metrics import metric_name
 from .own import own_names
@@ -22,7 +22,7 @@ from .report import find_arm,report
 from .rows import read_results,results_file,take_in
 from .runs import device_of,method_id
 from .saved import marked_weights,weights_mark
-from .setting import at_home,check_teacher_file,configuration,run_settings,settle,usual_jobs
+from .setting import at_home,check_teacher_file,configuration,jobs_of,run_settings,settle
 from .start import check_methods,check_start,open_data,seed_configs
 from .training import train_missing
 from .verdicts import power_line
@@ -102,7 +102,7 @@ def compare(
     """
     given = {k: v for k,v in locals().items() if k!='settings'} | settings
     check_teacher_file(teacher)
-    join_ranks(n_jobs := how_many(ifnone(jobs, usual_jobs(data, epochs, n_train))))
+    join_ranks(n_jobs := jobs_of(jobs, given, launcher))
     say = safely(say) if leads() else noop
     typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
     plan = dict(parse_methods(*typed.values()))
@@ -137,7 +137,7 @@ def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:C
     "Let jobs of a launcher train, and report what they have found"
     settings = launcher_settings(text)
     there,against = read_results(path),package['given']['against']
-    jobs = send(package | dict(failed=failures(there)), n_jobs, path.parent/'jobs', settings, say)
+    jobs = send(package | dict(failed=failures(there)), min(n_jobs, len(order)), path.parent/'jobs', settings, say)
     if settings.get('wait') is False: return there.iloc[:0]
     found = {repr(f['configs']): f for f in hear(jobs, say)}
     new = [row for f in found.values() for row in f['rows']]
