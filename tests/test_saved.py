@@ -115,3 +115,25 @@ def test_report_of_rows_that_are_there(trained, tmp_path, capsys):
     assert 'Configuration' not in capsys.readouterr().out and (tmp_path/'comparison.png').exists()
     assert main(['report', str(tmp_path), '--only', 'size=7'])==2
     assert "has size=7" in capsys.readouterr().err
+
+def test_seeds_with_images_or_labels_of_their_own_are_one_configuration(tmp_path):
+    "`data_id` is of a seed there: the report was one for each seed"
+    from fastai_featreg.comparison.reproduce import rows_there
+    for i,drawn in enumerate((dict(label_noise=.2), dict(redraw=True))):
+        out = tmp_path/str(i)/'block'
+        df = compare(**tiny | drawn, methods='plain', seeds=3, out=out, say=lambda text: None, bars=False)
+        assert df['data_id'].nunique()==3
+        whole = report_folder(out, say=lambda text: None)
+        assert [sorted(t['seed']) for t in whole]==[[0, 1, 2]]
+        looked = rows_there(dict(block='block', arms=dict(plain='plain')), tmp_path/str(i))
+        assert sorted(looked['seed'])==[0, 1, 2] and set(looked['arm'])=={'plain'}
+
+def test_report_by_the_name_of_a_protocol(tmp_path, capsys):
+    given = tiny | dict(methods='plain', seeds=1, out=tmp_path, say=lambda text: None, bars=False)
+    compare(**given)
+    compare(**given, protocol='fm_cifar')
+    capsys.readouterr()
+    assert main(['report', str(tmp_path)])==0 and 'protocol fm_cifar' in capsys.readouterr().out
+    said = []
+    only, = report_folder(tmp_path, 'protocol=fm_cifar', say=said.append)
+    assert list(only['protocol'])==['fm_cifar']

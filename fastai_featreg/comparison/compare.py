@@ -174,4 +174,4 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     there = f"{n - n_todo} of {n} runs are in {path} already"
     return (f"{runs} on {c.data}, {images}\n"
             f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}\n"
-            f"{power_line(seeds, int(c.n_valid), len(plan) - 1)}")
+            f"{power_line(seeds, int(c.n_valid), max(len(plan) - 1, 1))}")

@@ -244,11 +244,12 @@ def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
     return with_arms(compare(**call['arguments'] | where | taught), call, labels)
 
 def rows_there(call:dict, folder:Path):
-    "Rows of a block that have ended, in the configuration of the last one; None: there are none"
-    from fastai_featreg.comparison.rows import read_results,same_config
+    "Rows of a block that have ended, of the comparison of the last one; None: there are none"
+    from fastai_featreg.comparison.rows import read_results
+    from fastai_featreg.comparison.saved import configurations
     df = read_results(folder/slug(call['block'])/'results.csv')
     if not len(df): return None
-    df = df[same_config(df, df.iloc[-1].to_dict())]
+    df, = [t for t in configurations(df) if df.index[-1] in t.index]
     bare = lambda label: re.sub(r"(, )?teacher(_arch)?='[^']*'", '', label).replace('(, ', '(')
     labels = {bare(k): a for k,a in labels_of_taught(call['arms']).items()}
     return with_arms(df, call, {m: labels.get(bare(m)) for m in df['method']})
