@@ -113,17 +113,19 @@ def compare(
     data,budget,how = settle(given, settings, plan, say)
     read_results(path)
     take_in(path, say)
-    loaders,order = open_data(ifnone(dls, data), budget, how, say),run_order(list(plan), seeds)
+    asked = my_part().seeds(seeds)
+    loaders = open_data(ifnone(dls, data), budget, how, say, asked[0])
+    order = [o for o in run_order(list(plan), seeds) if o[0] in asked]
     weights = marked_weights(at_home('weights', weights))
     learner = budget['arch'],budget['pretrained'] and not weights,budget['head']
-    check_start(dls := loaders(0), *learner, weights)
+    check_start(dls := loaders(asked[0]), *learner, weights)
     config = configuration(data, dls, budget, how) | weights_mark(weights) | threads_of(n_jobs, device_of(dls))
     config |= dict(own_cbs=own_names(cbs, list(plan)), metric=metric_name(metric, lower_is_better))
-    configs = seed_configs(config, loaders, seeds)
+    configs = seed_configs(config, loaders, asked)
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
-    c = SimpleNamespace(plan=plan, path=path, loaders=loaders, configs=configs, methods=methods, seeds=seeds, cbs=cbs,
-                        save=save, say=say, bars=bars, settings=run_settings(budget, how, metric, weights))
+    c = SimpleNamespace(plan=plan, path=path, loaders=loaders, configs=configs, methods=methods, seeds=len(asked),
+                        cbs=cbs, save=save, say=say, bars=bars, settings=run_settings(budget, how, metric, weights))
     there = rows_of(path, configs, methods, order, say)
     todo = part_of(missing(order, there), c, lambda some: check_methods(some, dls, *learner))
     new = train_missing(n_jobs, package, todo, c)
@@ -153,7 +155,7 @@ def part_of(todo:list, c:SimpleNamespace, check:Callable):
     if part.check: part.check(c.configs, c.methods)
     if not part.tell:
         check({label: c.plan[label] for _,label in todo})
-        c.say(opening(c.configs[0], list(c.plan), c.seeds, len(todo), c.path))
+        c.say(opening(next(iter(c.configs.values())), list(c.plan), c.seeds, len(todo), c.path))
     return todo
 
 def trained_as(c:SimpleNamespace):

@@ -140,6 +140,11 @@ class Part:
     failed:frozenset = frozenset() # failures that are to be tried again, see `failures`
     only:int|None = None # the only seed to train, with the last method, whether it has a row or not
     save:Callable|None = None # takes learner and row of each run that ended
+    def seeds(self,
+        n:int, # seeds of the whole comparison
+    )->list:
+        "Seeds whose images are needed"
+        return list(range(n)) if self.only is None else [self.only]
     def runs(self,
         todo:list, # (seed, label) of the runs that are missing
         labels:list, # of all methods

@@ -175,7 +175,11 @@ planned = ('byot', 'cs_kd', 'center_loss', 'l_softmax', 'sm_softmax', 'cutout', 
 # what `load_data` knows by name; imagenette has 160 px, imagenette_320 has 320
 own_data = ('digits', 'cifar10', 'cifar100', 'imagenette', 'imagenette_320', 'caltech101', 'cub')
 
-class NoData(ValueError): pass
+class CannotRun(ValueError):
+    "Why a block cannot be run: a sentence, and in few words"
+    def __init__(self, sentence:str, short:str):
+        super().__init__(sentence)
+        self.short = short
 
 def slug(text:str):
     "A name that a folder can have"
@@ -185,8 +189,8 @@ def data_of(data:object, data_at:str|Path|None):
     "Data by name or folder"
     if data_at is not None and (found := Path(data_at).expanduser()/str(data)).is_dir(): return found
     if str(data) in own_data or Path(str(data)).expanduser().is_dir(): return data
-    raise NoData(f"data '{data}' must be a folder, got none; put it into a folder and give that with "
-                 "--data-at (data_at=)")
+    raise CannotRun(f"data '{data}' must be a folder, got none; put it into a folder and give that with "
+                    "--data-at (data_at=)", f"no data '{data}'")
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0023
 def not_built(
@@ -229,7 +233,11 @@ def teacher_for(call:dict, folder:Path, data:object, say:callable):
     out = folder/f'teacher-{slug(arch)}-{mark}'
     if not (out/'net.pth').is_file():
         from fastai_featreg.comparison.saved import train_and_save
-        train_and_save(**how | dict(data=data), protocol=p, out=out, say=say)
+        row = train_and_save(**how | dict(data=data), protocol=p, out=out, say=say)
+    if not (out/'net.pth').is_file():
+        why = row['error'] or 'its files cannot be written'
+        raise CannotRun(f"the teacher '{arch}' has failed ({why}); the same command trains it again",
+                        f"the teacher '{arch}' has failed")
     return dict(teacher=out/'net.pth', teacher_arch=arch)
 
 def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
@@ -283,9 +291,9 @@ def reproduce(
     for call in calls:
         why |= {(call['block'], a): f"{', '.join(names)} not built yet" for a,names in not_built(call['arms']).items()}
         try: rows.append(rows_there(call, folder) if look else run_call(call, folder, data_at, say))
-        except NoData as e:
+        except CannotRun as e:
             say(f"{call['block']}: {e}")
-            why |= {(call['block'], a): f"no data '{call['arguments']['data']}'" for a in call['arms']}
+            why |= {(call['block'], a): e.short for a in call['arms']}
     found = claims(table, calls, [r for r in rows if r is not None], why)
     say(claims_text(table, calls, found, quick))
     if found['here'].notna().any(): plot_claims(table, found, quick, calls).savefig(folder/'claims.png', dpi=120)

@@ -20,6 +20,7 @@ from torch import nn
 from .fingerprints import fingerprint_of
 from .found import comparison_keys
 from .jobs import as_part,Part,the_comparison
+from .protocols import protocol_of,to_toml
 from .report import find_arm,report
 from .rows import complain_aloud,config_names,meaning,protocol_names,read_results
 from ..methods.teachers import file_content,find_weights,located,marked
@@ -109,21 +110,23 @@ def recipe_text(
 
 # %% ../../nbs/comparison/8f_saved.ipynb #e3000018
 def write_trained(out:Path, learn:Learner, row:dict)->list: # names of the files
-    "Learner, weights and recipe of one run"
+    "Learner, weights, recipe and protocol of one run"
     plain_head(learn)
     save_state(learn.model, out/'net.pth')
     (out/'recipe.toml').write_text(recipe_text(row), encoding='utf-8')
+    (out/'protocol.toml').write_text(to_toml(protocol_of(row)), encoding='utf-8')
+    files = ['net.pth', 'protocol.toml', 'recipe.toml']
     try: export_plain(learn, out/'learner.pkl')
     except Exception as e: # pickle raises many kinds
         complain_aloud(f"the learner cannot be exported ({one_line(e)}); its weights are in {out/'net.pth'}")
-        return ['net.pth', 'recipe.toml']
-    return ['learner.pkl', 'net.pth', 'recipe.toml']
+        return files
+    return ['learner.pkl', *files]
 
 def train_and_save(
     data:str|Path|None=None, # as `compare` takes it
     method:str|Callable='plain', # one method, see `parse_methods`
     seed:int=0, # of weights, batches and augmentation
-    out:str|Path='featreg_model', # folder of `learner.pkl`, `net.pth`, `recipe.toml`, and of the row
+    out:str|Path='featreg_model', # folder of `learner.pkl`, `net.pth`, both .toml files, and of the row
     say:Callable=print, # takes the recipe and where the files are; `noop` for silence
     bars:bool|None=None, # progress bars; None: on a terminal and in a notebook
     **how:object, # other arguments of `compare`: `arch`, `epochs`, `teacher`, ...
@@ -138,7 +141,7 @@ def train_and_save(
         if row['error']: return
         files.extend(write_trained(Path(out).expanduser(), learn, row))
     with as_part(Part(rows.append, only=seed, save=save)):
-        the_comparison()(data, methods=method, seeds=seed + 1, out=out, say=say, bars=bars, **how)
+        the_comparison()(data, methods=method, seeds=seed + 1, out=out, jobs=1, say=say, bars=bars, **how)
     row, = rows
     if files: say(f"{recipe_text(row)}\n{', '.join(files)} are in {out}.")
     else: say(f"{row['method']}, seed {seed}: {row['error'] or 'its files cannot be written'}; nothing is saved.")
