@@ -3,7 +3,6 @@ of its numbers"""
 import inspect
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -242,13 +241,15 @@ def test_a_teacher_that_failed_is_told_and_other_blocks_go_on(tmp_path, monkeypa
     file,lines = tmp_path/'taught.toml',[]
     alone = """[[blocks]]
 name = "alone"
+arch = "resnet20"
 arms = {plain = "plain", fm = "FeatureMining"}
 published = {plain = 30.0, fm = 29.0}
 [[claims]]
 method = "fm"
-block = "alone"
+blocks = ["alone"]
 """
-    file.write_text(taught.replace('[quick]', f'{alone}[quick]'))
+    of_one = taught.replace('against = "kd"', 'against = "kd"\nblocks = ["a pair"]')
+    file.write_text(of_one.replace('[quick]', f'{alone}[quick]'))
     failed = dict(error='OutOfMemoryError: no')
     monkeypatch.setattr(saved, 'train_and_save', lambda **how: failed)
     found = reproduce(file, quick=True, out=tmp_path/'out', say=lines.append)
