@@ -102,8 +102,10 @@ def from_anywhere(
     # command
     there = {k: given[k] for k in ('data', 'weights', 'out') if isinstance(given.get(k), (str, Path))}
     # a set is known by its name
-    there = {k: Path(v).expanduser() for k,v in there.items() if k!='data' or not (str(v) in budgets or is_named(v))}
-    return {k: p.absolute() for k,p in there.items() if k=='out' or p.exists()}
+    if 'data' in there and (str(there['data']) in budgets or is_named(there['data'])): del there['data']
+    # those of `os.path` raise nothing: what can be no path is told where it is opened
+    whole = {k: Path(os.path.expanduser(v)).absolute() for k,v in there.items()}
+    return {k: p for k,p in whole.items() if k=='out' or os.path.exists(p)}
 
 def packed(
     given:dict, # arguments of `compare` by name
