@@ -40,11 +40,12 @@ _all_ = ['find_arch','find_method','known_methods','make_learner','parse_methods
 def run_order(
     labels:list, # methods
     seeds:int, # number of seeds
+    asked:list|None=None, # those that are wanted; None: all
 )->list: # (seed, label) of every run, in order
     "All methods of a seed before the next seed, each seed beginning one method further"
     # interleaved: a machine that slows down in the middle should slow everybody down
     order = []
-    for seed in range(seeds):
+    for seed in range(seeds) if asked is None else asked:
         order += [(seed, labels[(i+seed)%len(labels)]) for i in range(len(labels))]
     return order
 
@@ -113,10 +114,8 @@ def compare(
     data,budget,how = settle(given, settings, plan, say)
     read_results(path)
     take_in(path, say)
-    asked = my_part().seeds(seeds)
-    loaders = open_data(ifnone(dls, data), budget, how, say, asked[0])
-    order = [o for o in run_order(list(plan), seeds) if o[0] in asked]
-    weights = marked_weights(at_home('weights', weights))
+    weights,asked = marked_weights(at_home('weights', weights)),my_part().seeds(seeds)
+    loaders,order = open_data(ifnone(dls, data), budget, how, say, asked[0]),run_order(list(plan), seeds, asked)
     learner = budget['arch'],budget['pretrained'] and not weights,budget['head']
     check_start(dls := loaders(asked[0]), *learner, weights)
     config = configuration(data, dls, budget, how) | weights_mark(weights) | threads_of(n_jobs, device_of(dls))
