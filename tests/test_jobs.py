@@ -156,6 +156,58 @@ def test_a_failed_run_is_not_tried_again_by_a_fellow(tmp_path):
     write_row(tmp_path/'results.csv', row | dict(seconds=3.))
     assert is_there(tmp_path/'results.csv', row, before)
 
+def test_a_process_that_is_started_starts_none(tmp_path, monkeypatch):
+    "By default the digits train side by side: each process would do the same again, without end"
+    import importlib
+
+    from fastai_featreg.comparison.plan import parse_methods
+    from fastai_featreg.comparison.setting import jobs_of
+    monkeypatch.setattr(jobs, 'n_places', lambda: 8)
+    assert jobs_of(None, dict(data=None))==8
+    training = importlib.import_module('fastai_featreg.comparison.training')
+    here = []
+    def side(*args): raise AssertionError('a process has started processes')
+    monkeypatch.setattr(training, 'train_beside', side)
+    monkeypatch.setattr(training, 'train_all', lambda todo, *args: here.extend(todo) or [])
+    given = dict(data='digits', methods='plain', seeds=2, out=tmp_path)
+    package = jobs.packed(given, dict(parse_methods('plain')))
+    for told in (package['given'], {k: v for k,v in package['given'].items() if k!='jobs'}):
+        here.clear()
+        with jobs.as_part(jobs.Part(tell=here.append, check=lambda *mine: None)): compare(**told, say=print, bars=False)
+        assert here==[(0, 'plain'), (1, 'plain')]
+    # the same comparison, started by a user
+    with pytest.raises(AssertionError, match='has started processes'): compare(**given, say=lambda text: None)
+
+def test_do_part_of_the_default_data(tmp_path, monkeypatch):
+    import importlib
+
+    from fastai_featreg.comparison.plan import parse_methods
+    training = importlib.import_module('fastai_featreg.comparison.training')
+    monkeypatch.setattr(jobs, 'n_places', lambda: 8)
+    def side(*args): raise AssertionError('a process has started processes')
+    monkeypatch.setattr(training, 'train_beside', side)
+    monkeypatch.setattr(training, 'train_all', lambda todo, *args: [])
+    monkeypatch.setattr(jobs, 'expect', lambda *args: lambda *mine: None)
+    package = jobs.packed(dict(methods='plain', seeds=1, out=tmp_path), dict(parse_methods('plain')))
+    jobs.do_part(package | dict(configs={}, methods={}, failed=frozenset()), lambda kind, what: None)
+
+def test_ranks_need_no_jobs_by_default(monkeypatch):
+    from fastai_featreg.comparison.setting import jobs_of
+    monkeypatch.setattr(jobs, 'n_places', lambda: 8)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert jobs_of(None, {})==1 and jobs_of(4, {})==4, 'asked for, it is refused by join_ranks'
+
+def test_a_launcher_sends_no_more_jobs_than_runs(tmp_path, monkeypatch):
+    import importlib
+    module,sent_jobs = importlib.import_module('fastai_featreg.comparison.compare'),[]
+    def send(package, n, *args):
+        sent_jobs.append(n)
+        return []
+    monkeypatch.setattr(module, 'send', send)
+    given = dict(methods='plain', seeds=2, out=tmp_path, launcher='submitit', launcher_args='wait=False')
+    for n in (None, 1, 50): compare(**given, jobs=n)
+    assert sent_jobs==[1, 1, 2]
+
 
 # ---- jobs of a launcher
 

@@ -148,15 +148,15 @@ def test_a_file_of_an_old_name_is_itself(tmp_path, monkeypatch):
     "The finder stands first, but not before a module that is there"
     import fastai_featreg
     finder = next(o for o in sys.meta_path if type(o).__name__=='Moved')
-    assert finder.find_spec('fastai_featreg.comparison.rows').loader is finder
+    assert finder.find_spec('fastai_featreg.rows').loader is finder
     assert finder.find_spec('fastai_featreg.data') is None
     monkeypatch.setattr(fastai_featreg, '__file__', str(tmp_path/'__init__.py'))
     (tmp_path/'rows.py').write_text('')
     (tmp_path/'plan').mkdir()
     (tmp_path/'plan'/'__init__.py').write_text('')
     (tmp_path/'methods').mkdir()
-    assert finder.find_spec('fastai_featreg.comparison.rows') is None and finder.find_spec('fastai_featreg.comparison.plan') is None
-    assert finder.find_spec('fastai_featreg.comparison.report').loader is finder
+    assert finder.find_spec('fastai_featreg.rows') is None and finder.find_spec('fastai_featreg.plan') is None
+    assert finder.find_spec('fastai_featreg.report').loader is finder
 
 
 @pytest.mark.parametrize('module, names', [

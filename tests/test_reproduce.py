@@ -3,7 +3,6 @@ of its numbers"""
 import inspect
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ import torch
 import fastai_featreg.comparison.compare as comparison
 import fastai_featreg.comparison.published as published
 import fastai_featreg.comparison.reproduce as module
+import fastai_featreg.comparison.saved as saved
 from fastai_featreg.archs import find_arch, make_learner
 from fastai_featreg.data import load_data
 from fastai_featreg.comparison.protocols import Protocol
@@ -225,8 +225,7 @@ def test_a_teacher_is_trained_once(tmp_path, monkeypatch):
         out.mkdir(parents=True)
         model = make_learner(load_data(data, size=32, bs=16, n_train=32, n_valid=16), 'resnet8', head='linear').model
         torch.save(model.state_dict(), out/'net.pth')
-    saved = SimpleNamespace(train_and_save=train_and_save)
-    monkeypatch.setitem(sys.modules, 'fastai_featreg.comparison.saved', saved)
+    monkeypatch.setattr(saved, 'train_and_save', train_and_save)
     run_it = lambda **more: reproduce(file, quick=True, out=tmp_path/'out', say=lambda line: None, **more)
     found = run_it()
     assert len(calls)==1 and calls[0]['protocol'].arch=='resnet8' and calls[0]['n_train']==32
@@ -236,6 +235,27 @@ def test_a_teacher_is_trained_once(tmp_path, monkeypatch):
     assert len(calls)==1, 'the teacher is there'
     run_it(wd=1e-3)
     assert len(calls)==2, 'another protocol is another teacher'
+
+
+def test_a_teacher_that_failed_is_told_and_other_blocks_go_on(tmp_path, monkeypatch):
+    file,lines = tmp_path/'taught.toml',[]
+    alone = """[[blocks]]
+name = "alone"
+arch = "resnet20"
+arms = {plain = "plain", fm = "FeatureMining"}
+published = {plain = 30.0, fm = 29.0}
+[[claims]]
+method = "fm"
+blocks = ["alone"]
+"""
+    of_one = taught.replace('against = "kd"', 'against = "kd"\nblocks = ["a pair"]')
+    file.write_text(of_one.replace('[quick]', f'{alone}[quick]'))
+    failed = dict(error='OutOfMemoryError: no')
+    monkeypatch.setattr(saved, 'train_and_save', lambda **how: failed)
+    found = reproduce(file, quick=True, out=tmp_path/'out', say=lines.append)
+    assert list(found['state'])==["the teacher 'resnet8' has failed", ''], found
+    assert any("a pair: the teacher 'resnet8' has failed (OutOfMemoryError: no)" in l for l in lines)
+    assert not np.isnan(found['here'][1])
 
 
 def test_looking_at_nothing(tmp_path):

@@ -115,3 +115,65 @@ def test_report_of_rows_that_are_there(trained, tmp_path, capsys):
     assert 'Configuration' not in capsys.readouterr().out and (tmp_path/'comparison.png').exists()
     assert main(['report', str(tmp_path), '--only', 'size=7'])==2
     assert "has size=7" in capsys.readouterr().err
+
+def test_seeds_with_images_or_labels_of_their_own_are_one_configuration(tmp_path):
+    "`data_id` is of a seed there: the report was one for each seed"
+    from fastai_featreg.comparison.reproduce import rows_there
+    for i,drawn in enumerate((dict(label_noise=.2), dict(redraw=True))):
+        out = tmp_path/str(i)/'block'
+        df = compare(**tiny | drawn, methods='plain', seeds=3, out=out, say=lambda text: None, bars=False)
+        assert df['data_id'].nunique()==3
+        whole = report_folder(out, say=lambda text: None)
+        assert [sorted(t['seed']) for t in whole]==[[0, 1, 2]]
+        looked = rows_there(dict(block='block', arms=dict(plain='plain')), tmp_path/str(i))
+        assert sorted(looked['seed'])==[0, 1, 2] and set(looked['arm'])=={'plain'}
+
+def test_report_by_the_name_of_a_protocol(tmp_path, capsys):
+    given = tiny | dict(methods='plain', seeds=1, out=tmp_path, say=lambda text: None, bars=False)
+    compare(**given)
+    compare(**given, protocol='fm_cifar')
+    capsys.readouterr()
+    assert main(['report', str(tmp_path)])==0 and 'protocol fm_cifar' in capsys.readouterr().out
+    said = []
+    only, = report_folder(tmp_path, 'protocol=fm_cifar', say=said.append)
+    assert list(only['protocol'])==['fm_cifar']
+
+def test_only_the_images_of_its_seed_are_opened(tmp_path, monkeypatch):
+    from fastai_featreg.comparison import jobs, start
+    opened,load = [],start.load_data
+    def load_data(*args, **given):
+        opened.append(given.get('run_seed'))
+        return load(*args, **given)
+    monkeypatch.setattr(start, 'load_data', load_data)
+    row = train_and_save(**tiny, seed=20, out=tmp_path, label_noise=.2, say=lambda text: None, bars=False)
+    assert opened==[20] and row['seed']==20 and row['seeds_asked']==1
+    # the same labels as the run of that seed in a comparison
+    config = start.seed_configs(dict(data_id=''), start.open_data('digits', tiny | dict(label_noise=.2),
+                                start.Protocol()), [0, 19, 20])
+    assert row['data_id']==config[20]['data_id']!=config[19]['data_id']
+    assert jobs.my_part()==jobs.Part()
+
+def test_one_run_is_trained_in_this_process(tmp_path, monkeypatch):
+    from fastai_featreg.comparison import jobs, training
+    monkeypatch.setattr(jobs, 'n_places', lambda: 8)
+    def side(*args): raise AssertionError('it has started processes')
+    def one(todo, *args): raise KeyboardInterrupt
+    monkeypatch.setattr(training, 'train_beside', side)
+    monkeypatch.setattr(training, 'train_all', one)
+    # the digits at full length, for which a comparison takes several
+    with pytest.raises(KeyboardInterrupt): train_and_save(out=tmp_path, say=lambda text: None, bars=False)
+    assert main(['train', '--out', str(tmp_path)])==130
+    with jobs.as_part(jobs.Part(only=0)), pytest.raises(ValueError, match='jobs must be 1 where one run'):
+        training.train_missing(2, {}, [(0, 'plain')], None)
+
+def test_the_protocol_beside_a_network_trains_it_again(trained, tmp_path):
+    for name,given in dict(usual={}, paper=dict(protocol='fm_cifar', wd=1e-3), warm=dict(warmup=.5, opt='sgd')).items():
+        first,again = tmp_path/name/'first',tmp_path/name/'again'
+        row = train_and_save(**tiny | given, out=first, say=lambda text: None, bars=False)
+        images = {k: tiny[k] for k in ('data', 'n_train', 'n_valid')}
+        same = train_and_save(**images, protocol=first/'protocol.toml', out=again, say=lambda text: None, bars=False)
+        for k in ('accuracy', 'valid_loss', 'curve', 'recipe', 'arch', 'head', 'size', 'bs', 'lr', 'epochs'):
+            assert same[k]==row[k], (name, k)
+        assert len(read_results(again/'results.csv'))==1
+        one,other = [torch.load(f/'net.pth', weights_only=True) for f in (first, again)]
+        for k in one: assert torch.equal(one[k], other[k]), k

@@ -86,7 +86,10 @@ def run_train(args:argparse.Namespace):
         raise ValueError("train must have one run of one method, got methods or seeds; give --method and --seed")
     given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data', 'methods', 'seeds')}
     check_data(args)
-    row = train_and_save(args.path or args.data, **given, say=partial(print, flush=True))
+    try: row = train_and_save(args.path or args.data, **given, say=partial(print, flush=True))
+    except KeyboardInterrupt:
+        print("\nInterrupted. The run had not ended; the same command trains it from the beginning.", file=sys.stderr)
+        return 130
     return int(row['error']!='')
 
 def run_report(args:argparse.Namespace):

@@ -11,7 +11,7 @@ __all__ = ['run_order', 'compare', 'find_arch', 'find_method', 'known_methods', 
 from fastai.vision.all import *
 from .cost import cost_of
 from .found import all_rows,missing,rows_of
-from .jobs import failures,how_many,jobs_here,my_part,packed,threads_of
+from .jobs import failures,jobs_here,my_part,packed,threads_of
 from .launch import hear,launcher_settings,send
 from .metrics import metric_name
 from .own import own_names
@@ -22,7 +22,7 @@ from .report import find_arm,report
 from .rows import read_results,results_file,take_in
 from .runs import device_of,method_id
 from .saved import marked_weights,weights_mark
-from .setting import at_home,check_teacher_file,configuration,run_settings,settle,usual_jobs
+from .setting import at_home,check_teacher_file,configuration,jobs_of,run_settings,settle
 from .start import check_methods,check_start,open_data,seed_configs
 from .training import train_missing
 from .verdicts import power_line
@@ -40,11 +40,12 @@ _all_ = ['find_arch','find_method','known_methods','make_learner','parse_methods
 def run_order(
     labels:list, # methods
     seeds:int, # number of seeds
+    asked:list|None=None, # those that are wanted; None: all
 )->list: # (seed, label) of every run, in order
     "All methods of a seed before the next seed, each seed beginning one method further"
     # interleaved: a machine that slows down in the middle should slow everybody down
     order = []
-    for seed in range(seeds):
+    for seed in range(seeds) if asked is None else asked:
         order += [(seed, labels[(i+seed)%len(labels)]) for i in range(len(labels))]
     return order
 
@@ -102,7 +103,7 @@ def compare(
     """
     given = {k: v for k,v in locals().items() if k!='settings'} | settings
     check_teacher_file(teacher)
-    join_ranks(n_jobs := how_many(ifnone(jobs, usual_jobs(data, epochs, n_train))))
+    join_ranks(n_jobs := jobs_of(jobs, given, launcher))
     say = safely(say) if leads() else noop
     typed = dict(methods=as_text(methods), teacher=teacher, teacher_arch=teacher_arch)
     plan = dict(parse_methods(*typed.values()))
@@ -113,17 +114,17 @@ def compare(
     data,budget,how = settle(given, settings, plan, say)
     read_results(path)
     take_in(path, say)
-    loaders,order = open_data(ifnone(dls, data), budget, how, say),run_order(list(plan), seeds)
-    weights = marked_weights(at_home('weights', weights))
+    weights,asked = marked_weights(at_home('weights', weights)),my_part().seeds(seeds)
+    loaders,order = open_data(ifnone(dls, data), budget, how, say, asked[0]),run_order(list(plan), seeds, asked)
     learner = budget['arch'],budget['pretrained'] and not weights,budget['head']
-    check_start(dls := loaders(0), *learner, weights)
+    check_start(dls := loaders(asked[0]), *learner, weights)
     config = configuration(data, dls, budget, how) | weights_mark(weights) | threads_of(n_jobs, device_of(dls))
     config |= dict(own_cbs=own_names(cbs, list(plan)), metric=metric_name(metric, lower_is_better))
-    configs = seed_configs(config, loaders, seeds)
+    configs = seed_configs(config, loaders, asked)
     # read once: a module that is edited during the night is not what trained
     methods = {label: method_id(make_cbs, budget['arch']) for label,make_cbs in plan.items()}
-    c = SimpleNamespace(plan=plan, path=path, loaders=loaders, configs=configs, methods=methods, seeds=seeds, cbs=cbs,
-                        save=save, say=say, bars=bars, settings=run_settings(budget, how, metric, weights))
+    c = SimpleNamespace(plan=plan, path=path, loaders=loaders, configs=configs, methods=methods, seeds=len(asked),
+                        cbs=cbs, save=save, say=say, bars=bars, settings=run_settings(budget, how, metric, weights))
     there = rows_of(path, configs, methods, order, say)
     todo = part_of(missing(order, there), c, lambda some: check_methods(some, dls, *learner))
     new = train_missing(n_jobs, package, todo, c)
@@ -137,7 +138,7 @@ def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:C
     "Let jobs of a launcher train, and report what they have found"
     settings = launcher_settings(text)
     there,against = read_results(path),package['given']['against']
-    jobs = send(package | dict(failed=failures(there)), n_jobs, path.parent/'jobs', settings, say)
+    jobs = send(package | dict(failed=failures(there)), min(n_jobs, len(order)), path.parent/'jobs', settings, say)
     if settings.get('wait') is False: return there.iloc[:0]
     found = {repr(f['configs']): f for f in hear(jobs, say)}
     new = [row for f in found.values() for row in f['rows']]
@@ -153,7 +154,7 @@ def part_of(todo:list, c:SimpleNamespace, check:Callable):
     if part.check: part.check(c.configs, c.methods)
     if not part.tell:
         check({label: c.plan[label] for _,label in todo})
-        c.say(opening(c.configs[0], list(c.plan), c.seeds, len(todo), c.path))
+        c.say(opening(next(iter(c.configs.values())), list(c.plan), c.seeds, len(todo), c.path))
     return todo
 
 def trained_as(c:SimpleNamespace):
@@ -174,4 +175,4 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     there = f"{n - n_todo} of {n} runs are in {path} already"
     return (f"{runs} on {c.data}, {images}\n"
             f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}\n"
-            f"{power_line(seeds, int(c.n_valid), len(plan) - 1)}")
+            f"{power_line(seeds, int(c.n_valid), max(len(plan) - 1, 1))}")

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/comparison/8t_found.ipynb #a5d2ed23
 from fastai.vision.all import *
-from .rows import count_once,differences,read_results,same_config
+from .rows import config_names,count_once,differences,meaning,read_results,same_config
 from ..wording import plural
 
 # %% ../../nbs/comparison/8t_found.ipynb #6e47f572
@@ -22,6 +22,24 @@ def missing(order:list, df:pd.DataFrame):
     return [o for o in order if o not in there]
 
 # %% ../../nbs/comparison/8t_found.ipynb #c03d76a3
+def is_drawn(row:dict):
+    "Are images or labels drawn for each seed, so that `data_id` is of a seed?"
+    return any(meaning(c, row.get(c) or '') not in ('', False, 0) for c in ('redraw', 'label_noise'))
+
+def comparison_keys(df:pd.DataFrame):
+    "A key for each row: rows of one comparison have equal ones, whatever is drawn for each seed"
+    keys,seen = [],{}
+    for row in df.to_dict('records'):
+        config = {c: meaning(c, row.get(c, '')) for c in config_names}
+        images = config['data_id']
+        if is_drawn(row):
+            # the second images that a seed has are of another comparison
+            known = seen.setdefault((*(config | dict(data_id='')).values(), row['seed']), [])
+            if images not in known: known.append(images)
+            images = known.index(images)
+        keys.append(tuple((config | dict(data_id=images)).values()))
+    return keys
+
 def same_runs(df:pd.DataFrame, configs:dict):
     "Which rows have the configuration of their seed"
     same = np.zeros(len(df), dtype=bool)

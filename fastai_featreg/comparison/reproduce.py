@@ -175,7 +175,11 @@ planned = ('byot', 'cs_kd', 'center_loss', 'l_softmax', 'sm_softmax', 'cutout', 
 settings_instead = dict(cutout='a setting of the protocol (cutout=16), not a method of one arm',
                         stoch_depth='an argument of the network (drop_path_rate), not a method of one arm')
 
-class NoData(ValueError): pass
+class CannotRun(ValueError):
+    "Why a block cannot be run: a sentence, and in few words"
+    def __init__(self, sentence:str, short:str):
+        super().__init__(sentence)
+        self.short = short
 
 def slug(text:str):
     "A name that a folder can have"
@@ -185,8 +189,8 @@ def data_of(data:object, data_at:str|Path|None):
     "Data by name or folder"
     if data_at is not None and (found := Path(data_at).expanduser()/str(data)).is_dir(): return found
     if str(data) in set_names or Path(str(data)).expanduser().is_dir(): return data
-    raise NoData(f"data '{data}' must be a folder, got none; put it into a folder and give that with "
-                 "--data-at (data_at=)")
+    raise CannotRun(f"data '{data}' must be a folder, got none; put it into a folder and give that with "
+                    "--data-at (data_at=)", f"no data '{data}'")
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0023
 def not_built(
@@ -237,7 +241,11 @@ def teacher_for(call:dict, folder:Path, data:object, say:callable):
     out = folder/f'teacher-{slug(arch)}-{mark}'
     if not (out/'net.pth').is_file():
         from fastai_featreg.comparison.saved import train_and_save
-        train_and_save(**how | dict(data=data), protocol=p, out=out, say=say)
+        row = train_and_save(**how | dict(data=data), protocol=p, out=out, say=say)
+    if not (out/'net.pth').is_file():
+        why = row['error'] or 'its files cannot be written'
+        raise CannotRun(f"the teacher '{arch}' has failed ({why}); the same command trains it again",
+                        f"the teacher '{arch}' has failed")
     return dict(teacher=out/'net.pth', teacher_arch=arch)
 
 def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
@@ -252,11 +260,12 @@ def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
     return with_arms(compare(**call['arguments'] | where | taught), call, labels)
 
 def rows_there(call:dict, folder:Path):
-    "Rows of a block that have ended, in the configuration of the last one; None: there are none"
-    from fastai_featreg.comparison.rows import read_results,same_config
+    "Rows of a block that have ended, of the comparison of the last one; None: there are none"
+    from fastai_featreg.comparison.rows import read_results
+    from fastai_featreg.comparison.saved import configurations
     df = read_results(folder/slug(call['block'])/'results.csv')
     if not len(df): return None
-    df = df[same_config(df, df.iloc[-1].to_dict())]
+    df, = [t for t in configurations(df) if df.index[-1] in t.index]
     bare = lambda label: re.sub(r"(, )?teacher(_arch)?='[^']*'", '', label).replace('(, ', '(')
     labels = {bare(k): a for k,a in labels_of_taught(call['arms']).items()}
     return with_arms(df, call, {m: labels.get(bare(m)) for m in df['method']})
@@ -290,9 +299,9 @@ def reproduce(
     for call in calls:
         why |= {(call['block'], a): why_not(names) for a,names in not_built(call['arms']).items()}
         try: rows.append(rows_there(call, folder) if look else run_call(call, folder, data_at, say))
-        except NoData as e:
+        except CannotRun as e:
             say(f"{call['block']}: {e}")
-            why |= {(call['block'], a): f"no data '{call['arguments']['data']}'" for a in call['arms']}
+            why |= {(call['block'], a): e.short for a in call['arms']}
     found = claims(table, calls, [r for r in rows if r is not None], why)
     say(claims_text(table, calls, found, quick))
     if found['here'].notna().any(): plot_claims(table, found, quick, calls).savefig(folder/'claims.png', dpi=120)

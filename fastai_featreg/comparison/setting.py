@@ -13,9 +13,10 @@ from fastai.vision.all import *
 from ..archs import arch_text,find_arch,heads,papers_net
 from .budgets import budgets,own_images
 from .fingerprints import data_id
+from .jobs import how_many,my_part
 from .own import own_loaders,taken_from
 from .protocols import budget_names,describe,find_protocol,of_budget,Protocol,protocol_with
-from .ranks import of_ranks
+from .ranks import n_ranks,of_ranks
 from .rows import config_names,protocol_names
 from .rules import check_setting
 from .runs import device_of
@@ -135,10 +136,22 @@ def settle(given:dict, settings:dict, plan:dict, say:Callable):
     for line in remarks(data, budget['arch'], list(plan), own['head'], a.teacher): say(line)
     return data,budget,how
 
-def usual_jobs(data:str|Path|None, epochs:int|None, n_train:int|None):
-    "Networks for small images are too small for several threads: at full length, their runs stand side by side"
-    # a process takes seconds to start, which a short comparison does not give back
-    return 'auto' if str(data or 'digits') in budgets and epochs is None and n_train is None else 1
+shorter = 'epochs iters n_train per_class protocol dls'.split()
+
+def is_usual(given:dict):
+    "Is it a comparison of the digits or CIFAR, at the length that suits them?"
+    return str(given.get('data') or 'digits') in budgets and all(given.get(k) is None for k in shorter)
+
+def jobs_of(jobs:int|str|None, given:dict, launcher:str|None=None):
+    "Processes side by side: what was asked, or what suits the comparison. A part of another command starts none"
+    part = my_part()
+    # it is one of them already, and each would start as many
+    if part.tell: return 1
+    if jobs is not None: return how_many(jobs)
+    if launcher or n_ranks()>1 or part.only is not None: return 1
+    # networks for small images are too small for several threads; but a process takes seconds to start, which a short
+    # comparison does not give back
+    return how_many('auto') if is_usual(given) else 1
 
 def run_settings(budget:dict, how:Protocol, metric:Callable|Metric|None, weights:str|None):
     "What `run_once` is told"

@@ -39,20 +39,20 @@ class SeedLoaders:
         if isinstance(self.data, DataLoaders): return self.change(self.data)
         return self.change(load_data(self.data, say=say, **self.given, **run))
 
-def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop):
+def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop, first:int=0):
     "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
     given = {k: budget[k] for k in data_arguments if budget.get(k) is not None}
     loaders = SeedLoaders(data, given, partial(augmented, p=how, size=budget['size']), say)
-    try: loaders(0)
+    try: loaders(first)
     except OSError as e:
         raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); "
                          "check the network and the folder's permissions") from e
     return loaders
 
-def seed_configs(config:dict, loaders:SeedLoaders, seeds:int):
-    "Seed -> configuration: where data are drawn for each seed, they have an identity of their own"
-    ids = {s: data_id(loaders(s)) for s in range(1, seeds)} if loaders.varies else {}
-    return {s: config | dict(data_id=ids.get(s, config['data_id'])) for s in range(seeds)}
+def seed_configs(config:dict, loaders:SeedLoaders, seeds:list):
+    "Seed -> configuration; `config` is that of the first. Data that are drawn for each seed have an identity each"
+    ids = {s: data_id(loaders(s)) for s in seeds[1:]} if loaders.varies else {}
+    return {s: config | dict(data_id=ids.get(s, config['data_id'])) for s in seeds}
 
 # %% ../../nbs/comparison/8r_start.ipynb #94192f68
 def check_start(dls:DataLoaders, arch:str, pretrained:bool, head:str, weights:str|None=None):

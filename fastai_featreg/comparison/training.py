@@ -111,6 +111,8 @@ def train_all(todo:list, c:SimpleNamespace, failed:frozenset=frozenset()):
 def train_missing(n_jobs:int, package:dict, todo:list, c:SimpleNamespace):
     "Train the runs that are missing, here or in processes of their own"
     part = my_part()
+    if part.only is not None and n_jobs>1:
+        raise ValueError(f"jobs must be 1 where one run is trained, got {n_jobs}; leave it out")
     # as a part of another command, those failures are tried again that were there when it began
     failed = part.failed if part.tell else failures(read_results(c.path))
     if n_jobs==1: return train_all(todo, c, failed)
