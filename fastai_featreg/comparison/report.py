@@ -17,8 +17,8 @@ import pandas as pd
 from .colours import method_styles
 from .cost_table import cost_lines,with_cost
 from .metrics import by_metric,called,in_words
+from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
-from .verdicts import difference,difference_of_accuracies,Difference,holm,unpacked
 from ..wording import echo,one_line,plural
 
 # %% ../../nbs/comparison/85_report.ipynb #72894b5d
@@ -30,43 +30,27 @@ def different(rows:pd.DataFrame, column:str):
     "The different texts of a column, as one; '' where there are none"
     return '; '.join(dict.fromkeys(v for v in rows.get(column, ()) if v))
 
-def rights(rows:pd.DataFrame, column:str):
-    "Which images were right (runs, images); None unless all runs kept them, of the same images"
-    found = [unpacked(text) if isinstance(text, str) else None for text in rows.get(column, ())]
-    if not found or any(f is None or len(f)!=len(found[0]) for f in found): return None
-    return np.array(found)
-
-def compared(pair:pd.DataFrame):
-    "The difference of runs in pairs: by their images, or by their accuracies where these are not kept"
-    if not len(pair): return Difference(*[np.nan]*4, 0, 0)
-    mine,other = rights(pair, 'right'),rights(pair, 'right_other')
-    if mine is not None and other is not None and mine.shape==other.shape:
-        return difference(mine, other)
-    n_images = meaning('n_valid', pair['n_valid'].iloc[0]) if 'n_valid' in pair else None
-    known = isinstance(n_images, float)
-    return difference_of_accuracies(pair['accuracy'], pair['accuracy_other'], int(n_images) if known else None)
-
-def seeds_asked(rows:pd.DataFrame):
-    "What a reader should know about the number of seeds, '' if it was fixed beforehand"
-    cells = [meaning('epochs', v) for v in rows.get('seeds_asked', ())]
-    asked = sorted({int(v) for v in cells if isinstance(v, float) and np.isfinite(v)})
-    if len(asked)>1:
-        return f"; seeds were added after a first look ({', then '.join(map(str, asked))}), so 95 % is too sure"
+def fewer_seeds(rows:pd.DataFrame, asked:list):
+    "What a reader should know about the number of seeds, '' if all that were asked for are there"
     n = rows['seed'].nunique()
-    return f'; {n} of the {asked[0]} seeds asked for' if asked and n<asked[0] else ''
+    return f'; {n} of the {asked[0]} seeds asked for' if len(asked)==1 and n<asked[0] else ''
 
 def summary_row(label:str, rows:pd.DataFrame, other:pd.DataFrame):
     "One method against the runs of another"
     good = rows[rows['error']==''].set_index('seed')
     # paired by seed: what a lucky seed gives to both drops out
-    pair = good.join(other.add_suffix('_other'), how='inner')
-    found = compared(pair)
+    pair = good.join(other[other['error']==''].set_index('seed').add_suffix('_other'), how='inner')
+    found,asked = compared(pair),seeds_asked(rows)
+    failed_other,runs_other = lost_of(other, rows['seed'])
+    lost = len(rows) - len(good) + failed_other
     mean = lambda c: good[c].mean() if c in good else np.nan
     ratio = lambda c: (pair[c]/pair[f'{c}_other']).median()
     res = dict(
         method=label,
         runs=len(rows),
         failed=len(rows) - len(good),
+        runs_other=runs_other,
+        failed_other=failed_other,
         accuracy=good['accuracy'].mean(),
         accuracy_std=std(good['accuracy']),
         pairs=len(pair),
@@ -78,9 +62,10 @@ def summary_row(label:str, rows:pd.DataFrame, other:pd.DataFrame):
         gain_p=found.p)
     if 'best_accuracy' in pair: res['best_gain'] = (pair['best_accuracy'] - pair['best_accuracy_other']).mean()
     res |= {c: mean(c) for c in looks + bests}
-    res |= {c: different(rows, c) for c in ('acted', 'term_share', 'note')}
+    res |= {c: different(rows, c) for c in ('acted', 'term_share', 'note', 'result')}
     return res | dict(
-        asked=seeds_asked(rows),
+        asked=fewer_seeds(rows, asked),
+        hindrance=hindrance(len(pair), lost, asked),
         step_ms=good['step_ms'].median(),
         step_ratio=ratio('step_ms'),
         memory_ratio=ratio('peak_mb'))
@@ -126,13 +111,11 @@ def summarise(
     check_one_configuration(df)
     df = count_once(df)
     against = find_arm(list(df['method'].unique()), against)
-    other = df[(df['error']=='') & (df['method']==against)].set_index('seed')
+    other = df[df['method']==against]
     rows = [summary_row(label, rows, other) for label,rows in df.groupby('method', sort=False)]
     res = pd.DataFrame(rows).set_index('method').assign(against=against)
     others = res.index!=against
-    # one or two seeds claim nothing
-    p = res['gain_p'].where(res['pairs']>=3).fillna(1.)[others]
-    res.loc[others, 'gain_holm'] = holm(p)
+    res.loc[others, 'gain_holm'] = for_all(res['gain_p'][others], res['pairs'][others])
     return res.assign(methods=int(others.sum()))
 
 # %% ../../nbs/comparison/85_report.ipynb #7250224b
@@ -242,11 +225,13 @@ def notes(
     return [f'{label}: {short(note)}' for label,note in summary['note'].items() if note]
 
 # %% ../../nbs/comparison/85_report.ipynb #7b33f286
-def lost_runs(r:tuple):
-    "A part of the sentence about runs that did not end well"
-    if not r.failed: return ''
-    are = 'is' if r.failed==1 else 'are'
-    return f"; {r.failed} of {plural(r.runs, 'run')} failed or diverged and {are} not in it"
+def lost_runs(r:tuple, against:str):
+    "A part of the sentence about runs of both methods that did not end well"
+    found = []
+    for lost,runs,whose in ((r.failed, r.runs, ''), (r.failed_other, r.runs_other, f' of {against}')):
+        are = 'is' if lost==1 else 'are'
+        if lost: found.append(f"; {lost} of {plural(runs, 'run')}{whose} failed or diverged and {are} not in it")
+    return ''.join(found)
 
 def span_of(r:tuple):
     "The interval in words, and what it covers"
@@ -262,8 +247,8 @@ def verdict(label:str, r:tuple, against:str):
         return f"{label}: no run shares a seed with one of {against} that ended well, so nothing can be said."
     if not np.isfinite(r.gain):
         return f"{label}: a run has no accuracy, so nothing can be said."
-    lost,start = lost_runs(r) + r.asked,f"{label}: {100*r.gain:+.2f} points against {against}"
-    if r.pairs<3:
+    lost,start = lost_runs(r, against) + r.asked,f"{label}: {100*r.gain:+.2f} points against {against}"
+    if r.pairs<fewest:
         return (f"{start} over {plural(r.pairs, 'seed')}{lost}: "
                 "too few to tell a difference from chance, take three or more.")
     # in tables that say neither which images were right nor how many there were
@@ -271,10 +256,12 @@ def verdict(label:str, r:tuple, against:str):
         return (f"{start} in each of {r.pairs} seeds{lost}: "
                 "equal differences have no interval; take more seeds or validation images.")
     span = f"{start} {span_of(r)}{lost}"
+    if 'added' in r.hindrance:
+        return f"{span}: {r.hindrance}, so no difference is shown; begin anew with the number you want."
     if r.gain_low<=0<=r.gain_high:
         return f"{span}: it includes 0, so no difference is shown."
-    if r.failed:
-        return f"{span}: it excludes 0, but runs that did not end well count too, so no difference is shown."
+    if r.hindrance:
+        return f"{span}: it excludes 0, but {r.hindrance}, so no difference is shown."
     holm = f"after Holm over {r.methods} methods"
     if r.gain_holm>0.05:
         return f"{span}: it excludes 0, but not {holm} (p = {r.gain_holm:.3f}), so no difference is shown."
