@@ -260,6 +260,16 @@ def test_best_epochs_are_told_as_what_they_are():
     assert f"A() {100*(s.loc['A()', 'gain'] + 0.01):+.2f}" in line and 'optimistic' in line
     assert not best_epochs(summarise(df.assign(best_accuracy=df['accuracy'])))
 
+def test_where_the_paper_reports_the_best_epoch():
+    df = runs(plain=plain, A_=same).assign(result='best')
+    s = summarise(df.assign(best_accuracy=df['accuracy'] + 0.05*(df['method']!='plain')))
+    gain = f"{100*(s.loc['A()', 'gain'] + 0.05):+.2f}"
+    line, = best_epochs(s)
+    assert line==(f'The paper reports the best epoch: A() {gain} (difference of best epochs to plain, points; chosen '
+                  'on the validation images, so no verdict is made of it).')
+    assert len(best_epochs(summarise(df.assign(best_accuracy=df['accuracy']))))==1, 'also where it is the last one'
+    assert verdicts(s)[0].endswith('so no difference is shown.')
+
 @pytest.mark.parametrize('folder', ['digits', 'cifar10_long', 'cifar100_distill'])
 def test_committed_tables_of_earlier_versions(folder):
     s = summarise(read_results(simulation.parent/folder/'results.csv'))

@@ -18,6 +18,7 @@ from fastai.callback.core import TrainEvalCallback
 from fastai.learner import Learner,Recorder
 from torch import nn
 from .fingerprints import fingerprint_of
+from .cost_table import costs_there
 from .jobs import as_part,Part,the_comparison
 from .report import find_arm,report
 from .rows import complain_aloud,config_names,meaning,read_results
@@ -269,4 +270,5 @@ def report_rows(
     against:str='plain', # the method that all others are held beside
 )->pd.DataFrame: # the rows
     "Report one configuration"
-    return report(rows, path, say, find_arm(list(rows['method'].unique()), against), picture=picture)
+    against = find_arm(list(rows['method'].unique()), against)
+    return report(rows, path, say, against, costs_there(path, rows), picture=picture)
