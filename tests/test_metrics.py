@@ -46,7 +46,8 @@ def test_a_metric_that_is_no_share(tmp_path):
     # of the digits, two columns are shares: the pointing game and the boxes
     assert text.count('%') - text.count('95 %')==2, text
     fig = plot_comparison(df)
-    assert fig.axes[1].get_ylabel()=='-perplexity' and fig.axes[0].get_xlabel()=='difference of -perplexity against plain'
+    assert fig.axes[1].get_ylabel()=='-perplexity'
+    assert fig.axes[0].get_xlabel()=='difference of -perplexity against plain'
     assert min(fig.axes[1].lines[0].get_ydata())==pytest.approx(turned[turned.method=='plain'].curve.str.split(';')
         .map(lambda o: [float(v) for v in o]).apply(pd.Series).mean().min())
     plt.close(fig)
