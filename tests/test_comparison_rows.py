@@ -78,7 +78,7 @@ def test_other_images_of_the_same_number_are_other_data(photos, tmp_path, traine
     assert len(trained)==8 and len(df)==4
     assert len(read_results(tmp_path/'out'/'results.csv'))==8, 'the old rows stay'
     line, = [l for l in said if ' of the same method' in l]
-    assert '4 rows of the same methods and seeds differ in images, labels or split (data_id)' in line
+    assert '4 rows of the same methods and seeds differ in images, labels, split or transforms (data_id)' in line
     assert '\n' not in line
 
 @pytest.mark.parametrize('change', [

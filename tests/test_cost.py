@@ -5,9 +5,11 @@ from fastai.vision.all import Adam, Callback, MixUp, noop
 from fastai_featreg import core
 from fastai_featreg.comparison import cost
 from fastai_featreg.comparison.compare import compare
-from fastai_featreg.comparison.cost_table import read_costs, with_cost
+from fastai_featreg.comparison.cost_table import identity, read_costs, with_cost, write_costs
 from fastai_featreg.comparison.protocols import describe, find_protocol
 from fastai_featreg.comparison.report import summarise, summary_table
+from fastai_featreg.comparison.rows import read_results
+from fastai_featreg.comparison.saved import report_folder
 
 small = dict(arch='resnet8', methods='feature_mining', epochs=1, seeds=1, size=32, bs=4, n_train=16, n_valid=10,
              bars=False)
@@ -95,6 +97,25 @@ def test_the_table_shows_no_step_times_of_different_runs():
     summary = summarise(rows)
     assert '1.000' in summary_table(summary)
     assert '1.000' not in summary_table(with_cost(summary, read_costs('/no such folder/results.csv')))
+
+
+def test_the_report_of_a_folder_shows_what_was_measured(tmp_path):
+    "Without cost.csv no cost; with it that of its rows, whatever the runs took"
+    compare(**small, out=tmp_path, cost=False, say=noop)
+    said = []
+    report_folder(tmp_path, say=said.append)
+    cells = lambda text: {o.split()[0]: o.split()[5:8] for o in text.splitlines()[4:6]}
+    assert cells(said[0])=={'plain': ['-']*3, 'FeatureMining()': ['-']*3} and 'were not measured' in said[0], said[0]
+    config = read_results(tmp_path/'results.csv')[['method', 'method_id', *identity]]
+    same = dict(clock='wall', error='', pairs=12, plain_ms=50., again_q1=.9, again_median=1., again_q3=1.1)
+    numbers = dict(step_ms=[50., 60.], ratio_median=[1., 1.2], ratio_q1=1., ratio_q3=1.3)
+    numbers |= dict(memory_mb=9., memory_ratio=1.5)
+    write_costs(tmp_path/'results.csv', config.assign(**same, **numbers))
+    report_folder(tmp_path, say=said.append)
+    assert cells(said[2])['FeatureMining()']==['60.0', '1.200', '1.500'] and 'Cost, 12 steps' in said[2], said[2]
+    write_costs(tmp_path/'results.csv', config.assign(**same, **numbers, bs='8'))
+    report_folder(tmp_path, say=said.append)
+    assert said[4]==said[2], 'another batch is another cost'
 
 
 def test_a_step_is_that_of_the_protocol(monkeypatch):

@@ -10,6 +10,7 @@ __all__ = ['run_order', 'compare', 'find_arch', 'find_method', 'known_methods', 
 # %% ../../nbs/comparison/80_compare.ipynb #063fa52f
 from fastai.vision.all import *
 from .cost import cost_of
+from .cost_table import costs_there
 from .found import all_rows,missing,rows_of
 from .jobs import failures,jobs_here,my_part,packed,threads_of
 from .launch import hear,launcher_settings,send
@@ -144,7 +145,7 @@ def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:C
     new = [row for f in found.values() for row in f['rows']]
     for f in found.values():
         rows = all_rows(path, f['configs'], f['methods'], order, there.iloc[:0], new, say)
-        df = report(rows, path, say, find_arm(f['methods'], against))
+        df = report(rows, path, say, find_arm(f['methods'], against), costs_there(path, rows))
     return df
 
 def part_of(todo:list, c:SimpleNamespace, check:Callable):
@@ -174,5 +175,6 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     budget = f"{c.size} px, batches of {c.bs}, {length}, {c.device}{trained_as(c)}"
     there = f"{n - n_todo} of {n} runs are in {path} already"
     return (f"{runs} on {c.data}, {images}\n"
-            f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}\n"
-            f"{power_line(seeds, int(c.n_valid), max(len(plan) - 1, 1))}")
+            f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}"
+            # of accuracies alone is it known what can be shown
+            + ('' if config.get('metric') else f"\n{power_line(seeds, int(c.n_valid), max(len(plan) - 1, 1))}"))

@@ -7,13 +7,13 @@ __all__ = []
 
 # %% ../../nbs/comparison/8t_found.ipynb #a5d2ed23
 from fastai.vision.all import *
-from .rows import config_names,count_once,differences,meaning,read_results,same_config
+from .rows import config_names,count_once,differences,is_failure,meaning,read_results,same_config
 from ..wording import plural
 
 # %% ../../nbs/comparison/8t_found.ipynb #6e47f572
 def failed_run(df:pd.DataFrame):
     "Which rows hold an exception (a divergence is a result)"
-    return (df['error']!='') & ~df['error'].str.startswith('diverged')
+    return df['error'].map(is_failure).astype(bool)
 
 def missing(order:list, df:pd.DataFrame):
     "Runs that have no row yet, or failed; a diverged run would diverge again"

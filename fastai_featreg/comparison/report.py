@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from .colours import method_styles
 from .cost_table import cost_lines,with_cost
-from .metrics import by_metric,called,in_words
+from .metrics import by_metric,called,factor_of,in_words
+from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
-from .verdicts import difference,difference_of_accuracies,Difference,holm,unpacked
 from ..wording import echo,one_line,plural
 
 # %% ../../nbs/comparison/85_report.ipynb #72894b5d
@@ -30,43 +30,27 @@ def different(rows:pd.DataFrame, column:str):
     "The different texts of a column, as one; '' where there are none"
     return '; '.join(dict.fromkeys(v for v in rows.get(column, ()) if v))
 
-def rights(rows:pd.DataFrame, column:str):
-    "Which images were right (runs, images); None unless all runs kept them, of the same images"
-    found = [unpacked(text) if isinstance(text, str) else None for text in rows.get(column, ())]
-    if not found or any(f is None or len(f)!=len(found[0]) for f in found): return None
-    return np.array(found)
-
-def compared(pair:pd.DataFrame):
-    "The difference of runs in pairs: by their images, or by their accuracies where these are not kept"
-    if not len(pair): return Difference(*[np.nan]*4, 0, 0)
-    mine,other = rights(pair, 'right'),rights(pair, 'right_other')
-    if mine is not None and other is not None and mine.shape==other.shape:
-        return difference(mine, other)
-    n_images = meaning('n_valid', pair['n_valid'].iloc[0]) if 'n_valid' in pair else None
-    known = isinstance(n_images, float)
-    return difference_of_accuracies(pair['accuracy'], pair['accuracy_other'], int(n_images) if known else None)
-
-def seeds_asked(rows:pd.DataFrame):
-    "What a reader should know about the number of seeds, '' if it was fixed beforehand"
-    cells = [meaning('epochs', v) for v in rows.get('seeds_asked', ())]
-    asked = sorted({int(v) for v in cells if isinstance(v, float) and np.isfinite(v)})
-    if len(asked)>1:
-        return f"; seeds were added after a first look ({', then '.join(map(str, asked))}), so 95 % is too sure"
+def fewer_seeds(rows:pd.DataFrame, asked:list):
+    "What a reader should know about the number of seeds, '' if all that were asked for are there"
     n = rows['seed'].nunique()
-    return f'; {n} of the {asked[0]} seeds asked for' if asked and n<asked[0] else ''
+    return f'; {n} of the {asked[0]} seeds asked for' if len(asked)==1 and n<asked[0] else ''
 
 def summary_row(label:str, rows:pd.DataFrame, other:pd.DataFrame):
     "One method against the runs of another"
     good = rows[rows['error']==''].set_index('seed')
     # paired by seed: what a lucky seed gives to both drops out
-    pair = good.join(other.add_suffix('_other'), how='inner')
-    found = compared(pair)
+    pair = good.join(other[other['error']==''].set_index('seed').add_suffix('_other'), how='inner')
+    found,asked = compared(pair),seeds_asked(rows)
+    failed_other,runs_other = lost_of(other, rows['seed'])
+    lost = len(rows) - len(good) + failed_other
     mean = lambda c: good[c].mean() if c in good else np.nan
     ratio = lambda c: (pair[c]/pair[f'{c}_other']).median()
     res = dict(
         method=label,
         runs=len(rows),
         failed=len(rows) - len(good),
+        runs_other=runs_other,
+        failed_other=failed_other,
         accuracy=good['accuracy'].mean(),
         accuracy_std=std(good['accuracy']),
         pairs=len(pair),
@@ -78,9 +62,10 @@ def summary_row(label:str, rows:pd.DataFrame, other:pd.DataFrame):
         gain_p=found.p)
     if 'best_accuracy' in pair: res['best_gain'] = (pair['best_accuracy'] - pair['best_accuracy_other']).mean()
     res |= {c: mean(c) for c in looks + bests}
-    res |= {c: different(rows, c) for c in ('acted', 'term_share', 'note')}
+    res |= {c: different(rows, c) for c in ('acted', 'term_share', 'note', 'result')}
     return res | dict(
-        asked=seeds_asked(rows),
+        asked=fewer_seeds(rows, asked),
+        hindrance=hindrance(len(pair), lost, asked),
         step_ms=good['step_ms'].median(),
         step_ratio=ratio('step_ms'),
         memory_ratio=ratio('peak_mb'))
@@ -126,14 +111,12 @@ def summarise(
     check_one_configuration(df)
     df = count_once(df)
     against = find_arm(list(df['method'].unique()), against)
-    other = df[(df['error']=='') & (df['method']==against)].set_index('seed')
+    other = df[df['method']==against]
     rows = [summary_row(label, rows, other) for label,rows in df.groupby('method', sort=False)]
     res = pd.DataFrame(rows).set_index('method').assign(against=against)
     others = res.index!=against
-    # one or two seeds claim nothing
-    p = res['gain_p'].where(res['pairs']>=3).fillna(1.)[others]
-    res.loc[others, 'gain_holm'] = holm(p)
-    return res.assign(methods=int(others.sum()))
+    res.loc[others, 'gain_holm'] = for_all(res['gain_p'][others], res['pairs'][others])
+    return res.assign(methods=int(others.sum()), metric=called(df), factor=factor_of(df))
 
 # %% ../../nbs/comparison/85_report.ipynb #7250224b
 def shown(label:str, labels:list):
@@ -141,10 +124,11 @@ def shown(label:str, labels:list):
     name = lambda l: re.sub(r'\([^()]*\)', '', l)
     return name(label) if sum(name(l)==name(label) for l in labels)<=1 else label
 
-def table_head(against:str):
+def table_head(against:str, factor:float=100.):
     "Two lines"
+    percent,points = ('%, ', 'points') if factor==100 else ('', '')
     return [['', '', 'accuracy', f'minus {against}', '95 % interval', 'step', 'step time', 'peak memory'],
-            ['method', 'runs', '%, mean ± sd', 'points', 'points', 'ms', f'/ {against}', f'/ {against}']]
+            ['method', 'runs', f'{percent}mean ± sd', points, points, 'ms', f'/ {against}', f'/ {against}']]
 
 extra_heads = {
     'best_accuracy': ['best of the', 'epochs, %'],
@@ -156,23 +140,31 @@ def number(x:float, form:str):
     "Formatted number, - for NaN"
     return '-' if pd.isna(x) else format(x, form)
 
+def amount(x:float, factor:float, sign:str=''):
+    "A value as it is read: in percent, or as it is"
+    return number(factor*x, f'{sign}.2f' if factor==100 else f'{sign}.4g')
+
+def between(r:tuple):
+    "The interval"
+    return ' to '.join(amount(x, r.factor, '+') for x in (r.gain_low, r.gain_high))
+
 def table_row(label:str, r:tuple):
-    "Cells of one method, in percent and points"
+    "Cells of one method, in percent and points where it is a share"
     gain = span = '-'
     spread = ''
     if not pd.isna(r.accuracy_std):
-        spread = f' ± {100*r.accuracy_std:.2f}'
+        spread = f' ± {amount(r.accuracy_std, r.factor)}'
     if label!=r.against and not pd.isna(r.gain):
-        gain = f'{100*r.gain:+.2f}'
+        gain = amount(r.gain, r.factor, '+')
     # two seeds tell no interval
-    if label!=r.against and r.pairs>=3 and not pd.isna(r.gain_low):
-        span = f'{100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}'
+    if label!=r.against and r.pairs>=fewest and not pd.isna(r.gain_low):
+        span = between(r)
     runs = f'{r.runs}'
     if r.failed: runs += f' ({r.failed} failed)'
     return [
         label,
         runs,
-        number(100*r.accuracy, '.2f') + spread,
+        amount(r.accuracy, r.factor) + spread,
         gain,
         span,
         number(r.step_ms, '.1f'),
@@ -205,7 +197,7 @@ def summary_table(
 )->str: # aligned lines of text
     "The summary as a table for the screen"
     against = shown(summary['against'].iloc[0], summary.index)
-    rows = table_head(against) + [table_row(r.Index, r) for r in summary.itertuples()]
+    rows = table_head(against, summary['factor'].iloc[0]) + [table_row(r.Index, r) for r in summary.itertuples()]
     for column in extra_columns(summary):
         rows = [row + [cell] for row,cell in zip(rows, column)]
     name = summary.attrs.get('metric', 'accuracy')
@@ -226,9 +218,13 @@ def best_epochs(
     "What the best epoch of each run gains, and why that is no verdict"
     rows = summary[(summary.index!=summary['against']) & (summary['pairs']>0)]
     gains = rows.get('best_gain', pd.Series(dtype=float)).dropna()
-    if not len(gains) or np.allclose(gains, rows.loc[gains.index, 'gain']): return []
+    published = (summary['result']=='best').any()
+    if not len(gains) or not published and np.allclose(gains, rows.loc[gains.index, 'gain']): return []
     against = shown(summary['against'].iloc[0], summary.index)
     found = ', '.join(f'{label} {100*g:+.2f}' for label,g in gains.items())
+    if published:
+        return [f"The paper reports the best epoch: {found} (difference of best epochs to {against}, points; chosen on "
+                "the validation images, so no verdict is made of it)."]
     return [f"Best epochs, points against {against}: {found}. Each was chosen on the validation images, "
             "which is optimistic, the more so the more a curve jumps: the verdicts are about the last epoch."]
 
@@ -242,17 +238,21 @@ def notes(
     return [f'{label}: {short(note)}' for label,note in summary['note'].items() if note]
 
 # %% ../../nbs/comparison/85_report.ipynb #7b33f286
-def lost_runs(r:tuple):
-    "A part of the sentence about runs that did not end well"
-    if not r.failed: return ''
-    are = 'is' if r.failed==1 else 'are'
-    return f"; {r.failed} of {plural(r.runs, 'run')} failed or diverged and {are} not in it"
+def lost_runs(r:tuple, against:str):
+    "A part of the sentence about runs of both methods that did not end well"
+    found = []
+    for lost,runs,whose in ((r.failed, r.runs, ''), (r.failed_other, r.runs_other, f' of {against}')):
+        are = 'is' if lost==1 else 'are'
+        if lost: found.append(f"; {lost} of {plural(runs, 'run')}{whose} failed or diverged and {are} not in it")
+    return ''.join(found)
 
 def span_of(r:tuple):
     "The interval in words, and what it covers"
     over = f'{r.pairs} seeds' + (f' and {r.images} images' if r.images else '')
-    alone = '' if r.images else ' (no predictions are kept: other images are not in it)'
-    return f"over {over}, 95 % interval {100*r.gain_low:+.2f} to {100*r.gain_high:+.2f}{alone}"
+    lacks = 'no predictions are' if r.metric=='accuracy' else 'the metric is not'
+    each = '' if r.metric=='accuracy' else ' for each image'
+    alone = '' if r.images else f' ({lacks} kept{each}: other images are not in it)'
+    return f"over {over}, 95 % interval {between(r)}{alone}"
 
 def verdict(label:str, r:tuple, against:str):
     "One sentence: does the interval of the difference exclude 0, also among all methods of the command?"
@@ -262,8 +262,9 @@ def verdict(label:str, r:tuple, against:str):
         return f"{label}: no run shares a seed with one of {against} that ended well, so nothing can be said."
     if not np.isfinite(r.gain):
         return f"{label}: a run has no accuracy, so nothing can be said."
-    lost,start = lost_runs(r) + r.asked,f"{label}: {100*r.gain:+.2f} points against {against}"
-    if r.pairs<3:
+    lost,points = lost_runs(r, against) + r.asked,' points' if r.factor==100 else ''
+    start = f"{label}: {amount(r.gain, r.factor, '+')}{points} against {against}"
+    if r.pairs<fewest:
         return (f"{start} over {plural(r.pairs, 'seed')}{lost}: "
                 "too few to tell a difference from chance, take three or more.")
     # in tables that say neither which images were right nor how many there were
@@ -271,10 +272,12 @@ def verdict(label:str, r:tuple, against:str):
         return (f"{start} in each of {r.pairs} seeds{lost}: "
                 "equal differences have no interval; take more seeds or validation images.")
     span = f"{start} {span_of(r)}{lost}"
+    if 'added' in r.hindrance:
+        return f"{span}: {r.hindrance}, so no difference is shown; begin anew with the number you want."
     if r.gain_low<=0<=r.gain_high:
         return f"{span}: it includes 0, so no difference is shown."
-    if r.failed:
-        return f"{span}: it excludes 0, but runs that did not end well count too, so no difference is shown."
+    if r.hindrance:
+        return f"{span}: it excludes 0, but {r.hindrance}, so no difference is shown."
     holm = f"after Holm over {r.methods} methods"
     if r.gain_holm>0.05:
         return f"{span}: it excludes 0, but not {holm} (p = {r.gain_holm:.3f}), so no difference is shown."
@@ -287,32 +290,33 @@ most_bands = 4 # more of them hide each other
 
 def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, styles:dict):
     "Difference of each seed to plain or another method, its mean and 95 % interval, a line for each method"
-    against = summary['against'].iloc[0]
+    against,factor = summary['against'].iloc[0],summary['factor'].iloc[0]
     other = df[df['method']==against].set_index('seed')['accuracy']
     others = summary[summary.index!=against]
     for y,(label,r) in enumerate(others.iterrows()):
         rows = df[df['method']==label]
-        gains = 100*(rows['accuracy'] - rows['seed'].map(other))
+        gains = factor*(rows['accuracy'] - rows['seed'].map(other))
         above = np.full(len(rows), y + 0.15)
         ax.scatter(gains, above, color=styles[label]['color'], alpha=0.5, s=18, linewidths=0)
         # two seeds tell no interval
-        half = 100*(r.gain_high - r.gain) if r.pairs>2 else 0.
+        half = factor*(r.gain_high - r.gain) if r.pairs>=fewest else 0.
         half = np.nan_to_num(half)
-        ax.errorbar(100*r.gain, y, xerr=half, ms=8, capsize=4, **styles[label])
+        ax.errorbar(factor*r.gain, y, xerr=half, ms=8, capsize=4, **styles[label])
     ax.axvline(0, color='black', lw=1)
+    what = 'points' if factor==100 else 'difference'
     ax.set(
         yticks=[],
         ylim=(len(others) - 0.5, -0.5),
-        xlabel=f'points of validation accuracy against {shown(against, summary.index)}',
+        xlabel=f'{what} of validation accuracy against {shown(against, summary.index)}',
         title='Gain: mean, 95 % interval, each seed')
 
-def plot_curves(ax:plt.Axes, df:pd.DataFrame, styles:dict):
+def plot_curves(ax:plt.Axes, df:pd.DataFrame, styles:dict, factor:float=100.):
     "Accuracy of each epoch: mean, and of few methods a band from the worst to the best seed"
     banded = df['method'].nunique()<=most_bands
     for label,rows in df.groupby('method', sort=False):
         values = [[float(v) for v in text.split(';') if v] for text in rows['curve']]
         # a shorter curve is filled up with NaN, which counts nowhere
-        curves = 100*pd.DataFrame(values, dtype=float)
+        curves = factor*pd.DataFrame(values, dtype=float)
         epochs = np.arange(1, curves.shape[1] + 1)
         ax.plot(epochs, curves.mean(), ms=4, **styles[label])
         if not banded: continue
@@ -320,7 +324,7 @@ def plot_curves(ax:plt.Axes, df:pd.DataFrame, styles:dict):
         ax.fill_between(epochs, worst, best, color=styles[label]['color'], alpha=0.15, linewidth=0)
     ax.set(
         xlabel='epoch',
-        ylabel='validation accuracy, %',
+        ylabel='validation accuracy' + (', %' if factor==100 else ''),
         title=f"Validation accuracy (mean{', worst and best seed'*banded})")
     ax.xaxis.get_major_locator().set_params(integer=True)
 
@@ -339,8 +343,9 @@ def plot_comparison(
     fig,axs = plt.subplots(1, 2, figsize=(11, 4.6 + 0.22*lines), layout='constrained')
     if not labels: return fig
     styles = method_styles(labels)
-    plot_gain(axs[0], good, summarise(df, against).loc[labels], styles)
-    plot_curves(axs[1], good, styles)
+    summary = summarise(df, against).loc[labels]
+    plot_gain(axs[0], good, summary, styles)
+    plot_curves(axs[1], good, styles, summary['factor'].iloc[0])
     for ax in axs:
         ax.grid(alpha=0.3)
         ax.set(**{k: in_words(ax.properties()[k], name) for k in ('xlabel', 'ylabel', 'title')})

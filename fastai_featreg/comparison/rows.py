@@ -252,7 +252,7 @@ def differences(
             was = str(near.iloc[i][c]) or 'unknown'
             found.setdefault(c, (was, run.get(c, '')))
     # their marks say nothing to a reader
-    told = {'data_id': 'images, labels or split (data_id)', 'method_id': 'source of the method (method_id)'}
+    told = {'data_id': 'images, labels, split or transforms (data_id)', 'method_id': 'source of the method (method_id)'}
     parts = [f'{told[c]}' if c in told and a!='unknown' else f'{c} ({a}, now {b})' for c,(a,b) in found.items()]
     rest = f' and {len(parts) - most} more' if len(parts)>most else ''
     rows = '1 row of the same method and seed differs' if n==1 else f'{n} rows of the same methods and seeds differ'
@@ -291,13 +291,15 @@ def as_cell(value:object)->str:
     if isinstance(value, float) and math.isnan(value): return ''
     return ' '.join(str(value).split('\0'))
 
+def is_failure(error:object)->bool:
+    "Does a cell of the column `error` hold an exception? That a loss diverged is a result"
+    return bool(error) and not str(error).startswith('diverged')
+
 def with_row(cells:pd.DataFrame, row:dict)->pd.DataFrame:
     "`cells` and a row in the place of those of the same run; a failure takes the place of failures only"
     same = np.zeros(0, dtype=bool)
     if len(cells): same = same_config(cells, row, 'method', 'seed', 'method_id')
-    error = row.get('error')
-    failed = error and not str(error).startswith('diverged')
-    if failed and (cells['error'][same]=='').any():
+    if is_failure(row.get('error')) and (cells['error'][same]=='').any():
         return cells
     new = {c: as_cell(row.get(c)) for c in cells}
     new = pd.DataFrame([new], dtype=object)

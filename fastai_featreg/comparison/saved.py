@@ -19,6 +19,7 @@ from fastai.learner import Learner,Recorder
 from torch import nn
 from .fingerprints import fingerprint_of
 from .found import comparison_keys
+from .cost_table import costs_there
 from .jobs import as_part,Part,the_comparison
 from .protocols import protocol_of,to_toml
 from .report import find_arm,report
@@ -276,4 +277,5 @@ def report_rows(
     against:str='plain', # the method that all others are held beside
 )->pd.DataFrame: # the rows
     "Report one configuration"
-    return report(rows, path, say, find_arm(list(rows['method'].unique()), against), picture=picture)
+    against = find_arm(list(rows['method'].unique()), against)
+    return report(rows, path, say, against, costs_there(path, rows), picture=picture)
