@@ -1,6 +1,6 @@
 "Callbacks and loaders of one's own in a comparison: what they are given, and that they are part of a row"
 import pandas as pd, pytest
-from fastai.vision.all import Callback, noop
+from fastai.vision.all import Callback, noop, resnet18
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.data import load_data
 from fastai_featreg.comparison.rows import read_results
@@ -66,3 +66,8 @@ def test_what_cannot_be_is_told_before_training(tmp_path, given, told):
 def test_a_function_without_arguments_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match='cbs must be a function of label and seed, got one that fails'):
         compare(**small, out=tmp_path, cbs=lambda: [])
+
+
+def test_a_network_is_given_by_name(tmp_path):
+    with pytest.raises(ValueError, match="arch must be the name of a network, got resnet18; write it as text"):
+        compare(**small | dict(arch=resnet18), out=tmp_path)

@@ -168,6 +168,7 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     "Three lines about what is going to happen, and what can be shown by it"
     c,n = SimpleNamespace(**config),len(plan)*seeds
     start = 'fine-tuned' if c.pretrained=='True' else 'from scratch'
+    if config.get('weights'): start = f'with the body of {c.weights}'
     runs = f"{', '.join(plan)}: {plural(n, 'run')} ({plural(seeds, 'seed')} each)"
     images = (f"{c.n_train} training and {c.n_valid} validation images, "
               f"{c.n_classes} classes")

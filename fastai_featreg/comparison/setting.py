@@ -125,6 +125,9 @@ def settle(given:dict, settings:dict, plan:dict, say:Callable):
     a = SimpleNamespace(**given)
     # the kind of noise says nothing without noise
     held = {k: given[k] for k in data_arguments if k!='noise_kind'} | dict(redraw=a.redraw or None)
+    if not isinstance(a.arch, str|None):
+        got = getattr(a.arch, '__name__', type(a.arch).__name__)
+        raise ValueError(f"arch must be the name of a network, got {got}; write it as text, such as 'resnet18'")
     if a.dls is None: data = at_home('data', a.data) or 'digits'
     else: data,held = own_loaders,taken_from(a.dls, dict(data=a.data) | held)
     asked = find_protocol({} if a.protocol is None else a.protocol, **settings)
