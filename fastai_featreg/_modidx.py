@@ -1172,6 +1172,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'fastai_featreg/comparison/saved.py'),
                                                  'fastai_featreg.comparison.saved.export_plain': ( 'comparison/saved.html#export_plain',
                                                                                                    'fastai_featreg/comparison/saved.py'),
+                                                 'fastai_featreg.comparison.saved.has_arm': ( 'comparison/saved.html#has_arm',
+                                                                                              'fastai_featreg/comparison/saved.py'),
                                                  'fastai_featreg.comparison.saved.keep_model': ( 'comparison/saved.html#keep_model',
                                                                                                  'fastai_featreg/comparison/saved.py'),
                                                  'fastai_featreg.comparison.saved.latest_sources': ( 'comparison/saved.html#latest_sources',

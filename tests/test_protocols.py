@@ -419,3 +419,12 @@ def test_settings_drawn_at_random_survive_toml(seed):
         p = Protocol(**{k: rng.choice(v) for k,v in values.items() if rng.random()<.5})
         assert from_toml(to_toml(p))==p
         assert describe(from_toml(to_toml(p)))==describe(p)
+
+
+def test_callbacks_for_one_fit():
+    seen = []
+    class Note(Callback):
+        def after_epoch(self): seen.append(self.epoch)
+    learn = tiny_learner()
+    train_as(learn, 'cam_loss_cifar', cbs=Note(), epochs=2)
+    assert seen==[0, 1] and not any(isinstance(cb, Note) for cb in learn.cbs)

@@ -177,3 +177,10 @@ def test_the_protocol_beside_a_network_trains_it_again(trained, tmp_path):
         assert len(read_results(again/'results.csv'))==1
         one,other = [torch.load(f/'net.pth', weights_only=True) for f in (first, again)]
         for k in one: assert torch.equal(one[k], other[k]), k
+
+
+def test_a_trained_network_is_not_replaced(tmp_path):
+    (tmp_path/'net.pth').write_bytes(b'of another day')
+    with pytest.raises(ValueError, match='out must be a folder without a trained network.*choose another'):
+        train_and_save(**tiny, out=tmp_path)
+    assert (tmp_path/'net.pth').read_bytes()==b'of another day'

@@ -163,6 +163,7 @@ def equip(learn:Learner, p:Protocol):
 def train_as(
     learn:Learner, # any; its loaders, network and callbacks are as they are
     protocol:str|Path|dict|Protocol, # see `find_protocol`
+    cbs:Callback|list|None=None, # callbacks for this fit alone, as `fit` takes them
     **changes:object, # settings to change, such as `epochs=60`
 )->Learner: # the same
     """Fit a learner by a protocol
@@ -173,5 +174,5 @@ def train_as(
     p = find_protocol(protocol, **changes)
     if not (p.epochs or p.iters):
         raise ValueError(f"epochs must be given for the protocol '{p.name}', got None; give epochs= or iters=")
-    with set_up(learn, p): fit_by(learn, p)
+    with set_up(learn, p), learn.added_cbs(L(cbs)): fit_by(learn, p)
     return learn

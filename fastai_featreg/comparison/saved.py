@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['told_columns', 'model_file', 'save_state', 'plain_head', 'keep_model', 'export_plain', 'toml_value', 'recipe_text',
            'write_trained', 'train_and_save', 'marked_weights', 'weights_mark', 'body_weights', 'begin_from',
-           'wanted_config', 'configurations', 'latest_sources', 'what_differs', 'report_folder', 'report_rows']
+           'wanted_config', 'configurations', 'latest_sources', 'what_differs', 'has_arm', 'report_folder',
+           'report_rows']
 
 # %% ../../nbs/comparison/8f_saved.ipynb #e3000003
 import json,os,re,uuid
@@ -137,6 +138,9 @@ def train_and_save(
         raise ValueError(f"train_and_save must have one run of one method, got {odd[0]}; leave it out")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0<=seed<1000:
         raise ValueError(f"seed must be a whole number from 0 to 999, got {echo(repr(seed), 40)}; give another")
+    if (Path(out).expanduser()/'net.pth').exists():
+        raise ValueError(f"out must be a folder without a trained network, got '{echo(out, 80)}', which has a net.pth; "
+                         "choose another (--out), or move that away")
     rows,files = [],[]
     def save(learn, row):
         if row['error']: return
@@ -246,6 +250,15 @@ def what_differs(
     return [', '.join(f"{c} {f[c] or 'unknown'}" for c in differs) for f in firsts]
 
 # %% ../../nbs/comparison/8f_saved.ipynb #e3000025
+def has_arm(
+    rows:pd.DataFrame, # of one configuration
+    against:str, # name of a method
+)->bool:
+    "Is there a method of that name?"
+    try: find_arm(list(rows['method'].unique()), against)
+    except ValueError: return False
+    return True
+
 def report_folder(
     out:str|Path='featreg_results', # folder of results.csv, or that file
     only:str='', # configurations to report, such as 'size=64,arch=resnet18'; '': all
@@ -264,6 +277,9 @@ def report_folder(
     for i,(table,what) in enumerate(zip(tables, what_differs(tables)), 1):
         n,rows = len(tables),latest_sources(table)
         if n>1: say(f'\nConfiguration {i} of {n}: {what}')
+        if n>1 and not has_arm(rows, against):
+            say(f"'{echo(against, 60)}' is none of its methods, so it is not reported.")
+            continue
         older = len(table) - len(rows)
         if older: say(f"{plural(older, 'row')} of an earlier source of a method left out.")
         reported.append(report_rows(rows, path, say, f'comparison-{i}.png' if n>1 else 'comparison.png', against))

@@ -74,6 +74,8 @@ def complete(data:str|Path|None, labels:list=(), **given):
     usual = budgets.get(str(data), own_images)
     budget = usual | {k: v for k,v in given.items() if v is not None}
     if given.get('per_class') and not given.get('n_train'): budget['n_train'] = None
+    # nobody publishes weights of the papers' CIFAR nets
+    if given.get('pretrained') is None and papers_net(budget['arch']): budget['pretrained'] = False
     if given.get('head') is None and papers_head(budget['arch'], labels):
         budget['head'] = 'linear'
     if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None:
