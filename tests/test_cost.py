@@ -86,7 +86,12 @@ def test_the_time_that_is_given_is_kept(seconds):
     setting = dict(arch='resnet8', head='linear', shape=[4, 3, 16, 16], n_classes=4, fp16=False, recipe='',
                    device='cpu', n_threads=1, methods='mixup', teacher=None, teacher_arch=None, labels=['MixUp()'],
                    pairs=4, seconds=seconds)
-    df = cost.measure_setting(setting).set_index('method')
+    n = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        df = cost.measure_setting(setting).set_index('method')
+        assert torch.get_num_threads()==2
+    finally: torch.set_num_threads(n)
     assert df.loc['plain', 'pairs']==(4 if seconds==math.inf else 2)
     assert df.loc['MixUp()', 'error']==('' if seconds==math.inf else 'no time was left for it')
 

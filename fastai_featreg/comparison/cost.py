@@ -236,14 +236,16 @@ def measure_setting(
 )->pd.DataFrame: # of `measure_cost`
     "What the setting asks for, in this process"
     s = SimpleNamespace(**setting)
-    torch.set_num_threads(s.n_threads)
+    before = torch.get_num_threads()
     dls = noise_dls(s.shape, s.n_classes, s.device)
     known = methods or dict(parse_methods(s.methods, s.teacher, s.teacher_arch))
     how = protocol_of(dict(recipe=s.recipe))
     if s.fp16: how = replace(how, precision='fp16')
     def make():
         return equip(make_learner(dls, s.arch, head=s.head), how)
-    return measure_cost(make, {k: known[k] for k in s.labels}, pairs=s.pairs, seconds=s.seconds)
+    torch.set_num_threads(s.n_threads)
+    try: return measure_cost(make, {k: known[k] for k in s.labels}, pairs=s.pairs, seconds=s.seconds)
+    finally: torch.set_num_threads(before) # sums of the caller are those of its own threads
 
 def serve():
     "In the other process: a setting from standard input; rows into the file it names"
