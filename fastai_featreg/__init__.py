@@ -13,7 +13,7 @@ moved = dict(
 rooms = {f'{__name__}.{name}': f'{__name__}.{room}.{name}' for room,names in moved.items() for name in names}
 
 
-def stands_here(fullname):
+def stands_here(fullname: str) -> bool:
     "Is there a module of this very name in the package's own folder?"
     name = fullname.rpartition('.')[2]
     return any((Path(__file__).parent/o).is_file() for o in (f'{name}.py', f'{name}/__init__.py'))

@@ -602,8 +602,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'fastai_featreg/comparison/launch.py'),
                                                   'fastai_featreg.comparison.launch.launcher_settings': ( 'comparison/launch.html#launcher_settings',
                                                                                                           'fastai_featreg/comparison/launch.py'),
-                                                  'fastai_featreg.comparison.launch.literal': ( 'comparison/launch.html#literal',
-                                                                                                'fastai_featreg/comparison/launch.py'),
                                                   'fastai_featreg.comparison.launch.outcome': ( 'comparison/launch.html#outcome',
                                                                                                 'fastai_featreg/comparison/launch.py'),
                                                   'fastai_featreg.comparison.launch.same_imports': ( 'comparison/launch.html#same_imports',

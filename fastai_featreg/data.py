@@ -19,6 +19,7 @@ from .layouts import file_sample,is_named,named_sets
 from .memory import fits_memory,MemoryDL
 from .noise import add_noise,changed_labels,noise_kinds
 from .scenes import check_int,digit_scenes
+from .sets import folder_arguments
 from .subsets import balanced_subset,check_one_size,chosen_classes,train_subset
 from .tables import BOX_COLUMNS,has_box_table
 
@@ -267,9 +268,9 @@ def boxed_folder_dls(
 # %% ../nbs/70_data.ipynb #575c0221
 def _clean_data(data, say, **kwargs):
     "`DataLoaders` by name or folder, with the labels as they are"
-    split = 'valid_pct','valid','class_level','label_column' # arguments about a folder; None asks for nothing
-    kwargs = {k: v for k,v in kwargs.items() if k not in split or v is not None}
-    asked = first(k for k in split if k in kwargs)
+    # of an argument about a folder, None asks for nothing
+    kwargs = {k: v for k,v in kwargs.items() if k not in folder_arguments or v is not None}
+    asked = first(k for k in folder_arguments if k in kwargs)
     has_own = data is None or data=='digits' or data in CIFAR_URLS
     if asked and has_own:
         raise ValueError(f"{asked} must be None for {data or 'digits'}, which has a split of its own, "

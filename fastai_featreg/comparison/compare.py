@@ -178,4 +178,4 @@ def opening(config:dict, plan:list, seeds:int, n_todo:int, path:Path):
     return (f"{runs} on {c.data}, {images}\n"
             f"{c.arch} with the head {c.head!r}, {start}, {budget}; {there}"
             # of accuracies alone is it known what can be shown
-            + ('' if config.get('metric') else f"\n{power_line(seeds, int(c.n_valid), max(len(plan) - 1, 1))}"))
+            + ('' if config.get('metric') else f"\n{power_line(seeds, int(c.n_valid), len(plan) - 1)}"))

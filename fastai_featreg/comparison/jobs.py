@@ -21,8 +21,8 @@ import torch
 from .budgets import budgets
 from .plan import as_text
 from .protocols import find_protocol
-from .rows import (bests,claim,doings,is_failure,looks,measures,read_results,RowKeeper,
-                                            same_config)
+from .found import failed_run
+from .rows import bests,claim,doings,looks,measures,read_results,RowKeeper,same_config
 from ..layouts import is_named
 from ..wording import echo,one_line
 
@@ -178,7 +178,7 @@ def failures(
     df:object, # table of results
 )->frozenset: # method, seed, seconds and error of each
     "Failed runs, so that another failure of the same run is another"
-    failed = df[df['error'].map(is_failure).astype(bool)]
+    failed = df[failed_run(df)]
     return frozenset(failed[['method', 'seed', 'seconds', 'error']].fillna(-1.).itertuples(index=False, name=None))
 
 def is_there(

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .colours import method_styles
+from .found import is_drawn
 from .cost_table import cost_lines,with_cost
 from .metrics import by_metric,called,factor_of,in_words
 from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
@@ -76,7 +77,7 @@ def seeds_of(
     column:str, # name of a column
 )->pd.Series: # equal for rows that must agree in it
     "What must agree in a column: all rows, or those of a seed where images or labels are drawn for each"
-    drawn = any((df[c].astype(str)!='').any() for c in ('redraw', 'label_noise') if c in df)
+    drawn = any(map(is_drawn, df.filter(['redraw', 'label_noise']).drop_duplicates().to_dict('records')))
     return df['seed'] if drawn and column=='data_id' else np.zeros(len(df))
 
 def find_arm(

@@ -9,7 +9,7 @@ __all__ = ['told_columns', 'model_file', 'save_state', 'plain_head', 'keep_model
            'report_rows']
 
 # %% ../../nbs/comparison/8f_saved.ipynb #e3000003
-import json,os,re,uuid
+import os,re,uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +22,7 @@ from .fingerprints import fingerprint_of
 from .found import comparison_keys
 from .cost_table import costs_there
 from .jobs import as_part,Part,the_comparison
-from .protocols import protocol_of,to_toml
+from .protocols import protocol_of,to_toml,toml_text
 from .report import find_arm,report
 from .rows import complain_aloud,config_names,meaning,protocol_names,read_results
 from ..methods.teachers import file_content,find_weights,located,marked
@@ -96,8 +96,7 @@ def toml_value(
         # what is no number of Python is none of TOML
         if re.fullmatch(r'-?\d+', text): return text
         return 'nan' if number!=number else repr(number)
-    # a text of JSON is one of TOML
-    return json.dumps(text, ensure_ascii=False)
+    return toml_text(text)
 
 def recipe_text(
     row:dict, # of the table of results

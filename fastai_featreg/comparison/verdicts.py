@@ -217,13 +217,13 @@ def power(
 def smallest_difference(
     n_seeds:int, # runs of each method
     n_images:int, # validation images
-    n_methods:int=1, # methods that are held beside the same one
+    n_methods:int=1, # methods that are held beside the same one; none is asked as one
     wanted:float=0.8, # power
     **assumed:float, # `disagreement`, `lasting`, `seed_sd`, see `power`
 )->float: # a share of the images; infinite where none can be shown
     "The smallest true difference that is shown with the wanted power, by the first step of Holm"
     if n_seeds<2 or n_images<2: return np.inf
-    short = lambda true: power(true, n_seeds, n_images, p=0.05/n_methods, **assumed) - wanted
+    short = lambda true: power(true, n_seeds, n_images, p=0.05/max(n_methods, 1), **assumed) - wanted
     if short(1.)<0: return np.inf
     return brentq(short, 0, 1)
 
