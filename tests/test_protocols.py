@@ -188,7 +188,7 @@ def test_what_is_added_stands_in_the_row(tmp_path):
 def test_half_precision_in_vain_is_no_change(tmp_path):
     "Without a GPU it trains in float32"
     if torch.cuda.is_available(): pytest.skip('there is one')
-    compared(tmp_path, protocol='cam_loss_cifar', precision='bf16')
+    compared(tmp_path, protocol='cam_loss_cifar', precision='fp16')
     row, = read_results(tmp_path/'results.csv').to_dict('records')
     assert 'precision' not in row['scale']
 
@@ -297,13 +297,38 @@ def test_a_step_whose_cost_is_measured_is_that_of_the_fit(name):
     equip(has, find_protocol(name, channels_last=True))
     assert kinds(has).count('ChannelsLast')==1
 
-def test_bf16_on_a_cpu_is_one_sentence_and_float32():
+def test_fp16_on_a_cpu_is_one_sentence_and_float32():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        a = train_as(tiny_learner(), 'one_cycle', epochs=1, lr=.01, precision='bf16')
-    texts = [str(o.message) for o in caught if 'precision bf16' in str(o.message)]
-    assert texts==["precision bf16 needs a CUDA GPU, and this learner's images are on the cpu: it trains in float32"]
+        a = train_as(tiny_learner(), 'one_cycle', epochs=1, lr=.01, precision='fp16')
+    texts = [str(o.message) for o in caught if 'precision fp16' in str(o.message)]
+    assert texts==["precision fp16 needs a CUDA GPU, and this learner's images are on the cpu: it trains in float32"]
     assert_same(weights(a), weights(train_as(tiny_learner(), 'one_cycle', epochs=1, lr=.01)))
+
+class Types(Callback):
+    "Type of the activations in each batch, and whether autocast is on when the optimiser steps"
+    order = 11
+    def before_fit(self): self.seen = []
+    def before_batch(self): self.seen.append(torch.is_autocast_enabled('cpu'))
+    def before_step(self): self.seen.append(torch.is_autocast_enabled('cpu'))
+
+def test_bf16_on_a_cpu_is_autocast_there(tmp_path):
+    "The forward is in bfloat16, steps and weights are in float32, and nothing is left on after an exception"
+    learn,plain = tiny_learner(Types()),train_as(tiny_learner(), 'one_cycle', epochs=1, lr=.01)
+    train_as(learn, 'one_cycle', epochs=1, lr=.01, precision='bf16')
+    n = len(learn.dls.train)
+    assert learn.types.seen[:2*n]==[True, False]*n
+    mine,other = weights(learn),weights(plain)
+    assert all(p.dtype==torch.float32 for p in learn.model.parameters())
+    assert any(not torch.equal(mine[k], other[k]) for k in mine)
+    learn.add_cb(Breaks(ValueError('no')))
+    with pytest.raises(ValueError): train_as(learn, 'one_cycle', epochs=1, lr=.01, precision='bf16')
+    assert not torch.is_autocast_enabled('cpu') and not any(isinstance(cb, MixedPrecision) for cb in learn.cbs)
+
+def test_bf16_on_a_cpu_stands_in_the_row(tmp_path):
+    compared(tmp_path, protocol='cam_loss_cifar', precision='bf16')
+    row, = read_results(tmp_path/'results.csv').to_dict('records')
+    assert 'precision bf16' in row['scale']
 
 @pytest.mark.cuda
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.fp16 import AMPMode,MixedPrecision
 from .protocols import find_protocol,lr_at,mom_at,Protocol
 
 # %% ../../nbs/comparison/8a_recipes.ipynb #b8a0006
@@ -47,17 +47,27 @@ def device_of(learn:Learner):
     "Where a learner trains"
     return torch.device(learn.dls.device or default_device())
 
+class CPUMixedPrecision(MixedPrecision):
+    "bfloat16 on a CPU, which fastai's own leaves in float32"
+    def __init__(self): super().__init__(AMPMode.BF16)
+
+    def before_fit(self):
+        "As in the base; bfloat16 has float32's range, so nothing is scaled"
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+        self.learn.scaler,self.scales = torch.amp.GradScaler('cpu', enabled=False),L()
+
 def precision_of(learn:Learner, p:Protocol):
     "Callbacks to add and to take away for a protocol's precision; none where it leaves it open, or cannot have it"
     theirs = [cb for cb in learn.cbs if isinstance(cb, MixedPrecision)]
     if p.precision is None: return [],[]
     if p.precision=='fp32': return [],theirs
     if [cb.amp_mode.value for cb in theirs]==[p.precision]: return [],[]
-    if device_of(learn).type!='cuda':
-        warnings.warn(f"precision {p.precision} needs a CUDA GPU, and this learner's images are on the "
-                      f"{device_of(learn).type}: it trains in float32", stacklevel=5)
-        return [],[]
-    return [MixedPrecision(p.precision)],theirs
+    device = device_of(learn).type
+    if device=='cpu' and p.precision=='bf16': return [CPUMixedPrecision()],theirs
+    if device=='cuda': return [MixedPrecision(p.precision)],theirs
+    warnings.warn(f"precision {p.precision} needs a CUDA GPU, and this learner's images are on the {device}: it trains "
+                  "in float32", stacklevel=5)
+    return [],[]
 
 def mixup_of(learn:Learner, p:Protocol):
     "MixUp, if the protocol asks for it"
@@ -120,10 +130,14 @@ def fit_by(learn:Learner, p:Protocol):
     return fit_cycle(learn, p) if p.sched in (None, 'one_cycle') else fit_scheduled(learn, p)
 
 # %% ../../nbs/comparison/8a_recipes.ipynb #b8a0017
+def autocast_kind(learn:Learner):
+    "Device type whose autocast a fit of this learner turns on"
+    return 'cpu' if device_of(learn).type=='cpu' else 'cuda'
+
 def leave_autocast(learn:Learner, was_on:bool):
     "An exception in a forward leaves fastai's autocast on, for all that follows"
     for cb in learn.cbs:
-        on = isinstance(cb, MixedPrecision) and torch.is_autocast_enabled('cuda')!=was_on
+        on = isinstance(cb, MixedPrecision) and torch.is_autocast_enabled(autocast_kind(learn))!=was_on
         if on and getattr(cb, 'autocast', None): cb.autocast.__exit__(None, None, None)
 
 def parts_of(learn:Learner, p:Protocol):
@@ -141,7 +155,7 @@ def set_up(learn:Learner, p:Protocol):
     if p.iters: new += [CountedSteps(p.iters), CountedStepsEnd()]
     # a fit may put another optimiser in place where the protocol has none of its own, as fits do
     names = ['loss_func'] + ['opt', 'opt_func']*(opt_func is not None)
-    own,was_on = {k: getattr(learn, k) for k in names},torch.is_autocast_enabled('cuda')
+    own,was_on = {k: getattr(learn, k) for k in names},torch.is_autocast_enabled(autocast_kind(learn))
     try:
         if opt_func is not None: learn.opt,learn.opt_func = None,opt_func
         with learn.removed_cbs(away), learn.added_cbs(new):

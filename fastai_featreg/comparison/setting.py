@@ -100,9 +100,9 @@ def half_precision(p:Protocol, fp16:bool):
     if fp16 and p.precision not in (None, 'fp16'):
         raise ValueError(f"fp16 must be left out for the precision {p.precision}, got True; ask for one of them")
     half = 'fp16' if fp16 or p.precision=='fp16' else 'bf16' if p.precision=='bf16' else ''
-    if half and not torch.cuda.is_available():
-        complain_aloud(f"{half} needs a CUDA GPU and there is none: training in float32.")
-    return half if torch.cuda.is_available() else ''
+    if torch.cuda.is_available() or half=='bf16' and default_device().type=='cpu': return half
+    if half: complain_aloud(f"{half} needs a CUDA GPU and there is none: training in float32.")
+    return ''
 
 def settled(asked:Protocol, budget:dict, fp16:bool):
     "What runs, and its budget: the protocol with what suits the data, what was changed in its `scale`"
