@@ -908,6 +908,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.sgd': ( 'comparison/recipes.html#sgd',
                                                                                               'fastai_featreg/comparison/recipes.py'),
+                                                   'fastai_featreg.comparison.recipes.spread': ( 'comparison/recipes.html#spread',
+                                                                                                 'fastai_featreg/comparison/recipes.py'),
                                                    'fastai_featreg.comparison.recipes.train_as': ( 'comparison/recipes.html#train_as',
                                                                                                    'fastai_featreg/comparison/recipes.py')},
             'fastai_featreg.comparison.report': { 'fastai_featreg.comparison.report.aligned': ( 'comparison/report.html#aligned',

@@ -130,7 +130,8 @@ def test_a_short_form_says_so_in_its_row(tmp_path, capsys):
     assert 'trained as cam_loss_cifar (' in capsys.readouterr().out
 
 @pytest.mark.parametrize('changes', [dict(opt='sgd'), dict(wd=.1), dict(sched='cosine'), dict(mom=.5), dict(cutout=8),
-                                     dict(augment='none'), dict(mixup=.2), dict(channels_last=True), dict(warmup=.4)])
+                                     dict(augment='none'), dict(mixup=.2), dict(channels_last=True), dict(warmup=.4),
+                                     dict(lr_mult=10)])
 def test_every_setting_is_part_of_the_identity(changes):
     p = find_protocol('one_cycle', **changes)
     assert describe(p)!=describe(protocols['one_cycle'])
@@ -210,17 +211,47 @@ class Rates(Callback):
     dict(sched='constant', opt='torch_adam', iters=10), dict(sched='one_cycle', opt='sgd', warmup=.4, epochs=2),
     dict(sched='one_cycle', mom=.7, iters=8), dict(sched='fine_tune', opt='sgd', epochs=2),
     dict(opt='ranger', epochs=1), dict(sched='cosine', opt='lamb', epochs=2),
-    dict(sched='cosine', opt='larc', mom=.9, epochs=1)])
+    dict(sched='cosine', opt='larc', mom=.9, epochs=1), dict(sched='fine_tune', freeze_epochs=2, lr_mult=10, epochs=1),
+    dict(sched='cosine', lr_mult=4, epochs=1)])
 @pytest.mark.parametrize('method', [None, lambda: Inert(2)])
 def test_the_optimiser_has_the_rate(settings, method):
     p = Protocol(lr=.01, **settings)
     learn = tiny_learner([Rates(), *([method()] if method else [])])
     train_as(learn, p)
-    n = p.iters or 6*(p.epochs + (p.sched=='fine_tune'))
+    frozen = (p.freeze_epochs or 1) if p.sched=='fine_tune' else 0
+    n = p.iters or 6*(p.epochs + frozen)
     assert len(learn.rates.lrs)==n
     assert np.allclose(learn.rates.lrs, [lr_at(p, i/n) for i in range(n)], rtol=1e-6, atol=1e-12)
     if p.opt!='ranger': assert np.allclose(learn.rates.moms, [mom_at(p, i/n) for i in range(n)])
     assert_clean(learn)
+
+class GroupRates(Callback):
+    "Rates of all groups in each step"
+    order,run_valid = 1000,False
+    def __init__(self): self.lrs = []
+    def after_step(self):
+        self.lrs.append([h['lr'] for h in self.opt.hypers])
+
+def two_groups(cbs):
+    learn = tiny_learner(cbs)
+    learn.splitter = lambda m: [params(m[0]), params(m[1])]
+    return learn
+
+@pytest.mark.parametrize('sched', ['one_cycle', 'cosine', 'constant'])
+def test_first_layers_learn_at_a_share_of_the_rate(sched):
+    learn = two_groups(GroupRates())
+    train_as(learn, Protocol(lr=.01, sched=sched, lr_mult=5, epochs=1))
+    first,last = np.array(learn.group_rates.lrs).T
+    assert np.allclose(last, first*5, rtol=1e-4) and last.max()>.005
+
+def test_fine_tune_takes_frozen_epochs_and_a_multiple():
+    learn = two_groups(GroupRates())
+    train_as(learn, Protocol(lr=.01, sched='fine_tune', lr_mult=5, freeze_epochs=2, epochs=1))
+    n = len(learn.dls.train)
+    first,last = np.array(learn.group_rates.lrs).T
+    assert len(last)==3*n and np.allclose(last[2*n:], first[2*n:]*5, rtol=1e-4)
+    with pytest.raises(ValueError, match='freeze_epochs must be left out for the schedule cosine, got 2; or choose'):
+        Protocol(sched='cosine', freeze_epochs=2)
 
 @pytest.mark.parametrize('method', [
     lambda: CAMLoss(start=.5), lambda: FeatureMining(2, weight=lambda pct: float(pct>=.5))])

@@ -38,13 +38,16 @@ how_to_step = [
     ('milestones', dict(type=shares), 'shares of training after which the rate drops, for step: 0.5,0.75'),
     ('decay', dict(type=float), 'factor of the rate at each of them (default: 0.1)'),
     ('warmup', dict(type=float), 'share of training in which the rate rises'),
+    ('freeze-epochs', dict(type=int), 'of fine_tune: epochs with a frozen body, before the others (default: 1)'),
+    ('lr-mult', dict(type=float),
+     "the learning rate as a multiple of the first layers' (default: 1, of fine_tune 100)"),
     ('iters', dict(type=int), 'training steps, in place of epochs')]
 what_to_see = [
     ('augment', dict(choices=augments), 'what is done to training images (default: what suits the data)'),
     ('cutout', dict(type=int), 'side of the square that is cut out of each, pixels'),
     ('mixup-alpha', dict(type=float, dest='mixup'), "MixUp in all arms, with this alpha (fastai's)"),
     ('bf16', dict(action='store_const', const='bf16', dest='precision'),
-     'mixed precision in bfloat16 on a CUDA GPU; without one, float32 and a warning'),
+     'mixed precision in bfloat16, on a CUDA GPU or a CPU (fast where the processor knows the type)'),
     ('channels-last', dict(action='store_const', const=True), 'memory format of the network'),
     ('arch-arg', dict(action=Pairs, dest='arch_args', metavar='NAME=VALUE'),
      'an argument of the network, such as drop_path_rate=0.1; may be given several times')]

@@ -29,6 +29,8 @@ class Protocol:
     milestones: tuple|None = None # shares of training after which the rate drops
     decay: float|None = None # factor of the rate at each milestone; None: 0.1
     warmup: float|None = None # share of training in which the rate rises; for one-cycle and fine_tune their `pct_start`
+    freeze_epochs: int|None = None # of fine_tune, before its epochs, with a frozen body; None: 1
+    lr_mult: float|None = None # the rate as a multiple of the first layers'; None: 1, of fine_tune 100
     epochs: int|None = None # passes over the training images
     iters: int|None = None # training steps, in place of epochs
     bs: int|None = None # images a batch
@@ -86,7 +88,8 @@ def phases(p:Protocol, pos:float):
     "`fine_tune`'s two fits: (0, share of the first, peak) or (1, share of the second, peak)"
     if p.epochs is None:
         raise ValueError("epochs must be given for the schedule fine_tune, got None; its first epoch is a part of it")
-    first = 1/(p.epochs + 1)
+    frozen = 1 if p.freeze_epochs is None else p.freeze_epochs
+    first = frozen/(p.epochs + frozen)
     if pos<first: return 0,pos/first,0.99
     return 1,(pos - first)/(1 - first),0.3 if p.warmup is None else p.warmup
 
@@ -391,6 +394,8 @@ def trains(p:Protocol):
     "Settings that stand in `recipe`"
     usual = neutral | dict(sched=('fine_tune' if p.pretrained else 'one_cycle',))
     if p.sched in (None, 'one_cycle', 'fine_tune'): usual['warmup'] = () # a peak at 0 is something else than none
+    tuned = (p.sched or usual['sched'][0])=='fine_tune'
+    usual |= dict(freeze_epochs=(1,), lr_mult=(100 if tuned else 1,))
     elsewhere = own_columns + told_only
     said = {k: v for k,v in settings(p).items() if k not in elsewhere}
     return {k: v for k,v in said.items() if v not in usual.get(k, ())}

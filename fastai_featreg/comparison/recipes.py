@@ -107,22 +107,28 @@ def given(**kwargs):
     "Arguments that are not None"
     return {k: v for k,v in kwargs.items() if v is not None}
 
+def spread(lr:float, lr_mult:float|None):
+    "Rates from the first group of parameters to the last, as fastai takes them"
+    return lr if lr_mult in (None, 1) else slice(lr/lr_mult, lr)
+
 def fit_cycle(learn:Learner, p:Protocol):
     "fastai's `fit_one_cycle`"
     moms = None if p.mom is None else (p.mom,)*3
-    learn.fit_one_cycle(n_epochs(learn, p), p.lr, wd=p.wd, moms=moms, **given(pct_start=p.warmup))
+    lr = p.lr if p.lr_mult is None else spread(p.lr or learn.lr, p.lr_mult)
+    learn.fit_one_cycle(n_epochs(learn, p), lr, wd=p.wd, moms=moms, **given(pct_start=p.warmup))
 
 def fit_tuned(learn:Learner, p:Protocol):
     "fastai's `fine_tune`"
     moms = None if p.mom is None else (p.mom,)*3
-    learn.fine_tune(p.epochs, wd=p.wd, moms=moms, **given(base_lr=p.lr, pct_start=p.warmup))
+    own = given(base_lr=p.lr, pct_start=p.warmup, lr_mult=p.lr_mult, freeze_epochs=p.freeze_epochs)
+    learn.fine_tune(p.epochs, wd=p.wd, moms=moms, **own)
 
 def fit_scheduled(learn:Learner, p:Protocol):
     "A fit along `lr_at`"
     p = replace(p, lr=learn.lr) if p.lr is None else p
-    scheds = {'lr': partial(lr_at, p)}
+    scheds = {'lr': lambda pos: spread(lr_at(p, pos), p.lr_mult)}
     if p.mom is not None: scheds['mom'] = partial(mom_at, p)
-    learn.fit(n_epochs(learn, p), p.lr, wd=p.wd, cbs=ParamScheduler(scheds))
+    learn.fit(n_epochs(learn, p), spread(p.lr, p.lr_mult), wd=p.wd, cbs=ParamScheduler(scheds))
 
 def fit_by(learn:Learner, p:Protocol):
     "Fit along the protocol's schedule"

@@ -47,6 +47,7 @@ def one_of(names:tuple):
 rate = (lambda v: is_number(v) and v>0), 'a number above 0'
 amount = (lambda v: is_number(v) and v>=0), 'a number of at least 0'
 share = (lambda v: is_number(v) and 0<=v<1), 'a share from 0 up to, but not including, 1'
+ratio = (lambda v: is_number(v) and v>=1), 'a number of at least 1'
 count = is_whole, 'a whole number of at least 1'
 pixels = (lambda v: is_whole(v, 0)), 'a whole number of pixels, or 0 for none'
 truth = (lambda v: isinstance(v, bool)), 'True or False'
@@ -68,6 +69,8 @@ rules = dict(
     milestones=milestones,
     decay=rate,
     warmup=share,
+    freeze_epochs=count,
+    lr_mult=ratio,
     epochs=count,
     iters=count,
     bs=count,
@@ -85,7 +88,7 @@ rules = dict(
     about=text,
     ours=names,
     scale=text)
-whole_numbers = ('epochs', 'iters', 'bs', 'size', 'cutout')
+whole_numbers = ('epochs', 'freeze_epochs', 'iters', 'bs', 'size', 'cutout')
 shares_of_epochs = ('milestones', 'warmup')
 
 def check_setting(
@@ -123,6 +126,9 @@ def check_together(
     if given['milestones'] and sched!='step':
         raise ValueError(f"milestones must be left out for the schedule {sched}, got {given['milestones']}; "
                          'or choose the schedule step')
+    if given['freeze_epochs'] and sched not in (None, 'fine_tune'):
+        raise ValueError(f"freeze_epochs must be left out for the schedule {sched}, got {given['freeze_epochs']}; "
+                         'or choose the schedule fine_tune')
     if given['nesterov'] and opt!='sgd':
         raise ValueError(f'nesterov must be left out for the optimiser {opt}, got True; or choose sgd')
     if iters and epochs:
