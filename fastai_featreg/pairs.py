@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['one_class', 'dataset_labels', 'draw_partners', 'isolated_draws', 'PairedDL', 'PairedTorchDL', 'pair_loader',
-           'Pairing']
+           'Pairing', 'batch_classes', 'match_partners', 'batch_partners']
 
 # %% ../nbs/14_pairs.ipynb #c5d00003
 from contextlib import contextmanager
 from torch.utils.data import DataLoader as TorchDL,Subset,TensorDataset
 from fastai.vision.all import *
-from .checks import what_is
+from .checks import plain_tensor,what_is
 from .heads import isolated_rng
 
 # %% ../nbs/14_pairs.ipynb #c5d00006
@@ -227,3 +227,32 @@ class Pairing:
         "The user's loader is back in its place; may be called twice"
         if self.holder.dl is self.loader: self.holder.dl = self.user
         self.loader.partners = None
+
+# %% ../nbs/14_pairs.ipynb #c5d00021
+def batch_classes(
+    y:Tensor, # targets of a batch: class numbers (N,) or (N,1), or weights of the classes (N,C)
+)->Tensor: # (N,) of int64
+    "The class of each image of a batch, of several the heaviest"
+    y = plain_tensor(y)
+    return y.argmax(1) if y.ndim==2 and y.shape[1]>1 else y.flatten().long()
+
+def match_partners(
+    classes:Tensor, # of the images, (N,); below 0: ignored
+    labels:Tensor, # classes of the partners, (M,)
+)->Tensor: # (N,) positions among the partners, -1 for none
+    "For each image its own partner where the class is the same, or else the first of its class"
+    same = (classes[:,None]==labels[None]) & (classes>=0)[:,None]
+    own = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
+    at = (same.int() + (same & own).int()).argmax(1)
+    return torch.where(same.any(1), at, -1)
+
+def batch_partners(
+    labels:Tensor, # classes of the images of a batch, (N,); below 0: ignored
+    generator:torch.Generator|None=None, # source of random numbers, on the CPU; None takes torch's global one
+)->Tensor: # (N,) positions in the batch, -1 for an image that is alone
+    "For each image of a batch another one of its class, drawn uniformly"
+    same = (labels[:,None]==labels[None]) & (labels>=0)
+    same.fill_diagonal_(False)
+    drawn = torch.rand(same.shape, generator=generator).to(labels.device)
+    at = drawn.masked_fill(~same, -1).argmax(1)
+    return torch.where(same.any(1), at, -1)
