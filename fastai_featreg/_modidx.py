@@ -2392,6 +2392,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastai_featreg.pairs': { 'fastai_featreg.pairs.PairedDL': ('pairs.html#paireddl', 'fastai_featreg/pairs.py'),
                                       'fastai_featreg.pairs.PairedDL.__init__': ('pairs.html#paireddl.__init__', 'fastai_featreg/pairs.py'),
                                       'fastai_featreg.pairs.PairedDL.__len__': ('pairs.html#paireddl.__len__', 'fastai_featreg/pairs.py'),
+                                      'fastai_featreg.pairs.PairedDL._batch_at': ( 'pairs.html#paireddl._batch_at',
+                                                                                   'fastai_featreg/pairs.py'),
                                       'fastai_featreg.pairs.PairedDL._transformed': ( 'pairs.html#paireddl._transformed',
                                                                                       'fastai_featreg/pairs.py'),
                                       'fastai_featreg.pairs.PairedDL.after_batch': ( 'pairs.html#paireddl.after_batch',

@@ -116,9 +116,15 @@ class PairedDL(DataLoader):
         "Batches of the inner loader: (batch, partners, seed)"
         for chunk in chunked(samps, self.bs, self.drop_last):
             images,partners,seeds = map(list, zip(*chunk))
-            batch = first(self.dl.create_batches(images))
-            with isolated_draws(seeds[0]): others = first(self.dl.create_batches(partners))
+            batch = self._batch_at(images)
+            with isolated_draws(seeds[0]): others = self._batch_at(partners)
             yield batch,others,seeds[0]
+
+    def _batch_at(self, idxs):
+        b = first(self.dl.create_batches(idxs))
+        # an iterator that fastai's loaders keep until their epoch ends
+        vars(self.dl).pop('it', None)
+        return b
 
     def _transformed(self, b): return self.dl.after_batch(tuple(b) if isinstance(b, list) else b)
 
@@ -143,7 +149,6 @@ class PairedDL(DataLoader):
     def after_iter(self):
         "As the inner loader does; the partners are let go"
         self.dl.after_iter()
-        vars(self.dl).pop('it', None)
         self.partners = None
 
 # %% ../nbs/14_pairs.ipynb #c5d0001b
