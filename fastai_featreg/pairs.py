@@ -48,8 +48,8 @@ def dataset_labels(
     ys = np.array([np.asarray(y) for y in targets])
     labels = one_class(ys) if len(ys) else np.zeros(0, np.int64)
     if labels is None:
-        raise ValueError(f"pairs: the training set must have one class an image, got {ys.dtype} {ys.shape} for instance "
-                         f"{ys[0]}; leave the method that pairs images of a class out")
+        raise ValueError(f"pairs: the training set must have one class an image, got {ys.dtype} {ys.shape}, for "
+                         f"instance {ys[0]}; leave the method that pairs images of a class out")
     return labels
 
 # %% ../nbs/14_pairs.ipynb #c5d0000b
@@ -95,7 +95,7 @@ class PairedDL(DataLoader):
         generator:torch.Generator|None=None, # source of the pairs; None takes torch's global one
     ):
         if dl.bs is None or not dl.indexed:
-            raise ValueError("pairs: the training loader must make batches of images by their positions, got a data set "
+            raise ValueError("pairs: the training loader must make batches of images by their positions, got a "
                              f"{type(dl.dataset).__name__} without positions or with batches; take pairs='batch'")
         self.dl,self.labels,self.generator = dl,labels,generator
         # a new loader draws from Python's generator
@@ -195,7 +195,9 @@ class PairedTorchDL(GetAttr):
     def __len__(self): return len(self.dl)
 
     def __iter__(self):
-        for batch,self.partners in self.loader: yield batch
+        for batch,partners in self.loader:
+            self.partners = partners
+            yield batch
         self.partners = None
 
 # %% ../nbs/14_pairs.ipynb #c5d0001e

@@ -72,7 +72,10 @@ def test_it_is_removed_in_the_middle_of_an_epoch():
     assert seen.paired==[True, False, False, False] and not remove.last
 
 
-def order(learn): return [y.tolist() for _, y in learn.dls.train], random.random(), np.random.rand(), torch.rand(1).item()
+def order(learn):
+    "What the learner's loader and the generators give next"
+    return [y.tolist() for _, y in learn.dls.train], random.random(), np.random.rand(), torch.rand(1).item()
+
 
 def test_the_users_loader_goes_on_as_after_plain_training():
     plain, ours = tiny_learner(), tiny_learner(CSKD())
@@ -199,8 +202,8 @@ def test_numbers_to_predict_are_refused():
 def test_a_list_of_batches_needs_pairs_within_a_batch():
     batches = [(torch.randn(8, 3, 16, 16), torch.arange(8)%3) for _ in range(2)]
     def learner(**kwargs):
-        learn = Learner(DataLoaders(batches, batches), tiny_model(), loss_func=nn.CrossEntropyLoss(), cbs=CSKD(**kwargs))
-        return learn
+        dls = DataLoaders(batches, batches)
+        return Learner(dls, tiny_model(), loss_func=nn.CrossEntropyLoss(), cbs=CSKD(**kwargs))
     learn = learner()
     with pytest.raises(ValueError, match="pairs='batch'"), learn.no_bar(), learn.no_logging(): learn.fit(1)
     learn = learner(pairs='batch')

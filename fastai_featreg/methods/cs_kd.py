@@ -64,9 +64,9 @@ def stats_kept(
         and goes with Feature Mining.""",
     when_not="""Images have several labels, or nearly every image is a class of its own. Loading is the bottleneck:
         every image comes with a second one; `pairs='batch'` loads none, and needs batches in which classes repeat.""",
-    source="""Yun et al., Regularizing Class-wise Predictions via Self-knowledge Distillation, CVPR 2020. Reported in the
-        Feature Mining paper (Tables 2, 4, 6), accuracy: CIFAR-100 ResNet-110 74.71 to 75.92, with Feature Mining 77.68;
-        Tiny ImageNet ResNet-110 62.42 to 64.29; CUB-200-2011 ResNet-50 66.73 to 74.81.""",
+    source="""Yun et al., Regularizing Class-wise Predictions via Self-knowledge Distillation, CVPR 2020. Reported in
+        the Feature Mining paper (Tables 2, 4, 6), accuracy: CIFAR-100 ResNet-110 74.71 to 75.92, with Feature Mining
+        77.68; Tiny ImageNet ResNet-110 62.42 to 64.29; CUB-200-2011 ResNet-50 66.73 to 74.81.""",
     refused={'multi-label BCE': 'one class an image'})
 class CSKD(LossCallback):
     """Answer two images of one class alike (CS-KD, 2020)
@@ -85,7 +85,7 @@ class CSKD(LossCallback):
     _known = _pairing = None
 
     def __init__(self,
-        weight:float|Callable=1., # weight of the divergence, or a function of the share of training done, [0,1] -> float
+        weight:float|Callable=1., # weight of the term, or a function of the share of training done, [0,1] -> float
         tau:float=4., # temperature of the logits
         pairs:str='loader', # 'loader': a second image is loaded beside each; 'batch': among the images of a batch
         seed:int|None=None, # seed of the pairs; None derives it from torch's seed
@@ -122,7 +122,8 @@ class CSKD(LossCallback):
             raise ValueError("CSKD: pairs='batch' has no partners under MixUp and CutMix, which leave no image of one "
                              "class in the batch; take pairs='loader'")
         if one_class(to_np(ys)) is None:
-            raise ValueError(f"CSKD: the targets must be one class an image, got {what_is(ys)}; leave this callback out")
+            raise ValueError(f"CSKD: the targets must be one class an image, got {what_is(ys)}; leave this callback "
+                             "out")
 
     def term(self)->Tensor|None: # scalar; None where no image has a partner
         "`cs_kd_loss` of the batch"
