@@ -9,7 +9,7 @@ from fastai_featreg.methods import method_modules, own_methods
 folder = Path(__file__).parent.parent/'fastai_featreg'
 looks_at_networks = ['probe', 'stages', 'exact', 'anatomy', 'channels', 'parting']
 parts = ['checks', 'taps', 'heads', 'columns', 'guard', 'fits'] # of the core
-looking = ['batches', 'look']
+looking = ['batches', 'look', 'pairs']
 of_drops = ['drop_functions', 'drop_layers']
 of_teachers = ['teachers', 'distill_losses', 'guide', 'taught']
 of_views = ['views', 'view_head']
