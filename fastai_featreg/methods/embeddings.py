@@ -7,9 +7,10 @@ __all__ = ['embedding_of', 'matrix_of', 'affine_logits', 'check_affine', 'check_
            'ClassifierTap', 'EmbeddingCallback']
 
 # %% ../../nbs/methods/65_embeddings.ipynb #6f3032d9
+import math
 from fastai.vision.all import *
 from ..anatomy import Anatomy
-from ..answers import bare_loss,loss_form,mixed_classes,soft_classes,task_loss
+from ..answers import bare_loss,loss_form,mixed_classes,task_loss
 from ..checks import widen
 from ..core import FeatureCallback
 from ..stages import Stage
