@@ -127,7 +127,8 @@ class ClassCentres(nn.Module):
         Reported by the CAM-loss paper (Table 3), error %: CIFAR-10 ResNet-110 6.76 to 6.38, CIFAR-100 27.68 to
         26.88.""",
     neutral={'weight 0': dict(weight=0.)},
-    refused={'reentrant checkpointing': None, 'multi-label BCE': 'one class an image'})
+    refused={'reentrant checkpointing': None, 'multi-label BCE': 'one class an image',
+             'beside mv_fea_aug': 'answers must be what its last linear layer gives'})
 class CenterLoss(EmbeddingCallback):
     """Pull the classifier's input towards the learned centre of its class (Center loss, 2016)
 

@@ -56,8 +56,8 @@ def check_affine(
         limit = 0.03*centred(scores).abs().max().item() # half precision rounds, anything else is further off
     if apart>limit:
         raise ValueError(f"{name}: the network's answers must be what its last linear layer gives, got answers that "
-                         f"are {apart:.3g} from that (an activation, a factor, a mean over views behind it?); use "
-                         "nn.Linear as the network's last layer")
+                         f"are {apart:.3g} from that (an activation, a factor, a mean over views behind it?); end the "
+                         "network in nn.Linear, or leave this callback out")
 
 # %% ../../nbs/methods/65_embeddings.ipynb #b7e13b10
 def check_one_class(

@@ -129,7 +129,8 @@ def margin_term(
         by the CAM-loss paper (Table 3), error %: CIFAR-10 ResNet-110 6.76 to 6.46, CIFAR-100 27.68 to 27.03.""",
     quick=dict(lam=0.), # with a lambda of 1000 there is hardly a margin in a fit of two batches
     neutral={'weight 0': dict(weight=0.), 'margin 1': dict(margin=1)},
-    refused={'reentrant checkpointing': None, 'multi-label BCE': 'one class an image'})
+    refused={'reentrant checkpointing': None, 'multi-label BCE': 'one class an image',
+             'beside mv_fea_aug': 'answers must be what its last linear layer gives'})
 class LSoftmax(EmbeddingCallback):
     """Ask for a multiple of the angle between embedding and class vector (L-softmax, 2016)
 
