@@ -777,7 +777,7 @@ def placed(row):
     learn.fit(1, 1e-2)
     assert look.devices=={where.device}=={p.device.type for p in learn.model.parameters()}
     assert cb.generator is None or cb.generator.device.type=='cpu'
-    assert cb.aux_heads is None or {p.device.type for p in cb.aux_heads.parameters()}=={where.device}
+    assert cb.aux_heads is None or {o.device.type for o in cb.aux_heads.state_dict().values()}=={where.device}
 
 # ---- callbacks of somebody else ----
 

@@ -212,6 +212,8 @@ def test_the_curriculum_is_read_in_each_batch():
         return falling_lambda(pct)
     fitted(LSoftmax(lam=lam), n=32)
     assert len(seen)==4 and seen==sorted(seen) and seen[0]<seen[-1]
+    given,default = [fitted(LSoftmax(**kwargs), lr=1e-2) for kwargs in (dict(lam=falling_lambda), {})]
+    for p,q in zip(given.model.parameters(), default.model.parameters()): assert torch.equal(p, q)
     with pytest.raises(ValueError, match=r'LSoftmax: lam\(0\) must be a number of at least 0, got -1'):
         fitted(LSoftmax(lam=lambda pct: -1))
 

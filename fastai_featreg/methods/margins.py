@@ -143,19 +143,20 @@ class LSoftmax(EmbeddingCallback):
     column = 'l_softmax'
     def __init__(self,
         margin:int=4, # m, the multiple of the angle, at least 1
-        lam:float|Callable=falling_lambda, # lambda, or a function of the share of training done, [0,1] -> at least 0
+        lam:float|Callable|None=None, # lambda, at least 0, or a function of the share of training done; None: it falls
         weight:float|Callable=1., # share of the margin's loss in place of the plain one, or a function as above
     ):
         check_count('LSoftmax', margin=margin)
-        if not callable(lam): check_number('LSoftmax', 0, lam=lam)
+        if lam is not None and not callable(lam): check_number('LSoftmax', 0, lam=lam)
         super().__init__(weight)
         store_attr('margin,lam')
 
     def lam_now(self)->float: # lambda in this batch
-        "lambda, or what its curriculum gives"
-        if not callable(self.lam): return self.lam
+        "lambda, or what its curriculum gives, `falling_lambda` where none is given"
+        curriculum = falling_lambda if self.lam is None else self.lam
+        if not callable(curriculum): return curriculum
         pct = self.learn.pct_train
-        lam = self.lam(pct)
+        lam = curriculum(pct)
         check_number('LSoftmax', 0, **{f'lam({pct:.3g})': lam})
         return lam
 
