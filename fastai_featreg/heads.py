@@ -63,7 +63,9 @@ class VisitingParams:
         if slow and len(slow[-1])>n: self.slow,slow[-1][n:] = slow[-1][n:],[]
 
 # %% ../nbs/07_heads.ipynb #28bd330e
-def _shapes(module): return [p.shape for p in module.parameters()]
+def _tensors(module): return [*module.parameters(), *module.buffers()]
+
+def _shapes(module): return [o.shape for o in _tensors(module)]
 
 class Heads:
     "The auxiliary layers of one callback: `set_up`, then in each batch `begin_step` and `end_step`"
@@ -95,7 +97,7 @@ class Heads:
             raise ValueError(f"{name}: state is that of heads for other layers or classes; make the callback with the "
                              "arguments that it had, for the same network") from e
         visitors = self.visitors = VisitingParams(self.module.parameters())
-        device,visitors.opt = visitors.params[0].device,opt
+        device,visitors.opt = _tensors(self.module)[0].device,opt
         visitors.states = {(visitors.params[i], t): to_device(s, device) for (i, t),s in state['states'].items()}
 
     def state(self)->dict: # `heads`, and `states` of the optimiser by parameter's number and table; {} without heads

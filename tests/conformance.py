@@ -79,7 +79,9 @@ variants = dict(
          # a sum over 2 x 2 positions, as large as the mean: bfloat16 shows as much in either
          'letter': dict(per_class=True, positions='sum', gamma=.25)},
     mv_fea_aug={'mlp': dict(classifier='mlp')})
-special = dict(mv_fea_aug=dict(
+centres = acts_of(CenterLoss) # in a module without parameters, so the optimiser is not touched
+del centres['before_backward'],centres['after_batch']
+special = dict(center_loss=dict(acts=centres), mv_fea_aug=dict(
     acts=acts_of(MVFeaAug) | dict(after_loss={'loss', 'batch'}, after_fit={'weights'}), permanent=True,
     without={'train_loss is the task loss': 'its train_loss is the loss that it trains, of all views',
              'checkpoint is a plain one': 'its auxiliary classifier is in the checkpoint; '
@@ -775,7 +777,7 @@ def placed(row):
     learn.fit(1, 1e-2)
     assert look.devices=={where.device}=={p.device.type for p in learn.model.parameters()}
     assert cb.generator is None or cb.generator.device.type=='cpu'
-    assert cb.aux_heads is None or {p.device.type for p in cb.aux_heads.parameters()}=={where.device}
+    assert cb.aux_heads is None or {o.device.type for o in cb.aux_heads.state_dict().values()}=={where.device}
 
 # ---- callbacks of somebody else ----
 
