@@ -282,3 +282,19 @@ def test_a_line_of_the_picture_of_errors():
     ax, = plot_errors(df).axes
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [80, 50])
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [70, 40])
+
+
+# -- activations of a saved network ------------------------------------------------------------------------------------
+
+def test_activations_of_a_saved_network():
+    "A learner that was exported and loaded counts what the trained one counts, on images that are given"
+    learn = tiny_learner()
+    learn.fit(1)
+    with tempfile.TemporaryDirectory() as d:
+        learn.export(Path(d)/'learner.pkl')
+        loaded = load_learner(Path(d)/'learner.pkl')
+    x = torch.randn(8, 3, 32, 32)
+    plot_activations({'trained': learn, 'saved': loaded}, x, layers=3, threshold=0.1)
+    for ax in plt.gcf().axes:
+        one,two = [o.get_data().values for o in ax.patches]
+        assert one.sum()>0 and np.array_equal(one, two)
