@@ -69,8 +69,9 @@ def plot_errors(
     styles,banded = method_styles(labels),len(labels)<=most_bands
     fig,ax = plt.subplots(figsize=(7, 4.6 + 0.22*len(labels)), layout='constrained')
     for label,rows in good.groupby('method', sort=False):
-        draw_error(ax, rows['curve'], styles[label], banded, marker=styles[label]['marker'], ms=4)
-        draw_error(ax, rows['train_curve'], styles[label], banded, linestyle='--')
+        dots = dict(marker=styles[label]['marker'], ms=4)
+        draw_error(ax, rows['curve'], styles[label], banded, **dots)
+        draw_error(ax, rows['train_curve'], styles[label], banded, linestyle='--', mfc='white', **dots)
     handles = [plt.Line2D([], [], label=l, **styles[l]) for l in labels]
     handles += [plt.Line2D([], [], color='grey', label='validation'),
                 plt.Line2D([], [], color='grey', linestyle='--', label='training')]

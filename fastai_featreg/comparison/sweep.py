@@ -271,7 +271,8 @@ def draw_line(ax:plt.Axes, summary:pd.DataFrame, s:Sweep):
     fill = [colour if shown else 'white' for shown in t['shown']]
     ax.scatter(xs, t['accuracy'], s=50, c=fill, edgecolors=[colour], zorder=3)
     unit = ', %' if factor==100 else ''
-    ax.set(**how, xlabel=s.arguments[0], ylabel=f'validation accuracy{unit}', title=s.method)
+    ax.set(**how, xlabel=s.arguments[0], ylabel=f'validation accuracy{unit}',
+           title=f'{s.arguments[0]} of {s.method}')
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
 
@@ -292,7 +293,7 @@ def draw_grid(ax:plt.Axes, summary:pd.DataFrame, s:Sweep):
     what = 'points' if summary['factor'].iloc[0]==100 else 'difference'
     ax.set(xticks=range(len(columns)), xticklabels=columns, xlabel=s.arguments[1], yticks=range(len(rows)),
            yticklabels=rows, ylabel=s.arguments[0],
-           title=f"{s.method}: {what} against {name_of(summary['against'].iloc[0])}, (not shown)")
+           title=f"{s.method}: {what} against {name_of(summary['against'].iloc[0])}\nin brackets: not shown")
 
 # %% ../../nbs/comparison/94_sweep.ipynb #94a00027
 def plot_sweep(
