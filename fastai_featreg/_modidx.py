@@ -1280,6 +1280,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastai_featreg/comparison/sweep.py'),
                                                  'fastai_featreg.comparison.sweep.call_text': ( 'comparison/sweep.html#call_text',
                                                                                                 'fastai_featreg/comparison/sweep.py'),
+                                                 'fastai_featreg.comparison.sweep.check_values': ( 'comparison/sweep.html#check_values',
+                                                                                                   'fastai_featreg/comparison/sweep.py'),
                                                  'fastai_featreg.comparison.sweep.draw_grid': ( 'comparison/sweep.html#draw_grid',
                                                                                                 'fastai_featreg/comparison/sweep.py'),
                                                  'fastai_featreg.comparison.sweep.draw_line': ( 'comparison/sweep.html#draw_line',

@@ -44,7 +44,7 @@ class RecordMaps(Callback):
     maps = x = _batch = _last = None # on the class, or fastai would look for them in the model
 
     def __init__(self,
-        x:Tensor|tuple|list|None=None, # batch, items, validation positions, or a loader; None: the first training images
+        x:Tensor|tuple|list|None=None, # batch, items, validation positions, a loader; None: the first training images
         epochs:list|int|None=None, # after how many epochs, 0 for the beginning; None: the beginning and each epoch
         n:int=4, # images at most
         target:str|int|Tensor|None=None, # class of the maps, see `get_cams`; None: label, else prediction
@@ -106,7 +106,7 @@ def show_maps_over_epochs(
     figsize:tuple|None=None, # inches
     alpha:float=0.55, # opacity of the maps
 ):
-    "A row for each image: its label, then its map after each recorded epoch, with the network's answer (green if right)"
+    "A row for each image: its label, then its map after each recorded epoch, with the answer (green if right)"
     maps = recorded_maps(learn, record)
     some = first(maps.values())
     n,cols = min(max_n, len(some)),1 + len(maps)

@@ -104,7 +104,8 @@ def run_compare(args:argparse.Namespace):
     given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data', 'sweep')}
     check_data(args)
     if not is_imported():
-        for text in (args.methods or '', *(o.rpartition(':')[0] for o in args.sweep)): check_names(text, stored_methods())
+        swept = [text.rpartition(':')[0] for text in args.sweep]
+        for text in (args.methods or '', *swept): check_names(text, stored_methods())
     # torch, fastai and timm: seconds, and only a run needs them
     from fastai_featreg.comparison.compare import compare
     from fastai_featreg.comparison.found import failed_run

@@ -39,7 +39,8 @@ def has_errors(
     df:pd.DataFrame, # runs
 )->bool:
     "Did any run keep a curve of accuracies? Regressions have none"
-    return any(errors_of(df[c]).size and np.isfinite(errors_of(df[c])).any() for c in ('curve', 'train_curve') if c in df)
+    curves = [errors_of(df[c]) for c in ('curve', 'train_curve') if c in df]
+    return any(np.isfinite(o).any() for o in curves)
 
 
 def draw_error(
@@ -63,8 +64,9 @@ def plot_errors(
     df = count_once(df)
     good = df[df['error']=='']
     if not has_errors(good):
-        raise ValueError(f"plot_errors: df must have runs with curves of accuracies, got {len(good)} that ended well and "
-                         "none with a curve; give rows of classifiers, from read_results")
+        raise ValueError("plot_errors: df must have runs with curves of accuracies, "
+                         f"got {len(good)} that ended well and none with a curve; "
+                         "give rows of classifiers, from read_results")
     labels = list(good['method'].unique())
     styles,banded = method_styles(labels),len(labels)<=most_bands
     fig,ax = plt.subplots(figsize=(7, 4.6 + 0.22*len(labels)), layout='constrained')
