@@ -6,6 +6,7 @@ from fastai_featreg.core import FeatureCallback, register_method
 from fastai_featreg.fits import LossCallback
 from fastai_featreg.taps import feature_maps, to_torch
 from fastai_featreg.look import get_cams, show_cams
+from fastai_featreg.over_epochs import RecordMaps, show_maps_over_epochs
 from fastai_featreg.localise import CamMetric, localisation
 from fastai_featreg.boxes import get_boxes, show_boxes
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_dls, load_data
@@ -16,8 +17,11 @@ from fastai_featreg.noise import add_noise, changed_labels, clean_labels
 from fastai_featreg.methods.drop_layers import find_drop_layers, show_drop_layers
 from fastai_featreg.methods.drop_effects import show_drops
 from fastai_featreg.methods.view_head import remove_views
+from fastai_featreg.methods.fixed_mask import FixedMask
 from fastai_featreg.comparison.compare import compare
-from fastai_featreg.comparison.report import plot_comparison
+from fastai_featreg.comparison.report import plot_comparison, summarise
+from fastai_featreg.comparison.sweep import plot_sweep, sweep
+from fastai_featreg.comparison.curves import plot_errors
 from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.protocols import find_protocol, protocols
 from fastai_featreg.comparison.recipes import train_as

@@ -71,7 +71,7 @@ def test_rows_and_picture(finished):
     assert (df[['data', 'arch', 'size', 'bs', 'epochs', 'n_train', 'n_valid', 'n_classes']].iloc[0].tolist()
             ==['digits', 'test_resnet', '64', '8', '1', '32', '20', '10'])
     assert Image.open(finished/'comparison.png').size[0]>1000
-    files = ['.results.csv.lock', 'comparison.png', 'predictions', 'results.csv']
+    files = ['.results.csv.lock', 'comparison.png', 'curves.png', 'predictions', 'results.csv']
     assert sorted(p.name for p in finished.iterdir())==files, 'no temporary file is left; a lock stays, and is empty'
 
 

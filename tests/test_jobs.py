@@ -77,7 +77,8 @@ def test_two_jobs_give_the_rows_of_one(alone, tmp_path, monkeypatch):
     assert len(df)==6 and not workers(tmp_path)
     assert [l[:4] for l in lines if re.match(r'\d/6 ', l)]==[f'{i}/6 ' for i in range(1, 7)], lines
     assert sum('minus plain' in l for l in lines)==1, 'one report'
-    assert {p.name for p in tmp_path.iterdir()}=={'results.csv', '.results.csv.lock', 'comparison.png', 'predictions'}
+    files = {'results.csv', '.results.csv.lock', 'comparison.png', 'curves.png', 'predictions'}
+    assert {p.name for p in tmp_path.iterdir()}==files
 
 @posix
 @pytest.mark.slow

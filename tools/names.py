@@ -12,12 +12,15 @@ package = Path(__file__).parent.parent/'fastai_featreg'
 
 ground = dict(
     anatomy='get_anatomy', parting='body_head', core='FeatureCallback register_method', fits='LossCallback',
-    taps='feature_maps to_torch', look='get_cams show_cams', localise='CamMetric localisation',
+    taps='feature_maps to_torch', look='get_cams show_cams',
+    over_epochs='RecordMaps show_maps_over_epochs', localise='CamMetric localisation',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
     files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels')
 rooms = {
     'methods.drop_layers': 'find_drop_layers show_drop_layers', 'methods.drop_effects': 'show_drops',
-    'methods.view_head': 'remove_views', 'comparison.compare': 'compare', 'comparison.report': 'plot_comparison',
+    'methods.view_head': 'remove_views', 'methods.fixed_mask': 'FixedMask', 'comparison.compare': 'compare',
+    'comparison.report': 'plot_comparison summarise', 'comparison.sweep': 'plot_sweep sweep',
+    'comparison.curves': 'plot_errors',
     'comparison.rows': 'read_results', 'comparison.protocols': 'find_protocol protocols',
     'comparison.recipes': 'train_as', 'comparison.augment': 'augmented'}
 

@@ -9,7 +9,7 @@ __all__ = []
 import argparse,ast,inspect,re,sys,warnings
 from functools import partial
 from pathlib import Path
-from .arguments import parser
+from .arguments import default_methods,parser
 from .reproduce import run_reproduce
 from ..wording import echo,one_line,plural,unknown_name
 
@@ -101,14 +101,18 @@ def run_report(args:argparse.Namespace):
 
 def run_compare(args:argparse.Namespace):
     "`featreg compare`; 1 if a run has failed"
-    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data')}
+    given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data', 'sweep')}
     check_data(args)
-    if not is_imported(): check_names(args.methods, stored_methods())
+    if not is_imported():
+        swept = [text.rpartition(':')[0] for text in args.sweep]
+        for text in (args.methods or '', *swept): check_names(text, stored_methods())
     # torch, fastai and timm: seconds, and only a run needs them
     from fastai_featreg.comparison.compare import compare
     from fastai_featreg.comparison.found import failed_run
     from fastai_featreg.comparison.rows import read_results
     from fastai_featreg.comparison.setting import at_home
+    from fastai_featreg.comparison.sweep import with_sweeps
+    given['methods'] = with_sweeps(args.methods, args.sweep) or default_methods
     try:
         df = compare(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:

@@ -15,11 +15,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .colours import method_styles
+from .curves import has_errors,plot_errors
 from .found import is_drawn
 from .cost_table import cost_lines,with_cost
 from .metrics import by_metric,called,factor_of,in_words
 from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
+from .sweep import find_sweeps,plot_sweep,sweep_lines
 from ..wording import echo,one_line,plural
 
 # %% ../../nbs/comparison/85_report.ipynb #72894b5d
@@ -363,10 +365,11 @@ def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain', cost:p
     summary.attrs['metric'] = name
     failed = df[df['error']!=''].itertuples()
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
-    sentences = [*verdicts(summary), *best_epochs(summary), *notes(summary), *failures, *cost_lines(cost)]
+    sentences = [*verdicts(summary), *sweep_lines(summary), *best_epochs(summary), *notes(summary), *failures,
+                 *cost_lines(cost)]
     said = [in_words(s, name) for s in sentences]
     say('\n'.join(['', summary_table(summary), '', *said]))
-    drawn = draw(df, path.with_name(picture), against)
+    drawn = draw_all(df, summary, path.with_name(picture), against)
     say(f'{where_rows_are(df, path)}, {drawn}.')
     return df
 
@@ -380,12 +383,29 @@ def where_rows_are(df:pd.DataFrame, path:Path):
     others = 'the others are in files beside it' if beside(path) else 'the others were taken out of it meanwhile'
     return f'{path} has {n} of {plural(len(df), "row")}, {others}'
 
-def draw(df:pd.DataFrame, picture:Path, against:str='plain'):
-    "Draw the picture; where it is, or why there is none: a font or a full disk is not the end of a comparison"
+def pictures(df:pd.DataFrame, summary:pd.DataFrame, against:str='plain'):
+    "Name -> what it is, and the function that draws it, of all pictures that these runs can have"
+    found = {'comparison': ('the picture', partial(plot_comparison, df, against))}
+    if has_errors(df[df['error']=='']):
+        found['curves'] = 'the errors of training and validation', partial(plot_errors, df)
+    if find_sweeps(list(summary.index)):
+        found['sweep'] = 'the sweep', partial(plot_sweep, summary)
+    return found
+
+def draw_all(df:pd.DataFrame, summary:pd.DataFrame, picture:Path, against:str='plain'):
+    "Draw the pictures, all beside the first; where they are"
+    texts = []
+    for name,(what,plot) in pictures(df, summary, against).items():
+        file = picture.with_name(picture.name.replace('comparison', name))
+        texts.append(draw(plot, file, what))
+    return ', '.join(texts)
+
+def draw(plot:Callable, picture:Path, what:str):
+    "Draw a picture; where it is, or why there is none: a font or a full disk is not the end of a comparison"
     try:
-        fig = plot_comparison(df, against)
+        fig = plot()
         try: fig.savefig(picture, dpi=120)
         finally: plt.close(fig)
     except Exception as e:
         return f"but there is no picture: '{picture}' failed ({one_line(e, 120)})"
-    return f'{picture} the picture'
+    return f'{picture} {what}'
