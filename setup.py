@@ -20,7 +20,8 @@ def absolute(text: str, repository: str) -> str:
 
 def pages(repository: str) -> dict:
     "What a package index links to"
-    return {'Repository': repository, 'Changes': f'{repository}/blob/main/CHANGELOG.md', 'Issues': f'{repository}/issues'}
+    return {'Repository': repository, 'Issues': f'{repository}/issues',
+            'Changes': f'{repository}/blob/main/CHANGELOG.md'}
 
 
 readme,repository = (here/'README.md').read_text(encoding='utf-8'),cfg['repository'].strip().rstrip('/')

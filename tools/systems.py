@@ -4,8 +4,8 @@
 """
 import subprocess, sys, tempfile
 
-tests = ['folders', 'files', 'layouts', 'subsets', 'noise', 'memory', 'rows', 'comparison_rows', 'saved', 'jobs', 'command',
-         'cost', 'mined_pool', 'cam_loss']
+tests = ['folders', 'files', 'layouts', 'subsets', 'noise', 'memory', 'rows', 'comparison_rows', 'saved', 'jobs',
+         'command', 'cost', 'mined_pool', 'cam_loss']
 budget = '--epochs 1 --seeds 1 --n-train 64 --n-valid 64 --jobs 2'.split()
 
 
