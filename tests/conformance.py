@@ -42,7 +42,7 @@ def overrides(cls, blank):
 
 def reads_map(cls): return overrides(cls, 'loss_term')
 
-def adds_term(cls): return reads_map(cls) or not issubclass(cls, FeatureCallback)
+def adds_term(cls): return reads_map(cls) or not issubclass(cls, FeatureCallback) and overrides(cls, 'term')
 
 def acts_of(cls):
     "Event -> what a callback changes there, by the blanks that it fills in"
@@ -86,6 +86,10 @@ special = dict(mv_fea_aug=dict(
                                           'a plain checkpoint loads with strict=False',
              'removed, it leaves nothing': 'the views stay in the model, which predicts by them; '
                                            'its own `remove` gives the plain head back'}))
+
+# what acts on images of a batch before the network sees them
+whole_batch = {'accumulated batches equal a big one': 'what it draws is drawn for a whole batch'}
+special |= dict(cutout=dict(acts=acts_of(CutOut) | dict(before_batch={'batch'}), without=no_term | whole_batch))
 
 
 def entry_of(name):
