@@ -28,6 +28,7 @@ from fastai_featreg.methods.distill import KnowledgeDistillation, AttentionTrans
 from fastai_featreg.methods.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, \
     SelectScale
 from fastai_featreg.methods.feature_mining import FeatureMining, show_mining, plot_activations
+from fastai_featreg.methods.mixing import BatchMixUp, BatchCutMix, ManifoldMixup
 from fastai_featreg.methods.multiview import MVFeaAug, get_views, show_views
 
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -89,7 +89,11 @@ special = dict(mv_fea_aug=dict(
 
 # what acts on images of a batch before the network sees them
 whole_batch = {'accumulated batches equal a big one': 'what it draws is drawn for a whole batch'}
-special |= dict(cutout=dict(acts=acts_of(CutOut) | dict(before_batch={'batch'}), without=no_term | whole_batch))
+for name,cls in dict(cutout=CutOut, batch_mixup=BatchMixUp, batch_cutmix=BatchCutMix).items():
+    special[name] = dict(acts=acts_of(cls) | dict(before_batch={'batch'}), without=no_term | whole_batch)
+special['manifold_mixup'] = dict(acts=acts_of(ManifoldMixup) | dict(before_batch={'taps', 'batch'}),
+                                 without=no_term | whole_batch)
+settings['batch_cutmix'] = dict(p=1.)
 
 
 def entry_of(name):

@@ -70,7 +70,7 @@ class CutOut(LossCallback):
         CIFAR-10, which for CIFAR-100 takes 8.
     Departure (Cutout 3): the square lies inside the image, see `cutout`.
     """
-    order,reads_images = -1,True # in front of MixUp
+    order,reads_images = -2,True # in front of what mixes images
 
     def __init__(self,
         size:int|float=0.5, # side of the square: pixels, or a share of the images' shorter side (0,1)
