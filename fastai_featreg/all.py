@@ -24,6 +24,7 @@ from fastai_featreg.comparison.recipes import train_as
 from fastai_featreg.comparison.augment import augmented
 from fastai_featreg.methods.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
 from fastai_featreg.methods.cutout import CutOut
+from fastai_featreg.methods.depth import StochDepth, ShakeDrop
 from fastai_featreg.methods.distill import KnowledgeDistillation, AttentionTransfer, CCM, CATKD
 from fastai_featreg.methods.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, \
     SelectScale

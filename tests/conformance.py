@@ -94,6 +94,10 @@ for name,cls in dict(cutout=CutOut, batch_mixup=BatchMixUp, batch_cutmix=BatchCu
 special['manifold_mixup'] = dict(acts=acts_of(ManifoldMixup) | dict(before_batch={'taps', 'batch'}),
                                  without=no_term | whole_batch)
 settings['batch_cutmix'] = dict(p=1.)
+# the tiny network has no residual branch; a stage is taken for one
+needs_branches = {'repr evals back': 'made without arguments it is refused by the tiny network; its page has the cell'}
+for name in ('stoch_depth', 'shake_drop'):
+    settings[name],special[name] = dict(layers=[1]),dict(without=no_term | needs_branches)
 
 
 def entry_of(name):
