@@ -22,6 +22,7 @@ from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.protocols import find_protocol, protocols
 from fastai_featreg.comparison.recipes import train_as
 from fastai_featreg.comparison.augment import augmented
+from fastai_featreg.methods.blocks import SE, CBAM, GC, SK
 from fastai_featreg.methods.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
 from fastai_featreg.methods.cutout import CutOut
 from fastai_featreg.methods.depth import StochDepth, ShakeDrop

@@ -99,6 +99,15 @@ needs_branches = {'repr evals back': 'made without arguments it is refused by th
 for name in ('stoch_depth', 'shake_drop'):
     settings[name],special[name] = dict(layers=[1]),dict(without=no_term | needs_branches)
 
+in_the_network = {
+    'checkpoint is a plain one': 'its blocks are in the checkpoint',
+    'removed, it leaves nothing': 'its blocks stay in the network, which predicts by them'}
+for name,cls in dict(se=SE, cbam=CBAM, gc=GC, sk=SK).items():
+    special[name] = dict(permanent=True, without=no_term | in_the_network)
+special['gc']['without'] |= {'finite gradients everywhere': 'its last layer begins at zero, which stops the first ones'}
+settings['se'] = dict(seed=1) # a ReLU of four channels may begin dead
+settings['sk'] = dict(layers=[1, 2]) # the weights that the cells look at are those of the first stage
+
 
 def entry_of(name):
     "The entry of a registered method, from its class, its card and the tables above"
