@@ -81,6 +81,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'fastai_featreg.attention.placed_like': ( 'attention.html#placed_like',
                                                                                     'fastai_featreg/attention.py'),
                                           'fastai_featreg.attention.put': ('attention.html#put', 'fastai_featreg/attention.py'),
+                                          'fastai_featreg.attention.replaceable': ( 'attention.html#replaceable',
+                                                                                    'fastai_featreg/attention.py'),
                                           'fastai_featreg.attention.selective': ('attention.html#selective', 'fastai_featreg/attention.py'),
                                           'fastai_featreg.attention.spans': ('attention.html#spans', 'fastai_featreg/attention.py'),
                                           'fastai_featreg.attention.with_attention': ( 'attention.html#with_attention',

@@ -60,14 +60,16 @@ def append(net:nn.Module, stage:object, key:str, block:nn.Module):
     if type(m) is nn.Sequential: m.add_module(key, block)
     else: put(net, stage.name, nn.Sequential(OrderedDict({'layer': m, key: block})))
 
-def selective(net:nn.Module, names:list, key:str, reduction:int):
-    "A selective kernel in the place of the last convolution that looks beyond one position"
+def replaceable(net:nn.Module, names:list):
+    "Name of the last convolution among them that looks beyond one position; '' if there is none"
     large = [n for n in convs_of(net, names) if max(net.get_submodule(n).kernel_size)>1]
-    if not large: return False
-    old = net.get_submodule(large[-1])
+    return large[-1] if large else ''
+
+def selective(net:nn.Module, name:str, key:str, reduction:int):
+    "A selective kernel in the place of a convolution"
+    old = net.get_submodule(name)
     block = attention_block('sk', old.in_channels, reduction, out_channels=old.out_channels, stride=old.stride[0])
-    put(net, large[-1], nn.Sequential(OrderedDict({key: placed_like(block, net)})))
-    return True
+    put(net, name, nn.Sequential(OrderedDict({key: placed_like(block, net)})))
 
 # %% ../nbs/71a_attention.ipynb #e841bf11
 def attention_names(
@@ -98,9 +100,11 @@ def with_attention(
     if wrong or not chosen:
         raise ValueError("with_attention: stages must give maps (N,D,H,W) and have convolutions, got "
                          f"{wrong or type(net).__name__}; use a convolutional network")
-    for s,names in chosen:
-        if kind!='sk': append(net, s, key, placed_like(attention_block(kind, s.channels, reduction), net))
-        elif not selective(net, names, key, reduction):
-            raise ValueError(f"with_attention: a stage must have a convolution larger than 1x1 for 'sk', got "
-                             f"'{s.name}' without one; name other stages with `layers=`")
+    convs = [replaceable(net, names) for _,names in chosen]
+    if kind=='sk' and not all(convs):
+        raise ValueError(f"with_attention: a stage must have a convolution larger than 1x1 for 'sk', got "
+                         f"'{chosen[convs.index('')][0].name}' without one; name other stages with `layers=`")
+    for (s,_),conv in zip(chosen, convs):
+        if kind=='sk': selective(net, conv, key, reduction)
+        else: append(net, s, key, placed_like(attention_block(kind, s.channels, reduction), net))
     return model
