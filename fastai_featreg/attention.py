@@ -85,7 +85,7 @@ def with_attention(
     reduction:int=2, # r, factor by which a block narrows the channels inside
     layers:int|str|nn.Module|list|None=None, # stages as in `Anatomy.find`; None: all with a convolution of their own
 )->nn.Module: # the same network
-    """Attention blocks behind the stages of a network, or an 'sk' in the place of each stage's last convolution (MV 3.4)
+    """Attention blocks behind the stages of a network, or an 'sk' for each stage's last convolution (MV 3.4)
 
     Reading (MV 3.4): "the end of each convolutional stage" is behind its last activation, in front of the pooling.
     """

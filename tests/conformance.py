@@ -102,7 +102,7 @@ for name in ('stoch_depth', 'shake_drop'):
 in_the_network = {
     'checkpoint is a plain one': 'its blocks are in the checkpoint',
     'removed, it leaves nothing': 'its blocks stay in the network, which predicts by them'}
-for name,cls in dict(se=SE, cbam=CBAM, gc=GC, sk=SK).items():
+for name in ('se', 'cbam', 'gc', 'sk'):
     special[name] = dict(permanent=True, without=no_term | in_the_network)
 special['gc']['without'] |= {'finite gradients everywhere': 'its last layer begins at zero, which stops the first ones'}
 settings['se'] = dict(seed=1) # a ReLU of four channels may begin dead

@@ -58,11 +58,12 @@ class AttentionCallback(LossCallback):
 
 @register_method('se', colour='#009E73', paper='Hu et al. 2018',
     in_short='channels weighed by the mean of the map, behind each stage (stays in the network)',
-    what="""A squeeze-and-excitation block of timm behind each stage of the network: the mean of the map goes through two
-        small layers, which weigh its channels. It is part of the network, in training and afterwards.""",
+    what="""A squeeze-and-excitation block of timm behind each stage of the network: the mean of the map goes through
+        two small layers, which weigh its channels. It is part of the network, in training and afterwards.""",
     when="""To compare with attention, as MV-FeaAug does.""",
     when_not="""Networks that have such blocks; where the network that predicts must stay as it is.""",
-    source="""Hu et al., Squeeze-and-Excitation Networks, CVPR 2018. MV-FeaAug reports +0.5 to +0.8 points for VGG16.""",
+    source="""Hu et al., Squeeze-and-Excitation Networks, CVPR 2018. MV-FeaAug reports +0.5 to +0.8 points for
+        VGG16.""",
     neutral=stays)
 class SE(AttentionCallback):
     "Squeeze-and-excitation blocks behind the stages (SE, 2018); they stay in the network"
@@ -70,12 +71,12 @@ class SE(AttentionCallback):
 
 @register_method('cbam', colour='#E69F00', paper='Woo et al. 2018',
     in_short='channels, then positions weighed, behind each stage (stays in the network)',
-    what="""A block of timm behind each stage of the network that weighs the channels of its map, then the positions. It is
-        part of the network, in training and afterwards.""",
+    what="""A block of timm behind each stage of the network that weighs the channels of its map, then the positions. It
+        is part of the network, in training and afterwards.""",
     when="""To compare with attention, as MV-FeaAug does.""",
     when_not="""Where the network that predicts must stay as it is; timm's authors found mixed results.""",
-    source="""Woo et al., CBAM: Convolutional Block Attention Module, ECCV 2018. MV-FeaAug reports +1.0 to +1.8 points for
-        VGG16.""",
+    source="""Woo et al., CBAM: Convolutional Block Attention Module, ECCV 2018. MV-FeaAug reports +1.0 to +1.8 points
+        for VGG16.""",
     neutral=stays)
 class CBAM(AttentionCallback):
     "Channel and position attention behind the stages (CBAM, 2018); it stays in the network"
@@ -97,9 +98,9 @@ class GC(AttentionCallback):
 
 @register_method('sk', colour='#D55E00', paper='Li et al. 2019',
     in_short='two sizes of convolution to choose between, in the place of the last one of each stage (stays)',
-    what="""A selective kernel of timm in the place of the last convolution of each stage: two convolutions, of which each
-        channel takes its share by what is seen in the mean of their maps. It is part of the network, in training and
-        afterwards.""",
+    what="""A selective kernel of timm in the place of the last convolution of each stage: two convolutions, of which
+        each channel takes its share by what is seen in the mean of their maps. It is part of the network, in training
+        and afterwards.""",
     when="""To compare with attention, as MV-FeaAug does, from scratch.""",
     when_not="""Pretrained networks, which lose the convolutions whose places are taken; where the network that predicts
         must stay as it is.""",

@@ -41,9 +41,9 @@ def shake_factors(
 )->tuple[Tensor,Tensor]: # factors on the way forward and backward, (n,) each
     """Random factors of ShakeDrop (2018, Eq. 5)
 
-    Departure (ShakeDrop Eq. 6): both are divided by 1-rate, the mean of the factor on the way forward, so that nothing is
-        left to do at inference; the paper multiplies the branch by that mean there. Behind a BatchNorm, whose weights
-        can take up any constant, both describe the same networks.
+    Departure (ShakeDrop Eq. 6): both are divided by 1-rate, the mean of the factor on the way forward, so that nothing
+        is left to do at inference; the paper multiplies the branch by that mean there. Behind a BatchNorm, whose
+        weights can take up any constant, both describe the same networks.
     """
     def draw(): return torch.rand(n, generator=generator)
     b = (draw()>=rate).float()
@@ -113,7 +113,8 @@ class BranchCallback(FeatureCallback):
     what="""Each residual branch is left out of the network for some images of a batch, the later ones more often; what
         is left is divided by its share. It is torchvision's function.""",
     when="""Deep residual networks and long training; a network that overfits.""",
-    when_not="""Shallow networks, short training; a network of timm that takes `drop_path_rate`, which does the same.""",
+    when_not="""Shallow networks, short training; a network of timm that takes `drop_path_rate`, which does the
+        same.""",
     source="""Huang et al., Deep Networks with Stochastic Depth, ECCV 2016. CAM-loss reports 15.86 % error on CIFAR-100
         for PyramidNet-200, where plain training has 16.45.""",
     neutral={'rate 0': dict(rate=0.)})
@@ -133,19 +134,19 @@ class StochDepth(BranchCallback):
 
 @register_method('shake_drop', colour='#CC79A7', paper='Yamada et al. 2018',
     in_short='residual branches multiplied by random factors, and their gradients by others',
-    what="""Each residual branch is multiplied by a random factor from -1 to 1 for some images of a batch, and its gradient
-        by another one from 0 to 1; the later branches more often.""",
+    what="""Each residual branch is multiplied by a random factor from -1 to 1 for some images of a batch, and its
+        gradient by another one from 0 to 1; the later branches more often.""",
     when="""Deep residual networks whose branches end in a BatchNorm (PyramidNet), and very long training.""",
     when_not="""Short training: it is the strongest disturbance of all here, and needs hundreds of epochs in its paper.
         Branches that do not end in a BatchNorm.""",
-    source="""Yamada et al., ShakeDrop Regularization for Deep Residual Learning, 2018. CAM-loss reports 15.08 % error on
-        CIFAR-100 for PyramidNet-200, where plain training has 16.45.""",
+    source="""Yamada et al., ShakeDrop Regularization for Deep Residual Learning, 2018. CAM-loss reports 15.08 % error
+        on CIFAR-100 for PyramidNet-200, where plain training has 16.45.""",
     neutral={'rate 0': dict(rate=0.)})
 class ShakeDrop(BranchCallback):
     """Multiply residual branches and their gradients by different random factors (ShakeDrop, 2018)
 
-    Reading (ShakeDrop 3): b, alpha and beta are drawn for each image; the paper compares several levels. letter of Eq. 5,
-        one for a branch: `mode='batch'`.
+    Reading (ShakeDrop 3): b, alpha and beta are drawn for each image; the paper compares several levels. letter of
+        Eq. 5, one for a branch: `mode='batch'`.
     Departure (ShakeDrop Eq. 6): divided by the mean factor in training, in place of a multiplication at inference, see
         `shake_factors`.
     """
