@@ -42,7 +42,7 @@ def overrides(cls, blank):
 
 def reads_map(cls): return overrides(cls, 'loss_term')
 
-def adds_term(cls): return reads_map(cls) or not issubclass(cls, FeatureCallback)
+def adds_term(cls): return reads_map(cls) or not issubclass(cls, FeatureCallback) and overrides(cls, 'term')
 
 def acts_of(cls):
     "Event -> what a callback changes there, by the blanks that it fills in"
@@ -88,6 +88,27 @@ special = dict(center_loss=dict(acts=centres), mv_fea_aug=dict(
                                           'a plain checkpoint loads with strict=False',
              'removed, it leaves nothing': 'the views stay in the model, which predicts by them; '
                                            'its own `remove` gives the plain head back'}))
+
+# what acts on images of a batch before the network sees them
+whole_batch = {'accumulated batches equal a big one': 'what it draws is drawn for a whole batch'}
+for name,cls in dict(cutout=CutOut, batch_mixup=BatchMixUp, batch_cutmix=BatchCutMix).items():
+    special[name] = dict(acts=acts_of(cls) | dict(before_batch={'batch'}), without=no_term | whole_batch)
+special['manifold_mixup'] = dict(acts=acts_of(ManifoldMixup) | dict(before_batch={'taps', 'batch'}),
+                                 without=no_term | whole_batch)
+settings['batch_cutmix'] = dict(p=1.)
+# the tiny network has no residual branch; a stage is taken for one
+needs_branches = {'repr evals back': 'made without arguments it is refused by the tiny network; its page has the cell'}
+for name in ('stoch_depth', 'shake_drop'):
+    settings[name],special[name] = dict(layers=[1]),dict(without=no_term | needs_branches)
+
+in_the_network = {
+    'checkpoint is a plain one': 'its blocks are in the checkpoint',
+    'removed, it leaves nothing': 'its blocks stay in the network, which predicts by them'}
+for name in ('se', 'cbam', 'gc', 'sk'):
+    special[name] = dict(permanent=True, without=no_term | in_the_network)
+special['gc']['without'] |= {'finite gradients everywhere': 'its last layer begins at zero, which stops the first ones'}
+settings['se'] = dict(seed=1) # a ReLU of four channels may begin dead
+settings['sk'] = dict(layers=[1, 2]) # the weights that the cells look at are those of the first stage
 
 
 def entry_of(name):

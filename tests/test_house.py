@@ -15,7 +15,7 @@ of_teachers = ['teachers', 'distill_losses', 'guide', 'taught']
 of_views = ['views', 'view_head']
 of_embeddings = ['embeddings']
 # what methods may import
-rooms = [*looks_at_networks, 'answers', *parts, 'core', 'maps', 'class_maps', *looking,
+rooms = [*looks_at_networks, 'answers', *parts, 'core', 'maps', 'class_maps', *looking, 'branches', 'attention',
          *of_drops, *of_teachers, *of_views, *of_embeddings]
 methods = method_modules()
 modules = {p.stem: p.read_text() for p in sorted(folder.rglob('*.py')) if not p.stem.startswith('_')}

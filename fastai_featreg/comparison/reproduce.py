@@ -169,11 +169,7 @@ def list_tables()->str: # lines
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0022
 # names in the tables of what the papers compare with and this library does not have as methods
-planned = ('byot', 'cs_kd', 'center_loss', 'l_softmax', 'sm_softmax', 'cutout', 'manifold_mixup', 'stoch_depth',
-           'shake_drop', 'se', 'cbam', 'gc', 'sk')
-# what exists as a setting of all arms, and cannot be a method of one
-settings_instead = dict(cutout='a setting of the protocol (cutout=16), not a method of one arm',
-                        stoch_depth='an argument of the network (drop_path_rate), not a method of one arm')
+planned = ('byot', 'cs_kd', 'center_loss', 'l_softmax', 'sm_softmax')
 
 class CannotRun(ValueError):
     "Why a block cannot be run: a sentence, and in few words"
@@ -206,9 +202,7 @@ def why_not(
     names:list, # of methods, from `not_built`
 )->str: # one sentence
     "Why an arm cannot be run"
-    told = [f'{n} is {settings_instead[n]}' for n in names if n in settings_instead]
-    lacks = [n for n in names if n not in settings_instead]
-    return '; '.join(([f"{', '.join(lacks)} not built yet"] if lacks else []) + told)
+    return f"{', '.join(names)} not built yet"
 
 def labels_of(
     arms:dict, # name -> method
