@@ -26,14 +26,18 @@ from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.protocols import find_protocol, protocols
 from fastai_featreg.comparison.recipes import train_as
 from fastai_featreg.comparison.augment import augmented
+from fastai_featreg.methods.blocks import SE, CBAM, GC, SK
 from fastai_featreg.methods.cam_loss import CAMLoss, NegativeCAM, show_cam_loss
 from fastai_featreg.methods.center_loss import CenterLoss
 from fastai_featreg.methods.cs_kd import CSKD
+from fastai_featreg.methods.cutout import CutOut
+from fastai_featreg.methods.depth import StochDepth, ShakeDrop
 from fastai_featreg.methods.distill import KnowledgeDistillation, AttentionTransfer, CCM, CATKD
 from fastai_featreg.methods.drop import FeatureDropout, SpatialDropout, DropBlock, SpatialScale, Selectout, \
     SelectScale
 from fastai_featreg.methods.feature_mining import FeatureMining, show_mining, plot_activations
 from fastai_featreg.methods.margins import LSoftmax, SMSoftmax
+from fastai_featreg.methods.mixing import BatchMixUp, BatchCutMix, ManifoldMixup
 from fastai_featreg.methods.multiview import MVFeaAug, get_views, show_views
 
 __all__ = [name for name in globals() if not name.startswith('_')]
