@@ -79,8 +79,6 @@ class ShallowExit(nn.Module):
 
     Reading (BYOT 3): the bottleneck has a quarter of the last map's channels, and its spatial convolution keeps
         the channels apart, as the separable ones of the authors' code do; the paper gives no sizes.
-    Departure (BYOT code): each image is normalised by itself, so that an exit learns the same whichever way a
-        batch is divided; letter: `norm='batch'`.
     Departure (BYOT code): no normalisation and no ReLU behind the last convolution, since the last map of many
         networks has negative values. No argument gives the letter.
     """
@@ -89,9 +87,9 @@ class ShallowExit(nn.Module):
         deepest:int, # D, channels of the network's last map
         n_out:int, # outputs, as many as the network has
         shrink:int=2, # side of the map over that of the last one, about
-        norm:str='group', # 'group' normalises each image by itself, 'batch' over the batch
+        norm:str='batch', # 'batch' normalises over the batch, 'group' each image by itself
     ):
-        check_choice('ShallowExit', ('group', 'batch'), norm=norm)
+        check_choice('ShallowExit', ('batch', 'group'), norm=norm)
         super().__init__()
         self.shrink = shrink
         few = max(1, deepest//4)
@@ -120,24 +118,20 @@ class ShallowExit(nn.Module):
 # %% ../../nbs/methods/60_self_distill.ipynb #60a00026
 def exit_stages(
     anatomy:Anatomy, # of the network
-    layers:int|str|nn.Module|list='all', # 'all' stages but the last, the n before the last, or names, modules, numbers
+    layers:int|str|nn.Module|list=3, # at most so many stages before the last, or names, modules, stage numbers
 )->list: # `Stage`s in network order; the last is the network's last
     "Where the exits are, and the last map"
-    last,stages = anatomy.last,anatomy.stages
-    if len(stages)<2 and layers=='all':
+    last,order = anatomy.last,anatomy.order
+    by_number = isinstance(layers, int)
+    found = anatomy.stages[:-1][-layers:] if by_number else anatomy.find(layers)
+    if not found:
         raise ValueError("BYOT: the network must have two stages at least, of which the last teaches the others, "
                          f"got one, '{last.name}'; name a layer before it with `layers=`")
-    by_number = isinstance(layers, int)
-    if by_number and layers>=len(stages):
-        raise ValueError(f"BYOT: layers must be the number of stages before the last, from 1 to {len(stages)-1} in "
-                         f"this network, got {layers}; layers='all' takes them all")
-    if layers=='all': found = stages[:-1]
-    else: found = stages[-1-layers:-1] if by_number else anatomy.find(layers)
-    late = [s.name for s in found if anatomy.order[s.name]>=anatomy.order[last.name]]
+    late = [s.name for s in found if order[s.name]>=order[last.name]]
     if late:
         raise ValueError(f"BYOT: layers must be before the network's last map, that of '{last.name}', "
-                         f"got '{late[0]}'; layers='all' takes all stages before it")
-    return [*sorted(found, key=lambda s: anatomy.order[s.name]), last]
+                         f"got '{late[0]}'; `layers=1` takes the stage before it")
+    return [*sorted(found, key=lambda s: order[s.name]), last]
 
 
 def _shrink(stage, last):
@@ -153,7 +147,7 @@ def _by_itself(loss_func, n_out):
 
 @register_method('byot', colour='#E69F00', paper='Zhang et al. 2019',
     in_short="exits at the shallower stages learn the labels, the network's answers and its last map",
-    what="""Behind each stage but the last stands a small exit: a bottleneck that brings the map to the shape of the
+    what="""Behind the three stages before the last, or as many as there are, stands a small exit each: a bottleneck that brings the map to the shape of the
         network's last one, and a linear classifier. Each exit learns the labels, the softened answers of the network's
         own classifier, and its last map; what it learns reaches the stages before it. The network's loss and its last
         stage are as in plain training. The exits are gone after training; `get_exits` asks them and their ensemble
@@ -171,7 +165,9 @@ class BYOT(FeatureCallback):
     """Exits at the shallower stages learn labels, and the network's own answers and last map (Be Your Own Teacher, 2019)
 
     Reading (FM 4.1.1): "we take the output of the last layer in ResNet110 as the teachers of all the front layers":
-        exits at the ends of all stages but the last.
+        exits at the ends of the stages before the last.
+    Reading (BYOT 3): three of them, as the paper divides its ResNets into four sections, of which the stem is none; two
+        in a network of three stages.
     Reading (FM 4.1.1): the results are given "after ensemble", which is no network that is kept: `get_exits` and the
         metric `EnsembleAccuracy` give it in the session of the training; everything else is about the network alone.
     Reading (BYOT Eq. 5): the hint is of all exits; the authors' code leaves out that of one.
@@ -183,20 +179,20 @@ class BYOT(FeatureCallback):
     column,reads_answers,reads_classes = 'byot_loss',True,True
 
     def __init__(self,
-        layers:int|str|nn.Module|list='all', # 'all' stages but the last, the n before the last, or names, modules
+        layers:int|str|nn.Module|list=3, # at most so many stages before the last, or names, modules, stage numbers
         weight:float|Callable=1., # factor of the exits' losses, or a function of the share of training done
         alpha:float=0.3, # share of the divergence from the network's answers, [0,1]
         tau:float=3., # temperature of the divergence
         hint:float=0.03, # weight of the distance from the network's last map; 0 for none
         positions:str='mean', # of that distance: 'mean' or 'sum' over the positions
-        norm:str='group', # in the exits: 'group' normalises each image by itself, 'batch' over the batch
+        norm:str='batch', # in the exits: 'batch' normalises over the batch, 'group' each image by itself
         seed:int|None=None, # seed of the exits; None derives it from torch's seed
     ):
         check_number('BYOT', 0, 1, alpha=alpha)
         check_number('BYOT', 1e-6, tau=tau)
         check_number('BYOT', 0, hint=hint)
         check_choice('BYOT', ('mean', 'sum'), positions=positions)
-        check_choice('BYOT', ('group', 'batch'), norm=norm)
+        check_choice('BYOT', ('batch', 'group'), norm=norm)
         super().__init__(layers, weight, seed)
         store_attr('alpha,tau,hint,positions,norm')
 
