@@ -28,5 +28,6 @@ from fastai_featreg.methods.drop import FeatureDropout, SpatialDropout, DropBloc
     SelectScale
 from fastai_featreg.methods.feature_mining import FeatureMining, show_mining, plot_activations
 from fastai_featreg.methods.multiview import MVFeaAug, get_views, show_views
+from fastai_featreg.methods.self_distill import BYOT, get_exits
 
 __all__ = [name for name in globals() if not name.startswith('_')]

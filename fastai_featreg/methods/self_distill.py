@@ -37,6 +37,8 @@ def byot_loss(
     if not isinstance(exits, (list, tuple)) or len(exits)==0:
         raise ValueError(f"byot_loss: exits must be a list of logits, one tensor an exit, got {what_is(exits)}")
     check_number('byot_loss', 0, 1, alpha=alpha)
+    # a cross-entropy of logits as large as float16 holds them is more than it holds
+    exits = [widen(o) for o in exits]
     far = binary_kd_loss if binary else kd_loss
     labels = sum(by_labels(o) for o in exits)
     divergence = sum(far(o, deepest, tau) for o in exits)/tau**2
@@ -147,11 +149,11 @@ def _by_itself(loss_func, n_out):
 
 @register_method('byot', colour='#E69F00', paper='Zhang et al. 2019',
     in_short="exits at the shallower stages learn the labels, the network's answers and its last map",
-    what="""Behind the three stages before the last, or as many as there are, stands a small exit each: a bottleneck that brings the map to the shape of the
-        network's last one, and a linear classifier. Each exit learns the labels, the softened answers of the network's
-        own classifier, and its last map; what it learns reaches the stages before it. The network's loss and its last
-        stage are as in plain training. The exits are gone after training; `get_exits` asks them and their ensemble
-        before that.""",
+    what="""Behind the three stages before the last, or as many as there are, stands a small exit each: a bottleneck
+        that brings the map to the shape of the network's last one, and a linear classifier. Each exit learns the
+        labels, the softened answers of the network's own classifier, and its last map; what it learns reaches the
+        stages before it. The network's own loss stays, and its last stage learns by that alone. The exits are gone
+        after training; `get_exits` asks them and their ensemble before that.""",
     when="""The network is deep, and its early stages are taught only by what comes back through all later ones; or you
         want to know what they know. No teacher is needed.""",
     when_not="""The time of a step matters: each exit works on a map of an early stage, which is large. The ensemble
@@ -162,7 +164,7 @@ def _by_itself(loss_func, n_out):
         74.71 to 76.68; Tiny ImageNet 63.03; CUB-200-2011, ResNet-50 from scratch, 66.73 to 74.60. The constants are
         those of the authors' code.""")
 class BYOT(FeatureCallback):
-    """Exits at the shallower stages learn labels, and the network's own answers and last map (Be Your Own Teacher, 2019)
+    """Exits at shallower stages learn labels, the network's own answers and its last map (Be Your Own Teacher, 2019)
 
     Reading (FM 4.1.1): "we take the output of the last layer in ResNet110 as the teachers of all the front layers":
         exits at the ends of the stages before the last.
@@ -218,7 +220,8 @@ class BYOT(FeatureCallback):
         *shallow,last = map(plain_tensor, maps.values())
         outs = [exit(f, last.shape[2:]) for exit,f in zip(self.aux_heads, shallow, strict=True)]
         binary = _by_itself(task_loss(self.learn), self.scores.shape[1])
-        term = byot_loss([logits.float() for logits,_ in outs], self.scores, self.loss_of, self.alpha, self.tau, binary)
+        exits = [logits for logits,_ in outs]
+        term = byot_loss(exits, self.scores, self.loss_of, self.alpha, self.tau, binary)
         if self.hint==0: return term
         return term + self.hint*sum(hint_loss(f, last, self.positions) for _,f in outs)
 
@@ -271,8 +274,8 @@ def _with_exits(learn, cb):
     "The callback whose exits are asked"
     cb = cb or next((o for o in learn.cbs if isinstance(o, BYOT)), None)
     if not isinstance(cb, BYOT):
-        raise ValueError("get_exits: the learner must have a BYOT callback, got none; if it was given to `fit`, pass it "
-                         "as `cb`")
+        raise ValueError("get_exits: the learner must have a BYOT callback, got none; if it was given to `fit`, "
+                         "pass it as `cb`")
     if cb.aux_heads is None:
         raise ValueError("get_exits: the exits must have been trained, got none; call it in the session of the "
                          "training, for neither checkpoints nor exported learners have them")
