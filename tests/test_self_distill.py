@@ -38,7 +38,8 @@ def grads_of(*cbs):
 
 # ---- who learns what ----
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(alpha=1.), dict(alpha=0., hint=1.), dict(hint=1., positions='sum')])
+@pytest.mark.parametrize('kwargs', [dict(), dict(alpha=1.), dict(alpha=0., hint=1.), dict(hint=1., positions='sum'),
+                                    dict(hint=1., positions='mean')])
 def test_the_last_stage_and_the_classifier_take_the_plain_step(kwargs):
     "The teacher does not come down to its pupils: neither answers nor last map carry a gradient"
     plain,_ = grads_of()
@@ -80,7 +81,7 @@ def test_one_step_is_the_gradient_of_the_equation():
         logits,m = exit(f, last.shape[2:])
         soft,own = (kept['pred']/2).softmax(1),(logits/2).log_softmax(1)
         total += .6*F.cross_entropy(logits, kept['y']) + .4*(soft*(soft.log() - own)).sum(1).mean()
-        total += .1*(m - last).square().sum(1).mean()
+        total += .1*(m - last).mean((2, 3)).square().sum(1).mean()
     assert added==[pytest.approx(total.item(), rel=1e-5)]
 
 
@@ -168,7 +169,7 @@ def test_values_and_gradients_are_finite(scale, dtype):
     f,other = (scale*torch.randn(2, 4, 5, 3, 3, generator=g)).to(dtype)
     z,t = (scale*torch.randn(2, 4, 6, generator=g)).to(dtype)
     by_labels = partial(F.cross_entropy, target=torch.arange(4))
-    for fn,x in ((partial(hint_loss, deepest=other), f), (partial(hint_loss, deepest=other, positions='sum'), f),
+    for fn,x in (*[(partial(hint_loss, deepest=other, positions=p), f) for p in ('pooled', 'mean', 'sum')],
                  (lambda o: byot_loss([o], t, by_labels), z), (lambda o: byot_loss([o], t, by_labels, binary=True), z)):
         x = x.clone().requires_grad_()
         out = fn(x)
