@@ -140,10 +140,10 @@ arch = "resnet8"
 [arms]
 plain = "plain"
 fm = "FeatureMining()"
-byot = "byot"
+later = "not_there"
 [[blocks]]
 name = "First One"
-published = {plain = 50.0, fm = 52.5, byot = 53.0}
+published = {plain = 50.0, fm = 52.5, later = 53.0}
 [[blocks]]
 name = "second"
 data = "imagenet"
@@ -151,7 +151,7 @@ published = {plain = 60.0, fm = 61.0}
 [[claims]]
 method = "fm"
 [[claims]]
-method = "byot"
+method = "later"
 [quick]
 seeds = 2
 n_train = 32
@@ -162,12 +162,13 @@ departs = "digits for CIFAR-100"
 '''
 
 
-def test_end_to_end(tmp_path):
+def test_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'planned', (*module.planned, 'not_there'))
     file,lines = tmp_path/'tiny.toml',[]
     file.write_text(tiny)
     found = reproduce(file, quick=True, out=tmp_path/'out', say=lines.append)
     assert list(found['block'])==['First One', 'second', 'First One']
-    first,second,byot = (found.iloc[i] for i in range(3))
+    first,second,later = (found.iloc[i] for i in range(3))
     rows = pd.read_csv(tmp_path/'out'/'tiny-quick'/'first-one'/'results.csv')
     scale = 'scaled: 32 images, 2 of 300 epochs, bs 16 for 128; digits for CIFAR-100'
     assert len(rows)==4 and set(rows['scale'])=={scale}
@@ -176,7 +177,7 @@ def test_end_to_end(tmp_path):
     assert first['published']==2.5 and first['state']=='' and first['seeds']==2
     assert second['state']=="no data 'imagenet'" and any('put it into a folder' in l for l in lines)
     assert np.isnan(second['here'])
-    assert byot['state']=='byot not built yet'
+    assert later['state']=='not_there not built yet'
     assert 'scaled: 32 images' in lines[-1] and (tmp_path/'out'/'tiny-quick'/'claims.png').exists()
     trained = len(rows)
     again = reproduce(file, quick=True, look=True, out=tmp_path/'out', say=lines.append)
