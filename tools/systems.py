@@ -11,7 +11,7 @@ budget = '--epochs 1 --seeds 1 --n-train 64 --n-valid 64 --jobs 2'.split()
 
 def main() -> int:
     "The first exit status that is not 0"
-    featreg = [sys.executable, '-m', 'fastai_featreg.cli']
+    featreg = [sys.executable, '-m', 'fastai_featreg']
     with tempfile.TemporaryDirectory() as out:
         commands = [[*featreg, '--version'], [*featreg, 'methods'],
                     [*featreg, 'compare', 'digits', *budget, '--out', out],
