@@ -118,6 +118,8 @@ def add_which(
                    help='wrong labels are any other class (default), or the next one')
     p.add_argument('--label-column', metavar='NAME', help='column of the table in PATH (labels.csv, '
                    'noisy_imagenette.csv) that holds the classes')
+    p.add_argument('--true-column', metavar='NAME', help='column of that table with the right classes, where those of '
+                   '--label-column are wrong: tells how many wrong labels are learnt')
 
 def add_verdict(
     p:argparse.ArgumentParser, # of `featreg compare`

@@ -79,6 +79,7 @@ def compare(
     label_noise:float|None=None, # share of the training labels that are changed to another class, anew for each seed
     noise_kind:str='symmetric', # to any other class; 'pair': to the next one
     label_column:str|None=None, # column of a table that holds the classes, such as 'noisy_labels_25'
+    true_column:str|None=None, # its column of right classes, to tell how many wrong labels are learnt
     against:str='plain', # the method that all others are held beside; the name is enough, without arguments
     cost:bool|None=None, # measure step time and memory? None: where it takes about a tenth of the comparison's time
     cbs:Callable|None=None, # label and seed -> list of callbacks of your own, such as loggers

@@ -17,6 +17,7 @@ import pandas as pd
 from .colours import method_styles
 from .found import is_drawn
 from .cost_table import cost_lines,with_cost
+from .memorised import labels_of_rows,memorised_lines,plot_memorised
 from .metrics import by_metric,called,factor_of,in_words
 from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
@@ -134,6 +135,7 @@ def table_head(against:str, factor:float=100.):
 extra_heads = {
     'best_accuracy': ['best of the', 'epochs, %'],
     'top5': ['top-5', '%'],
+    'memorised': ['wrong labels', 'learnt, %'],
     'pointing_game': ['pointing', 'game, %'],
     'max_box_acc': ['box found', '%']}
 
@@ -363,10 +365,14 @@ def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain', cost:p
     summary.attrs['metric'] = name
     failed = df[df['error']!=''].itertuples()
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
-    sentences = [*verdicts(summary), *best_epochs(summary), *notes(summary), *failures, *cost_lines(cost)]
+    sentences = [*verdicts(summary), *best_epochs(summary), *memorised_lines(df), *notes(summary), *failures,
+                 *cost_lines(cost)]
     said = [in_words(s, name) for s in sentences]
     say('\n'.join(['', summary_table(summary), '', *said]))
-    drawn = draw(df, path.with_name(picture), against)
+    drawn = draw(df, path.with_name(picture), partial(plot_comparison, against=against))
+    if len(labels_of_rows(df)):
+        drawn += ', ' + draw(df, path.with_name(picture.replace('comparison', 'memorised')), plot_memorised,
+                             'that of the labels')
     say(f'{where_rows_are(df, path)}, {drawn}.')
     return df
 
@@ -380,12 +386,12 @@ def where_rows_are(df:pd.DataFrame, path:Path):
     others = 'the others are in files beside it' if beside(path) else 'the others were taken out of it meanwhile'
     return f'{path} has {n} of {plural(len(df), "row")}, {others}'
 
-def draw(df:pd.DataFrame, picture:Path, against:str='plain'):
+def draw(df:pd.DataFrame, picture:Path, plot:Callable, what:str='the picture'):
     "Draw the picture; where it is, or why there is none: a font or a full disk is not the end of a comparison"
     try:
-        fig = plot_comparison(df, against)
+        fig = plot(df)
         try: fig.savefig(picture, dpi=120)
         finally: plt.close(fig)
     except Exception as e:
         return f"but there is no picture: '{picture}' failed ({one_line(e, 120)})"
-    return f'{picture} the picture'
+    return f'{picture} {what}'
