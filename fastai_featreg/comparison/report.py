@@ -281,7 +281,7 @@ def verdict(label:str, r:tuple, against:str):
         return f"{span}: it includes 0, so no difference is shown."
     if r.hindrance:
         return f"{span}: it excludes 0, but {r.hindrance}, so no difference is shown."
-    holm = f"after Holm over {r.methods} methods"
+    holm = f"after Holm over {getattr(r, 'family', f'{r.methods} methods')}"
     if r.gain_holm>0.05:
         return f"{span}: it excludes 0, but not {holm} (p = {r.gain_holm:.3f}), so no difference is shown."
     what = 'a gain' if r.gain>0 else 'a loss'
