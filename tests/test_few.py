@@ -50,12 +50,14 @@ def test_all_sizes_are_one_family():
 
 def test_one_of_six_sizes_is_not_a_finding():
     "A difference that its own size would show, and all sizes together do not"
-    sizes = [5, 10, 15, 20, 25, 30]
-    for gain in np.arange(.004, .03, .0005):
-        df = rows_of(sizes, {(5, 'A()'): gain}, methods=('A()',))
-        p = summarise(df[df['per_class']=='5']).loc['A()', 'gain_p']
-        if .02<p<.05: break
-    assert .02<p<.05
+    p_of = lambda df: summarise(df[df['per_class']=='5']).loc['A()', 'gain_p']
+    make = lambda sizes, gain: rows_of(sizes, {(5, 'A()'): gain}, methods=('A()',))
+    low,high = 0.,.05
+    for _ in range(12): # a gain whose p is 0.03
+        gain = (low + high)/2
+        low,high = (gain, high) if p_of(make([5], gain))>.03 else (low, gain)
+    df = make([5, 10, 15, 20, 25, 30], gain)
+    assert .025<p_of(df)<.035
     line = sentences(df, summarise_sizes(df))[0]
     assert 'it excludes 0, but not after Holm over 6 differences, those of all sizes' in line
 

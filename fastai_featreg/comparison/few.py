@@ -149,7 +149,7 @@ def check_sizes(
     "Numbers of images; `ValueError` for what is none"
     wrong = [n for n in sizes if isinstance(n, bool) or not isinstance(n, int) or n<1]
     if wrong or not len(sizes):
-        raise ValueError(f"sizes must be whole numbers from 1, got {wrong[0] if wrong else 'none'!r}; "
+        raise ValueError(f"sizes must be whole numbers from 1, got {repr(wrong[0]) if wrong else 'none'}; "
                          "give images of each class, such as [5, 10, 25]")
     if len({*sizes})<len(sizes):
         raise ValueError(f"sizes must differ, got {', '.join(map(str, sizes))}; give each once")
