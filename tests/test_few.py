@@ -104,9 +104,9 @@ def test_picture():
     assert len(right.containers)==2
 
 
-def test_command_runs_all_sizes(tmp_path, capsys, monkeypatch):
-    said = ['compare', 'digits', '--arch', 'test_resnet', '--methods', 'mixup', '--epochs', '1', '--seeds', '1', '--size',
-            '64', '--bs', '8', '--n-valid', '20', '--jobs', '1', '--redraw', '--out', str(tmp_path)]
+def test_command_runs_all_sizes(tmp_path, capsys):
+    said = ['compare', 'digits', '--arch', 'test_resnet', '--methods', 'mixup', '--epochs', '1', '--seeds', '1',
+            '--size', '64', '--bs', '8', '--n-valid', '20', '--jobs', '1', '--redraw', '--out', str(tmp_path)]
     assert main([*said, '--per-class', '2,1'])==0
     out = capsys.readouterr().out
     assert 'images of each class' in out and 'few.png the picture' in out

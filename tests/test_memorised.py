@@ -5,7 +5,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.core import DataLoaders
 from fastai.vision.all import Callback, CrossEntropyLossFlat, Flatten, Image, Learner, nn, noop, set_seed
 from fastai_featreg.comparison.compare import compare
-from fastai_featreg.comparison.memorised import memorised_lines, plot_memorised
+from fastai_featreg.comparison.noise_curves import memorised_lines, plot_memorised
 from fastai_featreg.comparison.rows import label_curves, learnt, read_results
 from fastai_featreg.data import digits_dls, load_data, pad_crop_flip
 from fastai_featreg.memorised import (Memorised, batch_positions, label_counts, label_shares, shares_now, tell_truth,
@@ -107,7 +107,8 @@ def test_a_pass_of_its_own(dls):
     learn.fit(3, 1e-3)
     preds,targets = learn.get_preds(ds_idx=0, reorder=True)
     assert (targets.numpy()==train_labels(dls)).all()
-    assert learn.memorised.rows[-1]==literal(preds.argmax(1).tolist(), targets.tolist(), clean_labels(dls))==shares_now(learn)
+    shares = literal(preds.argmax(1).tolist(), targets.tolist(), clean_labels(dls))
+    assert learn.memorised.rows[-1]==shares_now(learn)==shares
     assert len(learn.memorised.rows)==3
 
 
@@ -173,7 +174,8 @@ def test_truth_of_loaders_of_ones_own(dls):
     with pytest.raises(ValueError, match="got 'x'"): tell_truth(own, ['x', *names[1:]])
 
 
-small = dict(arch='test_resnet', epochs=2, seeds=1, size=64, bs=8, n_train=80, n_valid=20, jobs=1, bars=False, cost=False)
+small = dict(arch='test_resnet', epochs=2, seeds=1, size=64, bs=8, n_train=80, n_valid=20, jobs=1, bars=False,
+             cost=False)
 
 def test_rows_carry_the_curves(tmp_path):
     said = []
@@ -185,7 +187,8 @@ def test_rows_carry_the_curves(tmp_path):
         # 24 wrong labels: the share is a number of 24ths
         assert row['memorised']*24==pytest.approx(round(row['memorised']*24))
         assert row['clean']*56==pytest.approx(round(row['clean']*56))
-    assert 'Wrong training labels learnt by heart at the end: plain' in said[-2] and (tmp_path/'memorised.png').is_file()
+    assert 'Wrong training labels learnt by heart at the end: plain' in said[-2]
+    assert (tmp_path/'memorised.png').is_file()
     assert [ax.get_title() for ax in plot_memorised(df).axes][1]=='Wrong labels, memorised'
 
 

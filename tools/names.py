@@ -14,10 +14,12 @@ ground = dict(
     anatomy='get_anatomy', parting='body_head', core='FeatureCallback register_method', fits='LossCallback',
     taps='feature_maps to_torch', look='get_cams show_cams', localise='CamMetric localisation',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
-    files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels')
+    files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels',
+    memorised='Memorised tell_truth')
 rooms = {
     'methods.drop_layers': 'find_drop_layers show_drop_layers', 'methods.drop_effects': 'show_drops',
     'methods.view_head': 'remove_views', 'comparison.compare': 'compare', 'comparison.report': 'plot_comparison',
+    'comparison.noise_curves': 'plot_memorised', 'comparison.few': 'compare_sizes plot_sizes',
     'comparison.rows': 'read_results', 'comparison.protocols': 'find_protocol protocols',
     'comparison.recipes': 'train_as', 'comparison.augment': 'augmented'}
 

@@ -14,7 +14,7 @@ from .compare import compare
 from .cost_table import cost_lines
 from .found import is_drawn
 from .jobs import as_part,Part
-from .memorised import memorised_lines
+from .noise_curves import memorised_lines
 from .metrics import by_metric,called,in_words
 from .pairs import fewest,for_all
 from .report import aligned,amount,between,draw,find_arm,notes,shown,summarise,verdicts

@@ -17,7 +17,7 @@ import pandas as pd
 from .colours import method_styles
 from .found import is_drawn
 from .cost_table import cost_lines,with_cost
-from .memorised import labels_of_rows,memorised_lines,plot_memorised
+from .noise_curves import labels_of_rows,memorised_lines,plot_memorised
 from .metrics import by_metric,called,factor_of,in_words
 from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results

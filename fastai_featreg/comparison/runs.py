@@ -20,7 +20,7 @@ from ..localise import localisation
 from .predictions import kept,KeptPredictions
 from .protocols import Protocol,protocol_with
 from .recipes import train_as
-from .memorised import labels_learnt
+from .noise_curves import labels_learnt
 from .metrics import add_metric,scores_of
 from .ranks import together
 from .rows import bests,complain_aloud,doings,looks,measures

@@ -10,7 +10,7 @@ import sys,time
 from fastai.vision.all import *
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from .jobs import failures,is_there,my_part,train_beside
-from .memorised import with_labels
+from .noise_curves import with_labels
 from .own import with_own
 from .predictions import PredictionKeeper
 from .ranks import ask_first,claim_together,leads
