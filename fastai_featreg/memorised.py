@@ -48,8 +48,8 @@ def tell_truth(
                          "take the order of dls.train_ds.items")
     unknown = sorted({*map(str, names)} - {*map(str, dls.vocab)})
     if unknown:
-        raise ValueError(f"names must be classes of dls.vocab, got {unknown[0]!r}; the right labels must have the names "
-                         "that the given ones have")
+        raise ValueError(f"names must be classes of dls.vocab, got {unknown[0]!r}; call the right labels as the given "
+                         "ones are called")
     number = {str(c): i for i,c in enumerate(dls.vocab)}
     true = np.array([number[str(c)] for c in names])
     dls.train_ds.clean_labels,dls.train_ds.changed_labels = true,true!=given
