@@ -15,7 +15,8 @@ from .boxes import ArrayDL,BoxedImage,check_batches,check_loader_args,image_bloc
 from .checks import check_choice,check_number
 from .files import check_files,data_folder,image_size,open_image,some_names
 from .folders import read_layout,stratified_split
-from .layouts import file_sample,is_named,named_sets
+from .layouts import file_sample,is_named,named_sets,true_names
+from .memorised import tell_truth
 from .memory import fits_memory,MemoryDL
 from .noise import add_noise,changed_labels,noise_kinds
 from .scenes import check_int,digit_scenes
@@ -154,6 +155,12 @@ def _folder_checks(path, size, kwargs):
     check_int('size', size, 8, 4096)
     check_loader_args(kwargs)
 
+def _check_columns(label_column, true_column):
+    "`ValueError` where the right classes are told, but not which were given"
+    if true_column is not None and label_column is None:
+        raise ValueError(f"label_column must name the given classes where true_column names the right ones, got None "
+                         f"and {true_column!r}; give both")
+
 def _of_classes(layout, classes):
     "`layout` with the images of some classes only"
     if classes is None: return layout
@@ -192,11 +199,13 @@ def folder_dls(
     classes:list|str|None=None, # names of the classes to tell apart; all if None
     draw:int|None=None, # seed of one run's training images; None: `seed`
     label_column:str|None=None, # column of a table in `path` that holds the classes, such as 'noisy_labels_25'
+    true_column:str|None=None, # column beside it that holds the right classes, such as 'noisy_labels_0'
     in_memory:bool=True, # keep square files of at most 96 pixels decoded; False opens files batch by batch
     **kwargs, # passed to fastai's `DataBlock.dataloaders`
 )->DataLoaders:
     "Images labelled by their folder, checked before anything is trained"
     _folder_checks(path, size, kwargs)
+    _check_columns(label_column, true_column)
     if n_valid is not None: check_int('n_valid', n_valid, 1, 10**9)
     layout = read_layout(path, valid_pct, valid, seed, n_valid, class_level, False, label_column)
     layout = _of_classes(layout, classes)
@@ -220,7 +229,8 @@ def folder_dls(
         dl_type=MemoryDL if kept else None)
     # pixels in memory are faster than what another process sends
     workers = dict(num_workers=0) if kept else {}
-    return block.dataloaders([*train, *valid], bs=bs, **{'path':layout.path, **workers, **kwargs})
+    dls = block.dataloaders([*train, *valid], bs=bs, **{'path':layout.path, **workers, **kwargs})
+    return dls if true_column is None else tell_truth(dls, true_names(layout.path, true_column, train))
 
 # %% ../nbs/70_data.ipynb #5aab02ea
 def _boxed_item(item, size, in_memory):
@@ -295,7 +305,7 @@ def _check_drawn(data, redraw, kwargs):
         raise ValueError("redraw must be False where all images train, got True; give per_class or n_train, or leave "
                          "it out")
 
-def _told(dls, redraw, seed, label_noise, noise_kind, per_class=None, classes=None, **kwargs):
+def _told(dls, redraw, seed, label_noise, noise_kind, per_class=None, classes=None, true_column=None, **kwargs):
     "A line each about what was drawn and changed"
     lines,n = [],len(dls.train_ds)
     if redraw or per_class is not None or classes is not None:
@@ -308,6 +318,8 @@ def _told(dls, redraw, seed, label_noise, noise_kind, per_class=None, classes=No
         wrong = changed_labels(dls).sum()
         lines.append(f'  training labels: {wrong} of {n} changed to {to} (label noise {label_noise:g}, {noise_kind}, '
                      f'seed {seed})')
+    if true_column is not None:
+        lines.append(f'  training labels: {changed_labels(dls).sum()} of {n} differ from the column {true_column}')
     return '\n'.join(lines)
 
 def load_data(
@@ -324,6 +336,9 @@ def load_data(
     check_number('load_data', 0, 1, label_noise=label_noise or 0)
     check_choice('load_data', noise_kinds, noise_kind=noise_kind)
     seed = ifnone(run_seed, kwargs.get('seed', 0))
+    if label_noise and kwargs.get('true_column') is not None:
+        raise ValueError(f"label_noise must be left out where true_column tells which labels are wrong, got "
+                         f"{label_noise}; leave one of them out")
     if redraw: kwargs['draw'] = seed
     dls = _clean_data(data, say, **kwargs)
     if label_noise: dls = add_noise(dls, label_noise, noise_kind, seed)

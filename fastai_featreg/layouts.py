@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['file_columns', 'split_columns', 'named_sets', 'most_files', 'Official', 'FileLabels', 'tiny_imagenet', 'cub', 'pets',
-           'lists', 'label_table', 'is_named', 'official_split', 'file_sample']
+           'lists', 'label_table', 'true_names', 'is_named', 'official_split', 'file_sample']
 
 # %% ../nbs/7b_layouts.ipynb #f659bf3c
 import csv
@@ -118,7 +118,7 @@ def _headers(path):
         found[table] = [c.strip() for c in head]
     return found
 
-def _table_of(path, column):
+def _table_of(path, column, argument):
     "The one table in `path` with a column, and its columns"
     headers = _headers(path)
     found = [t for t,columns in headers.items() if column in columns]
@@ -127,7 +127,7 @@ def _table_of(path, column):
         raise ValueError(f"{path} has the column {column} in two tables, {found[0].name} and {found[1].name}; move one "
                          "of them away")
     known = [c for columns in headers.values() for c in columns]
-    raise ValueError(f"label_column must be a column of a CSV file in {path}, got {column!r}; "
+    raise ValueError(f"{argument} must be a column of a CSV file in {path}, got {column!r}; "
                      f"there are {some_names(known, 12) or 'no tables'}")
 
 def _row_file(path, name):
@@ -146,9 +146,10 @@ def _side(text, where):
 def label_table(
     path:Path, # folder of the set
     column:str, # name of the column with the classes
+    argument:str='label_column', # what the caller calls it, for the message
 )->Official: # without validation items where no column tells the split
     "Files, classes and split of a CSV file; rows of split `test` validate where none of split `valid` do"
-    table,columns = _table_of(path, column)
+    table,columns = _table_of(path, column, argument)
     file_column = first(c for c in columns if c.lower() in file_columns and c!=column)
     split_column = first(c for c in columns if c.lower() in split_columns and c!=column)
     if file_column is None:
@@ -167,6 +168,20 @@ def label_table(
         raise ValueError(f"{table} has no {column} for some images ({some_names(unlabelled)}); fill it in, or remove "
                          "their lines")
     return found
+
+def true_names(
+    path:Path, # folder of the set
+    column:str, # name of the column with the right classes
+    files:list, # images
+)->list: # their right classes
+    "What a second column of a table says of some images"
+    found = label_table(path, column, 'true_column')
+    names = {o.file: o.label for o in [*found.train, *found.valid]}
+    lacks = [f.name for f in files if f not in names]
+    if lacks:
+        raise ValueError(f"true_column must tell the class of every training image, got {column!r}, which tells none "
+                         f"of {some_names(lacks)}; add their lines")
+    return [names[f] for f in files]
 
 # %% ../nbs/7b_layouts.ipynb #ad129e61
 named_sets = {name: getattr(URLs, of_fastai) for name,of_fastai in fastai_sets.items()}

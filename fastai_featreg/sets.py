@@ -24,5 +24,5 @@ n_classes = {
 
 # %% ../nbs/78a_sets.ipynb #78a00006
 image_arguments = 'n_train','n_valid','per_class','classes','redraw','label_noise','noise_kind'
-folder_arguments = 'valid_pct','valid','class_level','label_column'
+folder_arguments = 'valid_pct','valid','class_level','label_column','true_column'
 data_arguments = ('size', 'bs') + image_arguments + folder_arguments

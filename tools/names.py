@@ -15,12 +15,14 @@ ground = dict(
     taps='feature_maps to_torch', look='get_cams show_cams',
     over_epochs='RecordMaps show_maps_over_epochs', localise='CamMetric localisation',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
-    files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels')
+    files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels',
+    memorised='Memorised tell_truth')
 rooms = {
     'methods.drop_layers': 'find_drop_layers show_drop_layers', 'methods.drop_effects': 'show_drops',
     'methods.view_head': 'remove_views', 'methods.fixed_mask': 'FixedMask', 'comparison.compare': 'compare',
-    'comparison.report': 'plot_comparison summarise', 'comparison.sweep': 'plot_sweep sweep',
-    'comparison.curves': 'plot_errors',
+    'comparison.report': 'plot_comparison', 'comparison.sweep': 'plot_sweep sweep',
+    'comparison.few': 'compare_sizes plot_sizes',
+    'comparison.curves': 'plot_errors', 'comparison.noise_curves': 'plot_memorised',
     'comparison.rows': 'read_results', 'comparison.protocols': 'find_protocol protocols',
     'comparison.recipes': 'train_as', 'comparison.augment': 'augmented'}
 

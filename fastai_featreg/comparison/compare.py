@@ -79,6 +79,7 @@ def compare(
     label_noise:float|None=None, # share of the training labels that are changed to another class, anew for each seed
     noise_kind:str='symmetric', # to any other class; 'pair': to the next one
     label_column:str|None=None, # column of a table that holds the classes, such as 'noisy_labels_25'
+    true_column:str|None=None, # its column of right classes, to tell how many wrong labels are learnt
     against:str='plain', # the method that all others are held beside; the name is enough, without arguments
     cost:bool|None=None, # measure step time and memory? None: where it takes about a tenth of the comparison's time
     cbs:Callable|None=None, # label and seed -> list of callbacks of your own, such as loggers
@@ -132,7 +133,7 @@ def compare(
     if my_part().tell or not leads(): return pd.DataFrame(new)
     rows = all_rows(path, configs, methods, order, there, new, say)
     costs = cost_of(rows, path, config, plan, methods, dls, cost, say, **typed)
-    return report(rows, path, say, against, costs)
+    return (my_part().report or report)(rows, path, say, against, costs)
 
 # %% ../../nbs/comparison/80_compare.ipynb #00942945
 def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:Callable):
@@ -145,7 +146,8 @@ def by_launcher(package:dict, n_jobs:int, text:str, order:list, path:Path, say:C
     new = [row for f in found.values() for row in f['rows']]
     for f in found.values():
         rows = all_rows(path, f['configs'], f['methods'], order, there.iloc[:0], new, say)
-        df = report(rows, path, say, find_arm(f['methods'], against), costs_there(path, rows))
+        told = my_part().report or report
+        df = told(rows, path, say, find_arm(f['methods'], against), costs_there(path, rows))
     return df
 
 def part_of(todo:list, c:SimpleNamespace, check:Callable):

@@ -143,6 +143,7 @@ class Part:
     failed:frozenset = frozenset() # failures that are to be tried again, see `failures`
     only:int|None = None # the only seed to train, with the last method, whether it has a row or not
     save:Callable|None = None # takes learner and row of each run that ended
+    report:Callable|None = None # takes what `report` takes, in its place
     def seeds(self,
         n:int, # seeds of the whole comparison
     )->list:

@@ -21,8 +21,11 @@ from ..wording import complain_aloud,hang_up,safely # noqa: F401
 measures = 'accuracy valid_loss train_loss step_ms seconds peak_mb'.split()
 looks = 'pointing_game energy_inside max_box_acc'.split()
 bests = 'best_accuracy best_epoch top5'.split()
+# of training images at the end, where wrong labels are known, see `memorised.label_shares`
+bests += (learnt := 'clean memorised recovered'.split())
 # text; of several callbacks, joined by +
 doings = 'acted term_share start_epoch start_reason note train_curve scores'.split()
+doings += (label_curves := [f'{name}_curve' for name in learnt]) # the same of each epoch, in training mode
 kept = 'right predictions seeds_asked'.split() # text: what a verdict needs beside the accuracy
 switches,versions = ['pretrained', 'fp16'],'featreg torch fastai timm'.split()
 sizes = 'size bs epochs lr n_train n_valid n_classes n_threads'.split()
@@ -106,13 +109,13 @@ def read_cells(
     df = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
     # where a semicolon separates, a comma is the decimal point
     if separator==';':
-        numeric = {'seed', 'curve', 'train_curve', 'scores', *sizes, *measures, *looks, *bests}
+        numeric = {'seed', 'curve', 'train_curve', 'scores', *label_curves, *sizes, *measures, *looks, *bests}
         commas = [c for c in header if c in numeric]
         df[commas] = df[commas].map(lambda cell: cell.replace(',', '.')).astype(object)
     return df
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00014
-shares = ['accuracy', *looks, 'best_accuracy', 'top5']
+shares = ['accuracy', *looks, 'best_accuracy', 'top5', *learnt]
 times = ['step_ms', 'seconds', 'peak_mb', 'best_epoch']
 
 def wrong(column:str, number:float|None, error:str)->str:
@@ -154,7 +157,7 @@ def typed(
     "Cells as numbers and text; `ValueError` with row and column where one cannot be right"
     values = {}
     checks = dict(method=check_method, right=check_right)
-    checks |= dict.fromkeys(('curve', 'train_curve', 'scores'), check_curve)
+    checks |= dict.fromkeys(('curve', 'train_curve', 'scores', *label_curves), check_curve)
     for c,check in checks.items():
         for i,cell in cells.get(c, pd.Series(dtype=object)).items():
             complain(i, c, check(cell), cell)

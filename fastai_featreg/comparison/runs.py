@@ -20,6 +20,7 @@ from ..localise import localisation
 from .predictions import kept,KeptPredictions
 from .protocols import Protocol,protocol_with
 from .recipes import train_as
+from .noise_curves import labels_learnt
 from .metrics import add_metric,scores_of
 from .ranks import together
 from .rows import bests,complain_aloud,doings,looks,measures
@@ -161,7 +162,7 @@ def what_it_did(learn:Learner):
     reports = [cb.report() for cb in learn.cbs.sorted('order') if isinstance(cb, LossCallback)]
     number = lambda k: '+'.join('-' if np.isnan(r[k]) else f'{r[k]:.4g}' for r in reports)
     layers = '+'.join(r['acted'] or '-' for r in reports)
-    return dict(acted=layers, term_share=number('term_share'), start_epoch=number('start_epoch'),
+    return labels_learnt(learn) | dict(acted=layers, term_share=number('term_share'), start_epoch=number('start_epoch'),
                 start_reason='; '.join(r['start_reason'] for r in reports if r['start_reason']),
                 note='; '.join(r['note'] for r in reports if r['note']))
 

@@ -125,6 +125,9 @@ def remarks(data:str|Path, arch:str, labels:list, head:str|None, teacher:str|Pat
 def settle(given:dict, settings:dict, plan:dict, say:Callable):
     "Data, budget and protocol of a comparison, from its arguments; what was decided for the user is said"
     a = SimpleNamespace(**given)
+    if isinstance(a.per_class, (list, tuple)):
+        raise ValueError(f"per_class must be one number of images, got {echo(a.per_class, 60)}; several are for "
+                         "compare_sizes (featreg compare --per-class 5,10)")
     # the kind of noise says nothing without noise
     held = {k: given[k] for k in data_arguments if k!='noise_kind'} | dict(redraw=a.redraw or None)
     if not isinstance(a.arch, str|None):

@@ -10,6 +10,7 @@ import sys,time
 from fastai.vision.all import *
 from fastprogress.fastprogress import format_time,master_bar,progress_bar
 from .jobs import failures,is_there,my_part,train_beside
+from .noise_curves import with_labels
 from .own import with_own
 from .predictions import PredictionKeeper
 from .ranks import ask_first,claim_together,leads
@@ -87,8 +88,9 @@ def train_all(todo:list, c:SimpleNamespace, failed:frozenset=frozenset()):
         ids = c.configs[seed] | dict(method=label, seed=seed, method_id=c.methods[label])
         if part.only is None and ask_first(lambda: is_there(c.path, ids, failed)):
             return aside(write)(f"{label}, seed {seed}: another command has trained it meanwhile")
+        make_cbs = with_labels(with_own(c.plan[label], c.cbs, label, seed), c.loaders(seed))
         row = run_once(
-            c.loaders(seed), with_own(c.plan[label], c.cbs, label, seed), seed, progress=bar,
+            c.loaders(seed), make_cbs, seed, progress=bar,
             keep=partial(predictions, ids), save=saver(c.path, ids, c.save), **c.settings)
         rows.append(row | ids | dict(seeds_asked=c.seeds))
         keep(rows[-1])
