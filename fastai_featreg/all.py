@@ -14,14 +14,17 @@ from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
 from fastai_featreg.nets import Truncated
 from fastai_featreg.noise import add_noise, changed_labels, clean_labels
+from fastai_featreg.memorised import Memorised, tell_truth
 from fastai_featreg.methods.drop_layers import find_drop_layers, show_drop_layers
 from fastai_featreg.methods.drop_effects import show_drops
 from fastai_featreg.methods.view_head import remove_views
 from fastai_featreg.methods.fixed_mask import FixedMask
 from fastai_featreg.comparison.compare import compare
-from fastai_featreg.comparison.report import plot_comparison, summarise
+from fastai_featreg.comparison.report import plot_comparison
 from fastai_featreg.comparison.sweep import plot_sweep, sweep
+from fastai_featreg.comparison.few import compare_sizes, plot_sizes
 from fastai_featreg.comparison.curves import plot_errors
+from fastai_featreg.comparison.noise_curves import plot_memorised
 from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.protocols import find_protocol, protocols
 from fastai_featreg.comparison.recipes import train_as

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['about_compare', 'example', 'default_methods', 'head_names', 'numbers', 'compare_groups', 'Parser', 'versions_line',
-           'ShowVersion', 'what_suits', 'add_what', 'add_how', 'add_which', 'add_verdict', 'add_told', 'add_jobs',
-           'add_save', 'add_weights', 'add_train', 'add_report', 'add_sweep', 'add_compare', 'add_others',
+           'ShowVersion', 'what_suits', 'add_what', 'add_how', 'one_or_more', 'add_which', 'add_verdict', 'add_told',
+           'add_jobs', 'add_save', 'add_weights', 'add_train', 'add_report', 'add_sweep', 'add_compare', 'add_others',
            'add_methods', 'parser']
 
 # %% ../../nbs/comparison/8h_arguments.ipynb #fa9b4b4f
@@ -106,11 +106,19 @@ def add_how(
                    "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); "
                    "'gap': a BatchNorm between the two")
 
+def one_or_more(
+    text:str, # whole numbers, joined by commas
+)->int|list: # a list of several
+    "A number of images, or several"
+    numbers = [int(o) for o in text.split(',')]
+    return numbers if len(numbers)>1 else numbers[0]
+
 def add_which(
     p:argparse.ArgumentParser, # of `featreg compare`
 ):
     "Arguments about which images train, and with which labels"
-    p.add_argument('--per-class', metavar='N', type=int, help='training images of each class, in place of --n-train')
+    p.add_argument('--per-class', metavar='N[,N...]', type=one_or_more, help='training images of each class, in place '
+                   'of --n-train; several numbers are compared one after another, in one table and one picture')
     p.add_argument('--classes', metavar='A,B', help='names of the classes to tell apart (default: all)')
     p.add_argument('--redraw', action='store_true',
                    help='each seed draws training images of its own; all seeds validate on the same')
@@ -120,6 +128,8 @@ def add_which(
                    help='wrong labels are any other class (default), or the next one')
     p.add_argument('--label-column', metavar='NAME', help='column of the table in PATH (labels.csv, '
                    'noisy_imagenette.csv) that holds the classes')
+    p.add_argument('--true-column', metavar='NAME', help='column of that table with the right classes, where those of '
+                   '--label-column are wrong: tells how many wrong labels are learnt')
 
 def add_verdict(
     p:argparse.ArgumentParser, # of `featreg compare`

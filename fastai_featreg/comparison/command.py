@@ -113,8 +113,13 @@ def run_compare(args:argparse.Namespace):
     from fastai_featreg.comparison.setting import at_home
     from fastai_featreg.comparison.sweep import with_sweeps
     given['methods'] = with_sweeps(args.methods, args.sweep) or default_methods
+    run = compare
+    if isinstance(args.per_class, list):
+        from fastai_featreg.comparison.few import compare_sizes
+        run = partial(compare_sizes, given.pop('per_class'))
+        given['cost'] = given['cost'] or False
     try:
-        df = compare(args.path or args.data, **given, say=partial(print, flush=True))
+        df = run(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
         path = Path(at_home('out', args.out))/'results.csv'
         try: n = len(read_results(path))

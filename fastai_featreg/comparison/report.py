@@ -18,6 +18,7 @@ from .colours import method_styles
 from .curves import has_errors,plot_errors
 from .found import is_drawn
 from .cost_table import cost_lines,with_cost
+from .noise_curves import labels_of_rows,memorised_lines,plot_memorised
 from .metrics import by_metric,called,factor_of,in_words
 from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
 from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
@@ -136,6 +137,7 @@ def table_head(against:str, factor:float=100.):
 extra_heads = {
     'best_accuracy': ['best of the', 'epochs, %'],
     'top5': ['top-5', '%'],
+    'memorised': ['wrong labels', 'learnt, %'],
     'pointing_game': ['pointing', 'game, %'],
     'max_box_acc': ['box found', '%']}
 
@@ -281,7 +283,7 @@ def verdict(label:str, r:tuple, against:str):
         return f"{span}: it includes 0, so no difference is shown."
     if r.hindrance:
         return f"{span}: it excludes 0, but {r.hindrance}, so no difference is shown."
-    holm = f"after Holm over {r.methods} methods"
+    holm = f"after Holm over {getattr(r, 'family', f'{r.methods} methods')}"
     if r.gain_holm>0.05:
         return f"{span}: it excludes 0, but not {holm} (p = {r.gain_holm:.3f}), so no difference is shown."
     what = 'a gain' if r.gain>0 else 'a loss'
@@ -365,8 +367,8 @@ def report(df:pd.DataFrame, path:Path, say:Callable, against:str='plain', cost:p
     summary.attrs['metric'] = name
     failed = df[df['error']!=''].itertuples()
     failures = [f"{r.method}, seed {r.seed} failed: {r.error}" for r in failed]
-    sentences = [*verdicts(summary), *sweep_lines(summary), *best_epochs(summary), *notes(summary), *failures,
-                 *cost_lines(cost)]
+    sentences = [*verdicts(summary), *sweep_lines(summary), *best_epochs(summary), *memorised_lines(df),
+                 *notes(summary), *failures, *cost_lines(cost)]
     said = [in_words(s, name) for s in sentences]
     say('\n'.join(['', summary_table(summary), '', *said]))
     drawn = draw_all(df, summary, path.with_name(picture), against)
@@ -390,6 +392,8 @@ def pictures(df:pd.DataFrame, summary:pd.DataFrame, against:str='plain'):
         found['curves'] = 'the errors of training and validation', partial(plot_errors, df)
     if find_sweeps(list(summary.index)):
         found['sweep'] = 'the sweep', partial(plot_sweep, summary)
+    if len(labels_of_rows(df)):
+        found['memorised'] = 'that of the labels', partial(plot_memorised, df)
     return found
 
 def draw_all(df:pd.DataFrame, summary:pd.DataFrame, picture:Path, against:str='plain'):
