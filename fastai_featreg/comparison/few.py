@@ -203,5 +203,5 @@ def report_sizes(df:pd.DataFrame, path:Path, say:Callable, against:str, costs:pd
     summaries = summarise_sizes(seen, against)
     said = [in_words(o, name) for o in [*sentences(seen, summaries), *cost_lines(costs)]]
     say('\n'.join(['', sizes_table(summaries, name), '', *said]))
-    drawn = draw(df, path.with_name('few.png'), partial(plot_sizes, against=against))
+    drawn = draw(partial(plot_sizes, df, against=against), path.with_name('few.png'), 'the picture')
     say(f'{where_rows_are(df, path)}, {drawn}.')
