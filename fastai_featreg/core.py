@@ -136,7 +136,7 @@ class FeatureCallback(LossCallback):
         return None
 
     def loss_term(self,
-        maps:dict, # layer name -> map (N,D,H,W), with its graph
+        maps:dict, # layer name -> map (N,D,H,W), with its graph; in the order of `find_layers`
     )->Tensor|dict|None: # scalar, or one for each column; None for no term in this batch
         "Override to add `weight * loss_term` to the loss"
         return None
@@ -224,8 +224,10 @@ class FeatureCallback(LossCallback):
 
     def term(self)->Tensor|dict|None:
         "`loss_term` of the maps of this batch"
-        fit,maps = self._fit,self._fit.taps.maps
-        if not maps or not fit.taps.reads: return None
+        fit,kept = self._fit,self._fit.taps.maps
+        if not kept or not fit.taps.reads: return None
+        # in the order of the layers that were asked for, which is that of the heads, and not of the forward pass
+        maps = {s.name: kept[s.name] for s in fit.taps.stages if s.name in kept}
         tensors = [t for f in maps.values() for t in (f if isinstance(f, tuple) else (f,))]
         fit.frozen = not any(t.requires_grad for t in tensors)
         return self.loss_term(maps)

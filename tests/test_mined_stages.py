@@ -89,3 +89,20 @@ def test_checkpointing_inside_the_stages():
 def test_networks_that_stay_as_they_are(name):
     a = get_anatomy(timm.create_model(name), check_cam=False)
     assert like_last(a, a.stages)==a.stages==mined_stages(a, len(a.stages))
+
+
+class Widths(FeatureMining):
+    "Keeps the channels of each map, and what the head that meets it takes"
+    def loss_term(self, maps):
+        self.met = [(f.shape[1], h.part1.in_features) for f,h in zip(maps.values(), self.aux_heads, strict=True)]
+        return super().loss_term(maps)
+
+
+@pytest.mark.parametrize('layers', [['layer1', 'layer3'], ['layer3', 'layer1'], [-1, -2]])
+def test_layers_in_any_order_meet_their_heads(layers):
+    "Maps come in the order that was asked for, whatever the order of the forward pass"
+    learn = learner(resnet20(), 1)
+    learn.remove_cb(Lowest)
+    learn.add_cb(Widths(layers))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert len(learn.widths.met)==2 and all(d==n for d,n in learn.widths.met)
