@@ -65,7 +65,7 @@ class LossCallback(Callback):
     aux_heads = None # auxiliary layers, once they are made
     # --- What is kept. `state_dict` says what goes on in another process; a method that overrides it has its own. ---
     learned = ('generator', 'acted', 'reach') # forgotten when another learner is given
-    _stateattrs = ('_last', '_fit', '_pending', 'generator', 'acted', 'reach') # not in copies, pickles, exported learners
+    _stateattrs = ('_last', '_fit', '_pending', 'generator', 'acted', 'reach') # in no copy, pickle, export
     # None on the class for every one of them: fastai looks for what is missing in the learner, and then in the model
     _learn = _last = _fit = _pending = generator = acted = reach = None
 

@@ -129,7 +129,7 @@ def test_training_is_the_same_bit_for_bit(make, more, fit, caplog):
 def test_reentrant_checkpoints_are_not_asked(caplog):
     "Their backward pass cannot be run for single gradients; training goes on"
     learn = tiny_learner(early())
-    learn.model[0][0] = Checkpointed(learn.model[0][0], reentrant=True)
-    learn.feature_mining.layers = ['0.1']
+    learn.model[0][1] = Checkpointed(learn.model[0][1], reentrant=True)
+    learn.feature_mining.layers = ['0.2']
     with caplog.at_level(logging.WARNING, logger='fastai_featreg.fits'): learn.fine_tune(1)
     assert learn.feature_mining.report()['term_share']==1 and learn.feature_mining.reach==''
