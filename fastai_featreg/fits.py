@@ -253,7 +253,7 @@ class LossCallback(Callback):
         found = group_reach(term, learn.opt)
         self.reach = reach_text(found, self.least_reach) if found else ''
         # a frozen fit of one epoch is the first half of `fine_tune`: the second says what counts
-        if not self.reach or learn.n_epoch==1 and fit_is_frozen(found): return
+        if not self.reach or rank_distrib() or learn.n_epoch==1 and fit_is_frozen(found): return
         _log.warning(f'{type(self).__name__}: {self.reach}; {remedy_text(learn.n_epoch)}')
 
     def after_batch(self):
