@@ -73,7 +73,9 @@ def reach_text(
     "What is left of a term, if that is little"
     check_number('reach_text', 0, 1, least=least)
     left = share_left(reach)
-    if left>=least*(1 - 1e-6): return ''
+    # a term of detached maps teaches none of the network's layers, however fast they are
+    aims_elsewhere = not any(g.norm or g.frozen for g in reach)
+    if aims_elsewhere or left>=least*(1 - 1e-6): return ''
     found = f'about {_percent(left)} of its effect is left'
     if fit_is_frozen(reach):
         return f'its gradient reaches only layers that are frozen: {found}'

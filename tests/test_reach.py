@@ -2,7 +2,7 @@
 import logging
 import pytest, torch
 from fastai.vision.all import SGD, nn, params
-from tiny import Checkpointed, assert_same, bf16, tiny_learner, weights
+from tiny import Checkpointed, Inert, assert_same, bf16, tiny_learner, weights
 from fastai_featreg.all import CAMLoss, FeatureCallback, FeatureMining, LossCallback, SelectScale, SpatialDropout
 from fastai_featreg.reach import GroupReach, fit_is_frozen, group_reach, learns_evenly, reach_text, share_left
 
@@ -92,6 +92,10 @@ def test_a_frozen_fit_is_told(make, train_bn, caplog):
 @pytest.mark.parametrize('make', [Answers, lambda: SelectScale(), lambda: SpatialDropout()])
 def test_what_the_head_learns_from_is_silent(make, caplog):
     assert fit_of(tuned, caplog, make())[0]==[]
+
+
+def test_a_term_that_teaches_no_layer_of_the_network_is_silent(caplog):
+    assert fit_of(sliced, caplog, Inert())[0]==fit_of(tuned, caplog, Inert())[0]==[]
 
 
 def test_a_later_fit_takes_the_note_back(caplog):
