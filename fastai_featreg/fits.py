@@ -6,7 +6,7 @@
 __all__ = ['FitState', 'LossCallback']
 
 # %% ../nbs/01a_fits.ipynb #133b6a92
-import inspect,math,weakref
+import inspect,logging,math,weakref
 from copy import copy,deepcopy
 from dataclasses import dataclass
 from fastai.vision.all import *
@@ -14,6 +14,7 @@ from .answers import answer_form,check_answer,check_classes,check_inputs,class_s
 from .answers import task_loss
 from .columns import Acted,Columns
 from .guard import EpochGuard,is_validating
+from .reach import fit_is_frozen,group_reach,learns_evenly,reach_text,remedy_text
 from .taps import TapHook,Taps
 
 # %% ../nbs/01a_fits.ipynb #2488bc70
@@ -28,6 +29,7 @@ class FitState:
     weight:float = 0. # weight of the term for the batch that runs
     acted:bool = False # the batch that runs has a term or a changed map
     frozen:bool = False # nothing in front of the tapped layers can learn in the batch that runs
+    reach_asked:bool = False # was looked at what the term reaches?
     snapshot:dict|None = None # what `lr_find` must not spoil, to be put back
     before:Acted|None = None # what was counted before `lr_find`
 
@@ -38,6 +40,8 @@ class FitState:
         self.weight,self.acted,self.frozen = weight,False,False
 
 # %% ../nbs/01a_fits.ipynb #2640552d
+_log = logging.getLogger(__name__)
+
 def _repr_arg(v):
     if isinstance(v, nn.Module) or callable(v): return getattr(v, '__name__', type(v).__name__)
     return repr(v)
@@ -56,13 +60,14 @@ class LossCallback(Callback):
     # of a `FeatureCallback` only:
     check_cam = False # shall `find_layers` get an anatomy that says whether CAM is exact?
     tap = TapHook # class of the hooks; another one reads something else than a layer's output
+    least_reach = 0.1 # share of its effect from which on nothing is said of what is left of the term; 0: never
     asked = None # `find_layers` may set it: layers it was asked to act on, where those are more than it found
     aux_heads = None # auxiliary layers, once they are made
     # --- What is kept. `state_dict` says what goes on in another process; a method that overrides it has its own. ---
-    learned = ('generator', 'acted') # forgotten when another learner is given
-    _stateattrs = ('_last', '_fit', '_pending', 'generator', 'acted') # left out of copies, pickles, exported learners
+    learned = ('generator', 'acted', 'reach') # forgotten when another learner is given
+    _stateattrs = ('_last', '_fit', '_pending', 'generator', 'acted', 'reach') # in no copy, pickle, export
     # None on the class for every one of them: fastai looks for what is missing in the learner, and then in the model
-    _learn = _last = _fit = _pending = generator = acted = None
+    _learn = _last = _fit = _pending = generator = acted = reach = None
 
     def __init__(self,
         weight:float|Callable=1., # factor of the loss term, or a function of the share of training done, [0,1] -> float
@@ -231,12 +236,25 @@ class LossCallback(Callback):
         fit = self._fit
         if fit.weight==0 or not len(self.learn.yb): return
         term = self.term()
-        if term is None: return
-        terms = term if isinstance(term, dict) else {self.column: term}
+        terms = term if isinstance(term, dict) else {} if term is None else {self.column: term}
+        if terms or fit.frozen: self._ask_reach(sum(terms.values()) if terms else None)
         if not terms: return
         fit.acted = True
         fit.columns.note(terms)
         self.add_to_loss(fit.weight*sum(terms.values()))
+
+    def _ask_reach(self, term):
+        "Once a fit, with the first term: is much of its effect left?"
+        fit,learn = self._fit,self.learn
+        if fit.reach_asked or self.in_lr_find: return
+        fit.reach_asked,self.reach = True,''
+        # a whole network at one rate pays nothing
+        if self.least_reach==0 or learns_evenly(learn.opt): return
+        found = group_reach(term, learn.opt)
+        self.reach = reach_text(found, self.least_reach) if found else ''
+        # a frozen fit of one epoch is the first half of `fine_tune`: the second says what counts
+        if not self.reach or rank_distrib() or learn.n_epoch==1 and fit_is_frozen(found): return
+        _log.warning(f'{type(self).__name__}: {self.reach}; {remedy_text(learn.n_epoch)}')
 
     def after_batch(self):
         "Count the batch"
@@ -280,6 +298,7 @@ class LossCallback(Callback):
         own = [self.idle.removeprefix(f'{name}: ').removeprefix(f'{name} ')] if self.idle else []
         layers = f'{done.layers}/{done.asked}' if done.asked else ''
         notes = own + (done.notes() if done.terms or not own else []) # a method that waits has said why
+        if self.reach: notes.append(self.reach)
         return dict(acted=layers, term_share=done.share, start_epoch=done.first, start_reason=self.started or '',
                     note='; '.join(f'{name}: {o}' for o in notes))
 
