@@ -98,7 +98,7 @@ class Widths(FeatureMining):
         return super().loss_term(maps)
 
 
-@pytest.mark.parametrize('layers', [['layer1', 'layer3'], ['layer3', 'layer1'], [-1, -2]])
+@pytest.mark.parametrize('layers', [['stage1', 'stage3'], ['stage3', 'stage1'], [-1, -2]])
 def test_layers_in_any_order_meet_their_heads(layers):
     "Maps come in the order that was asked for, whatever the order of the forward pass"
     learn = learner(resnet20(), 1)
