@@ -24,7 +24,7 @@ def cosine_scores(
 class CosineClassifier(nn.Linear):
     """The classifier of Baseline++: scores by the cosine, for features (N,D) in the place of `nn.Linear`
 
-    Source: Chen et al., A Closer Look at Few-shot Classification, ICLR 2019, section 3.1; factors as in the authors' code.
+    Source: Chen et al., A Closer Look at Few-shot Classification, ICLR 2019, section 3.1; factors as in their code.
 
     Reading (CL 4.4): "the same setting as" Chen et al. is taken to be their code, in which each class has a learned
         factor and all scores are doubled (times 10 above 200 classes); of both their text says nothing.
