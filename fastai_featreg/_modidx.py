@@ -1018,6 +1018,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'fastai_featreg/comparison/reproduce.py'),
                                                      'fastai_featreg.comparison.reproduce.labels_of_taught': ( 'comparison/reproduce.html#labels_of_taught',
                                                                                                                'fastai_featreg/comparison/reproduce.py'),
+                                                     'fastai_featreg.comparison.reproduce.lacks_task': ( 'comparison/reproduce.html#lacks_task',
+                                                                                                         'fastai_featreg/comparison/reproduce.py'),
                                                      'fastai_featreg.comparison.reproduce.length_text': ( 'comparison/reproduce.html#length_text',
                                                                                                           'fastai_featreg/comparison/reproduce.py'),
                                                      'fastai_featreg.comparison.reproduce.list_tables': ( 'comparison/reproduce.html#list_tables',

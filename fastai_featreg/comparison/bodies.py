@@ -102,8 +102,7 @@ def train_bodies(
     **how:object, # other arguments of `compare`
 )->dict: # method -> files; of seeds whose bodies all ended well
     "Train a body with each method and seed"
-    changes = dict(epochs=own.get('source_epochs'), arch=how.pop('arch', None), size=how.pop('size', None))
-    p = find_protocol(own['source_protocol'], **changes)
+    p = find_protocol(own['source_protocol'], epochs=own.get('source_epochs'), arch=how.pop('arch', None))
     rows = compare(data, methods=methods, seeds=seeds, protocol=p, out=folder, save=True, say=say,
                    n_train=own.get('source_n_train'), **how)
     bad = {*rows['seed'][rows['error']!='']}
@@ -127,6 +126,6 @@ def transfer_block(
     data,source,p = find(arguments['data']),find(own['source']),arguments['protocol']
     sizes = {k: own[k] for k in ('split', 'base', 'val', 'novel') if k in own}
     parts = class_parts(data, **sizes) if sizes else {}
-    bodies = train_bodies(own, methods, source, arguments['seeds'], folder/'bodies', say, arch=p.arch, size=p.size,
+    bodies = train_bodies(own, methods, source, arguments['seeds'], folder/'bodies', say, arch=p.arch,
                           jobs=arguments.get('jobs'), classes=parts.get('base'))
     return compare_bodies(bodies, data, out, 'plain', say, **given | dict(classes=parts.get('novel')))

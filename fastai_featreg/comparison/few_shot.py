@@ -109,7 +109,7 @@ def few_shot_rows(
     rows:pd.DataFrame, # runs on base classes, from `compare(save=True)`
     kept:Path, # their table, beside which the weights are
     data:str|Path, # of the novel classes
-    parts:dict, # 'base' and 'novel' -> names
+    parts:dict, # 'base' (None: those of other data) and 'novel' -> names
     path:Path, # table of results
     way:int=5, # classes of an episode
     shot:int=1, # images of each class to learn from
@@ -124,7 +124,7 @@ def few_shot_rows(
         if row['error']=='' and (there := known_row(read_results(path), row)) is None:
             if dls is None: dls = novel_dls(data, parts['novel'], run)
             asked = dict(way=way, shot=shot, query=query, n=n)
-            found = episodes_of_run(run, model_file(kept, run), dls, parts['base'], **asked)
+            found = episodes_of_run(run, model_file(kept, run), dls, parts['base'] or [], **asked)
             say(f"{run['method']}, seed {run['seed']}: {found}")
             row = answered_row(row, found)
             write_row(path, row)
@@ -172,9 +172,8 @@ def few_shot_block(
     sizes = {k: own[k] for k in ('split', 'base', 'val', 'novel') if k in own}
     data,target = find(arguments['data']),find(own.get('target', arguments['data']))
     given = {k: v for k,v in arguments.items() if k!='data'}
-    if 'target' in own:
-        parts = class_parts(data, **sizes | dict(novel=2))
-        parts = parts | dict(novel=target_classes(target, own['novel']))
+    # all classes of one data set, and some of the other
+    if 'target' in own: parts = dict(base=None, novel=target_classes(target, own['novel']))
     else: parts = class_parts(data, **sizes)
     rows = compare(data, methods=methods, classes=parts['base'], out=folder/'base', save=True, say=say, **given)
     kept,asked = folder/'base'/'results.csv',{k: own[k] for k in ('way', 'shot', 'query') if k in own}
