@@ -1458,6 +1458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastai_featreg/episodes.py'),
                                          'fastai_featreg.episodes._check_loader': ( 'episodes.html#_check_loader',
                                                                                     'fastai_featreg/episodes.py'),
+                                         'fastai_featreg.episodes._given_to': ('episodes.html#_given_to', 'fastai_featreg/episodes.py'),
                                          'fastai_featreg.episodes._vocab': ('episodes.html#_vocab', 'fastai_featreg/episodes.py'),
                                          'fastai_featreg.episodes.answers': ('episodes.html#answers', 'fastai_featreg/episodes.py'),
                                          'fastai_featreg.episodes.by_estimator': ( 'episodes.html#by_estimator',

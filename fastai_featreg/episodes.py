@@ -250,6 +250,22 @@ def _check_loader(dl):
         raise ValueError("dl must be a loader that gives every image as it is, got one for training; give dls.valid, "
                          "or dls.valid.new(dls.train_ds)")
 
+def _given_to(net, classifier, loaders):
+    "What the classifier is given, and the labels, batch by batch"
+    kept,labels = [],[]
+    def note(module, given):
+        x = given[0].float()
+        # a 1x1 convolution classifies a map, of one position or more
+        kept.append(x.flatten(2).mean(2) if x.ndim>2 else x)
+    handle = classifier.register_forward_pre_hook(note)
+    try:
+        with untouched(net, watched=True), torch.no_grad():
+            for x,y in (b for o in loaders for b in o):
+                net(images_for(net, x))
+                labels.append(y.cpu())
+    finally: handle.remove()
+    return kept,labels
+
 def classifier_features(
     model:nn.Module|Learner, # network with a classifier, or its learner
     dl:DataLoader|list, # loader of images and classes, or several of the same classes
@@ -257,19 +273,13 @@ def classifier_features(
     "What the classifier of a network is given for each image, in evaluation mode"
     net,loaders = network_of(model, 'classifier_features'),dl if is_listy(dl) else [dl]
     for o in loaders: _check_loader(o)
-    found = get_anatomy(net, x=images_for(net, loaders[0].one_batch()[0]), check_cam=False).classifier
-    if found is None:
-        raise ValueError("model must have a linear classifier, got a network without one; give features to episodes_of")
-    kept,labels = [],[]
-    # a 1x1 convolution classifies a map, of one position or more
-    def note(module, given): kept.append(given[0].float().flatten(2).mean(2) if given[0].ndim>2 else given[0].float())
-    handle = net.get_submodule(found).register_forward_pre_hook(note)
-    try:
-        with untouched(net, watched=True), torch.no_grad():
-            for x,y in (b for o in loaders for b in o):
-                net(images_for(net, x))
-                labels.append(y.cpu())
-    finally: handle.remove()
+    # loaders draw numbers, which would move the training that follows
+    with no_random():
+        found = get_anatomy(net, x=images_for(net, loaders[0].one_batch()[0]), check_cam=False).classifier
+        if found is None:
+            raise ValueError("model must have a linear classifier, got a network without one; give features to "
+                             "episodes_of")
+        kept,labels = _given_to(net, net.get_submodule(found), loaders)
     return torch.cat(kept).as_subclass(Tensor).cpu(),torch.cat(labels).as_subclass(Tensor)
 
 def episodes(
