@@ -480,6 +480,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'fastai_featreg/comparison/few_shot.py'),
                                                     'fastai_featreg.comparison.few_shot.asked_row': ( 'comparison/few_shot.html#asked_row',
                                                                                                       'fastai_featreg/comparison/few_shot.py'),
+                                                    'fastai_featreg.comparison.few_shot.class_names': ( 'comparison/few_shot.html#class_names',
+                                                                                                        'fastai_featreg/comparison/few_shot.py'),
                                                     'fastai_featreg.comparison.few_shot.class_parts': ( 'comparison/few_shot.html#class_parts',
                                                                                                         'fastai_featreg/comparison/few_shot.py'),
                                                     'fastai_featreg.comparison.few_shot.compare_few_shot': ( 'comparison/few_shot.html#compare_few_shot',
