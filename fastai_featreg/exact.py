@@ -60,7 +60,8 @@ def _replaced(model, x, stage, classifier, gen):
 
     Gives noise, map in its final state, one score an image and its gradient (None if there is none)."""
     put,head = _Replace(stage, gen),([classifier] if classifier else [])
-    with untouched(model), linear_cosines(model), hooked([stage.module], put), hooked(head, _stir(gen)), torch.enable_grad():
+    with (untouched(model), linear_cosines(model), torch.enable_grad(),
+          hooked([stage.module], put), hooked(head, _stir(gen))):
         s = _random_score(class_scores(model._call_impl(x), 'logits'), gen)
         g = torch.autograd.grad(s.sum(), put.held, allow_unused=True)[0] if s.requires_grad else None
     def view(o):

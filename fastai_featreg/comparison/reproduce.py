@@ -141,7 +141,9 @@ def quick_minutes(
     if not table.quick or not table.quick.run_minutes: return None
     return n_runs(plan_of(table, True))*table.quick.run_minutes/table.quick.jobs
 
-def lacks_task(table:Table):
+def lacks_task(
+    table:Table, # any
+)->bool:
     "Is it about a task that cannot be run yet?"
     return bool(table.task) and table.task not in tasks
 
