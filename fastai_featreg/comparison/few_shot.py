@@ -140,7 +140,7 @@ def few_shot_rows(
         done.append(row)
     return pd.DataFrame(done)
 
-# %% ../../nbs/comparison/92_few_shot.ipynb #0aa835c0
+# %% ../../nbs/comparison/92_few_shot.ipynb #6a126049
 def compare_few_shot(
     data:str|Path, # of the base classes, as `compare` takes it
     methods:str|list, # see `parse_methods`; plain is always there
@@ -157,7 +157,8 @@ def compare_few_shot(
     **how:object, # other arguments of `compare`: `arch`, `epochs`, `seeds`, ...
 )->dict: # shot -> DataFrame, a row for each run
     "Train all methods on base classes, ask their bodies about new ones, and report it as `compare` does"
-    if head not in few_shot_heads: raise ValueError(f"head must be 'cosine' or 'linear', got {head!r}; choose one of them")
+    if head not in few_shot_heads:
+        raise ValueError(f"head must be 'cosine' or 'linear', got {head!r}; choose one of them")
     parts,out = parts or class_parts(data),Path(out).expanduser()
     rows = compare(data, methods=methods, classes=parts['base'], head=head, out=out/'base', save=True, say=say, **how)
     res = {}
