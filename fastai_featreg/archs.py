@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import timm,torchvision
 from fastai.vision.all import *
 from fastai.vision.learner import _default_meta
+from .cosine import CosineHead
 from .nets import (cifar_densenet,cifar_preact_resnet,cifar_resnet,cifar_resnext,nets,pyramidnet,
                                  Truncated,wide_resnet)
 from .wording import echo,one_line,unknown_name
@@ -137,6 +138,8 @@ one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
 as_torch = dict(init=None) # not fastai's Kaiming initialisation
 # 'gap' changes the network in front of it: shortcuts without parameters run into its BatchNorm
 heads = {'default': {}, 'linear': one_layer | as_torch | dict(first_bn=False), 'gap': one_layer}
+# its last layer is replaced, see `CosineHead`
+heads['cosine'] = heads['linear']
 
 # %% ../nbs/87_archs.ipynb #7a1be506
 def for_learner(
@@ -149,7 +152,8 @@ def make_learner(
     dls:DataLoaders, # images and classes
     arch:str, # see `find_arch`
     pretrained:bool=False, # start from downloaded weights?
-    head:str='default', # fastai's; 'linear': average pooling and one linear layer; 'gap': a BatchNorm between the two
+    head:str='default', # fastai's; 'linear': average pooling and one linear layer; 'gap': a BatchNorm between the two;
+        # 'cosine': average pooling and a `CosineClassifier`
     arch_args:dict|None=None, # arguments of the network, such as drop_path_rate
 )->Learner:
     """Fresh learner; a failed download is a `ValueError` that says what to do
@@ -161,8 +165,9 @@ def make_learner(
     """
     metrics = [accuracy, partial(top_k_accuracy, k=5)] if dls.c>10 else [accuracy]
     made,own = for_learner(find_arch(arch_text(arch, arch_args)))
+    cbs = CosineHead() if head=='cosine' else None
     try:
-        return vision_learner(dls, made, pretrained=pretrained, metrics=metrics, **heads[head], **own)
+        return vision_learner(dls, made, pretrained=pretrained, metrics=metrics, cbs=cbs, **heads[head], **own)
     except Exception as e:
         what,remedy = 'build a vision_learner from','choose another architecture'
         if pretrained:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from torch.nn.utils.parametrize import is_parametrized
 from fastai.vision.all import *
 from .anatomy import Anatomy,get_anatomy,lay_out,network_of
+from .cosine import CosineClassifier,linear_cosines
 from .probe import hooked,images_for,like_model,tolerance,untouched,unwrap
 from .stages import Stage
 from .answers import class_labels,class_scores
@@ -67,6 +68,7 @@ def _layers_after(anatomy):
 
 def _as_matrix(m):
     "Matrix (C,D), or a factor of each channel (D,), of a layer in evaluation mode"
+    if isinstance(m, CosineClassifier): return widen(m.class_weights().detach())
     if not _is_batchnorm(m): return widen(m.weight.flatten(1).detach())
     weight = 1 if m.weight is None else m.weight
     factor = torch.rsqrt(m.running_var + m.eps)*weight
@@ -142,7 +144,7 @@ class ClassWeights:
         "The weights by differentiating the logits of one image, one combination after the other"
         # ones are positive everywhere, so that a ReLU passes them on
         start = MapStart(self.anatomy.last, like=torch.ones_like)
-        with untouched(self.model), torch.no_grad():
+        with untouched(self.model), linear_cosines(self.model), torch.no_grad():
             logits = class_scores(widen(run_from(self.model, self.anatomy.blank, start)), 'logits')
             if not logits.requires_grad:
                 raise ValueError(f"class_weights: no gradient comes back to layer '{self.anatomy.last.name}' "

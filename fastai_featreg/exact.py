@@ -9,6 +9,7 @@ __all__ = ['cam_check']
 import math
 from fastai.vision.all import *
 from .answers import class_scores
+from .cosine import CosineClassifier, linear_cosines
 from .probe import hooked, tolerance, untouched
 from .stages import Stage, Trace
 
@@ -59,7 +60,8 @@ def _replaced(model, x, stage, classifier, gen):
 
     Gives noise, map in its final state, one score an image and its gradient (None if there is none)."""
     put,head = _Replace(stage, gen),([classifier] if classifier else [])
-    with untouched(model), hooked([stage.module], put), hooked(head, _stir(gen)), torch.enable_grad():
+    with (untouched(model), linear_cosines(model), torch.enable_grad(),
+          hooked([stage.module], put), hooked(head, _stir(gen))):
         s = _random_score(class_scores(model._call_impl(x), 'logits'), gen)
         g = torch.autograd.grad(s.sum(), put.held, allow_unused=True)[0] if s.requires_grad else None
     def view(o):
@@ -129,10 +131,13 @@ def cam_check(
         return None,'',f'could not be checked, the model raised: {e}'
     of = _of(leaf, held)
     exact = 'the logits are affine in the average of '
+    cosine = isinstance(trace.modules.get(classifier), CosineClassifier)
+    # one positive factor for all classes of an image, which a min-max takes out of its maps
+    but = ', but for the length of the features (CosineClassifier)' if cosine else ''
     if g is not None:
         if _affine(held, g, s, torch.ones_like(g), eps):
-            return True,of,exact + _averaged.get(of, 'this map, as an in-place activation leaves it')
+            return True,of,exact + _averaged.get(of, 'this map, as an in-place activation leaves it') + but
         if _affine(held.relu(), g, s, (held>0).float(), eps):
-            return True,'relu',exact + _averaged['relu']
+            return True,'relu',exact + _averaged['relu'] + but
     of = '' if g is not None and g.any() else 'nothing'
     return False,of,_why_not(g, eps) + _suspects(trace, stage.name)

@@ -15,13 +15,15 @@ try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib # Python 3.10 has none of its own
 from .protocols import find_protocol
 from .rules import rules
+from .tasks import setting_names as task_names
 from ..sets import image_arguments
 from ..wording import echo,unknown_name
 
 # %% ../../nbs/comparison/8m_published.ipynb #f8b0006
 papers = dict(FM='Feature Mining', SS='SelectScale', CL='CAM-loss and CAAM-CAM matching', MV='MV-FeaAug with AdaCAM')
-# what the settings of a block may be: arguments of `compare` about data, and all of a protocol that trains
-data_names = ('data', *image_arguments, 'teacher')
+# what the settings of a block may be: arguments of `compare` about data and those of tasks, and all of a protocol that
+# trains
+data_names = ('data', *image_arguments, 'teacher', *task_names)
 protocol_names = tuple(k for k in rules if k not in ('name', 'result', 'about', 'ours', 'scale'))
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Table:
     seeds: int = 1 # runs of each arm in the paper
     result: str = 'last' # epoch that counts
     note: str = '' # contradictions, and what is ours where the paper is silent
-    task: str = '' # more than training and validation: few_shot, transfer, detection
+    task: str = '' # more than training and validation, see `tasks`
     instead: str = '' # what shows it, where it is no comparison
 
 # %% ../../nbs/comparison/8m_published.ipynb #f8b0008

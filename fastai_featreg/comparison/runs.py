@@ -222,6 +222,7 @@ def run_once(
 # %% ../../nbs/comparison/84_runs.ipynb #748a888f
 # of what trains, functions and not modules: a new sentence in the report does not cost a night
 trained_by = ['fastai_featreg.archs:heads,one_layer,as_torch,make_learner,for_learner',
+              'fastai_featreg.cosine:cosine_scores,CosineClassifier,to_cosine,CosineHead',
               'fastai_featreg.comparison.runs:same_start,train,run_once,measured,StopDiverged,Curve',
               'fastai_featreg.comparison.saved:begin_from,body_weights', 'fastai_featreg.comparison.ranks:together',
               ('fastai_featreg.comparison.recipes:sgd,optimisers,opt_func_of,precision_of,mixup_of,parts_of,'

@@ -148,6 +148,8 @@ class CAMLoss(CamCallback):
         pooling and classifier is folded in by its running statistics), and Grad-CAM elsewhere, its weights from an
         evaluation-mode pass of what lies behind the map, without the ReLU that its own paper puts on the map, since
         CAM has none; letter: `cam='cam'`, which refuses other heads.
+    Reading (CL 4.4): on the cosine classifier of Baseline++ the map is CAM with the weights of the classifier, that of
+        the scores it would have without the length of the features; see `CosineClassifier`.
     Reading (CL Algorithm 1): no gradient of the term reaches anything behind the map, a hidden layer of the head
         included; parameters in front of it that are frozen get none either, and where all are there is no term.
     Reading (CL Eq. 4): mixed targets and several labels as in `cam_loss`; of soft ones the 20 heaviest classes.
