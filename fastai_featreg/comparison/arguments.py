@@ -46,7 +46,7 @@ about_compare = ('Train plain and each method on the same data, network, budget 
 example = ('example: featreg compare photos --arch resnet34 --methods feature_mining,mixup '
            '--epochs 5 --seeds 3 --size 224 --fp16')
 default_methods = 'FeatureMining(),FeatureMining(layers=2)'
-head_names = ['default', 'linear', 'gap']
+head_names = ['default', 'linear', 'gap', 'cosine']
 
 def what_suits()->list: # lines
     "What is taken where an argument is left out"
@@ -104,7 +104,7 @@ def add_how(
     p.add_argument('--head', choices=head_names,
                    help="'default': fastai's (for your own images); 'linear': average pooling and one linear layer, "
                    "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); "
-                   "'gap': a BatchNorm between the two")
+                   "'gap': a BatchNorm between the two; 'cosine': a cosine classifier, for few-shot bodies")
 
 def one_or_more(
     text:str, # whole numbers, joined by commas
