@@ -17,7 +17,7 @@ from fastai_featreg.archs import find_arch, make_learner
 from fastai_featreg.data import load_data
 from fastai_featreg.comparison.protocols import Protocol
 from fastai_featreg.comparison.published import block_named, published_gain, read_table, table_ids
-from fastai_featreg.comparison.reproduce import not_built, n_runs, plan_of, reproduce, tables
+from fastai_featreg.comparison.reproduce import n_runs, plan_of, reproduce, tables
 
 names = table_ids()
 run = [n for n in names if not read_table(n).instead and not read_table(n).task]
@@ -62,7 +62,7 @@ def test_compare_takes_the_arguments(name):
         find_arch(p.arch)
         if call['teacher']: find_arch(call['teacher'])
         labels = module.labels_of_taught(call['arms'])
-        assert len(labels) + len(not_built(call['arms']))==len(call['arms']), 'two arms are one method'
+        assert len(labels)==len(call['arms']), 'two arms are one method'
         assert 'plain' in labels
 
 
@@ -140,18 +140,15 @@ arch = "resnet8"
 [arms]
 plain = "plain"
 fm = "FeatureMining()"
-later = "not_there"
 [[blocks]]
 name = "First One"
-published = {plain = 50.0, fm = 52.5, later = 53.0}
+published = {plain = 50.0, fm = 52.5}
 [[blocks]]
 name = "second"
 data = "imagenet"
 published = {plain = 60.0, fm = 61.0}
 [[claims]]
 method = "fm"
-[[claims]]
-method = "later"
 [quick]
 seeds = 2
 n_train = 32
@@ -162,13 +159,12 @@ departs = "digits for CIFAR-100"
 '''
 
 
-def test_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'planned', (*module.planned, 'not_there'))
+def test_end_to_end(tmp_path):
     file,lines = tmp_path/'tiny.toml',[]
     file.write_text(tiny)
     found = reproduce(file, quick=True, out=tmp_path/'out', say=lines.append)
-    assert list(found['block'])==['First One', 'second', 'First One']
-    first,second,later = (found.iloc[i] for i in range(3))
+    assert list(found['block'])==['First One', 'second']
+    first,second = (found.iloc[i] for i in range(2))
     rows = pd.read_csv(tmp_path/'out'/'tiny-quick'/'first-one'/'results.csv')
     scale = 'scaled: 32 images, 2 of 300 epochs, bs 16 for 128; digits for CIFAR-100'
     assert len(rows)==4 and set(rows['scale'])=={scale}
@@ -177,7 +173,6 @@ def test_end_to_end(tmp_path, monkeypatch):
     assert first['published']==2.5 and first['state']=='' and first['seeds']==2
     assert second['state']=="no data 'imagenet'" and any('put it into a folder' in l for l in lines)
     assert np.isnan(second['here'])
-    assert later['state']=='not_there not built yet'
     assert 'scaled: 32 images' in lines[-1] and (tmp_path/'out'/'tiny-quick'/'claims.png').exists()
     trained = len(rows)
     again = reproduce(file, quick=True, look=True, out=tmp_path/'out', say=lines.append)

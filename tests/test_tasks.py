@@ -116,8 +116,9 @@ def test_a_run_that_failed_stays_a_failure(tmp_path):
     assert rows['error'].tolist()==['RuntimeError: no'] and not (tmp_path/'asked.csv').exists()
 
 
-def test_a_task_that_is_not_built_is_told(tmp_path):
-    lines,missing = [],[n for n in table_ids() if read_table(n).task and read_table(n).task not in tasks]
-    for name in missing:
-        assert reproduce(name, out=tmp_path, say=lines.append) is None
-        assert 'not built yet' in lines[-1]
+def test_a_task_that_there_is_not_is_one_sentence(tmp_path):
+    file = tmp_path/'tiny.toml'
+    file.write_text(start.format(protocol='cam_loss_few_shot', task='segmentation', first='', second='',
+                                 settings=''))
+    with pytest.raises(ValueError, match="task of tiny.toml must be one of few_shot, transfer, got 'segmentation'"):
+        read_table(file)

@@ -15,7 +15,7 @@ try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib # Python 3.10 has none of its own
 from .protocols import find_protocol
 from .rules import rules
-from .tasks import setting_names as task_names
+from .tasks import setting_names as task_names,tasks
 from ..sets import image_arguments
 from ..wording import echo,unknown_name
 
@@ -138,11 +138,14 @@ def table_of(
     check_names(name, given, table_names)
     for k in texts: check_value(f'{k} of {name}', given.get(k), isinstance(given.get(k), str) and given[k], 'a text')
     check_value(f'paper of {name}', given['paper'], given['paper'] in papers, f"one of {', '.join(papers)}")
+    known = ('', *tasks)
+    check_value(f'task of {name}', given.get('task'), given.get('task', '') in known, f"one of {', '.join(tasks)}")
     shared = {k: given.get(k, {}) for k in ('settings', 'arms')} | dict(protocol=given.get('protocol', ''))
     check_names(f'settings of {name}', shared['settings'], setting_names)
     blocks = tuple(block_of(name, b, shared) for b in given.get('blocks', ()))
     used = [find_protocol(b.protocol) for b in blocks if b.protocol]
-    for b in blocks: check_value(f'protocol of {name}', b.protocol, bool(b.protocol or given.get('task')), 'a name')
+    has_one = lambda b: bool(b.protocol or given.get('instead'))
+    for b in blocks: check_value(f'protocol of {name}', b.protocol, has_one(b), 'a name')
     claims = tuple(claim_of(name, c, blocks) for c in given.get('claims', ()))
     check_value(f'claims of {name}', claims, bool(claims or not blocks), 'one at least')
     result = given.get('result') or (used[0].result if used else None) or 'last'
