@@ -52,8 +52,8 @@ def test_it_runs_and_nbdev_leaves_it_alone(monkeypatch):
 
 def test_row_card_and_list_are_made(registered, evidence, capsys):
     row, = [l for l in evidence.methods_table().splitlines() if 'FeatureNoise' in l]
-    assert row==('| `FeatureNoise()` | random factors on single activations of the last map '
-                 '| not measured | not measured | Nobody 2026 |')
+    assert row==('| `FeatureNoise()` | random factors on single activations of the last map (Nobody 2026) '
+                 '| To see what a method needs to be one of this library | not measured |')
     card = evidence.card(name)
     for text in ('## FeatureNoise', '**What.** Each activation', '**When not.** For anything',
                  '| `std` | `0.5` | standard deviation', 'Not measured: no committed run has it.',

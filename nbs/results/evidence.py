@@ -253,26 +253,24 @@ def table_rows(name: str) -> list:
             *(([run_label(name, v.kwargs)], f'{name}, {v.timed}', v.in_short) for v in own)]
 
 
-def best_and_worst(labels: list) -> str:
-    "The highest and the lowest gain among the runs of these labels, and where († for a BatchNorm in the head)"
-    found = sorted((-s.loc[l].gain, k, l) for k,s in summaries().items() for l in labels if l in s.index)
-    ends = found[:1] + found[1:][-1:]
-    where = lambda k, l: (k if l==labels[0] else f'`{l}`, {k}').replace(f', {bn}', '†')
-    return '<br>'.join(f'{where(k, l)}: {gain(summaries()[k].loc[l])}' for _,k,l in ends) or 'not measured'
+def first_sentence(text: str) -> str:
+    "Of a paragraph, without its stop"
+    return re.split(r'(?<=\.)\s', text)[0].rstrip('.')
 
 
 def methods_table() -> str:
-    "Table of the methods, and of fastai's with a phrase: what they do, best and worst measured gain, and cost"
+    "Table of the methods, and of fastai's with a phrase: what they do, when to take them, and cost; the rest is in cards"
     cost = overhead()
     network = cost.network.iloc[0]
     cost = cost[cost.network==network].set_index('method')
     others = [n for n,cls in methods.items() if n not in own_methods() and card_of(n).in_short]
-    rows = [['callback', 'in training', 'points of accuracy against plain: best and worst of our runs (95 % interval)',
-             f'step time / plain: {network}, CPU, median (quartiles)', 'source']]
+    rows = [['callback', 'in training', 'take it when', f'step time / plain: {network}, CPU, median (quartiles)']]
     for name in shown_methods() + others:
+        when = first_sentence(card_of(name).when)
         for labels,timed,phrase in table_rows(name):
             time = spread(cost.loc[timed]) if timed in cost.index else 'not measured'
-            rows.append([f'`{labels[0]}`', phrase, best_and_worst(labels), time, card_of(name).paper])
+            rows.append([f'`{labels[0]}`', f'{phrase} ({card_of(name).paper})', when, time])
+            when = 'as above'
     return markdown(rows)
 
 
