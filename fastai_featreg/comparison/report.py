@@ -30,9 +30,16 @@ def std(x:pd.Series):
     "Sample standard deviation, NaN for a single value"
     return np.std(x, ddof=1) if len(x)>1 else np.nan
 
-def different(rows:pd.DataFrame, column:str):
+def different(rows:pd.DataFrame, column:str, between:str='; '):
     "The different texts of a column, as one; '' where there are none"
-    return '; '.join(dict.fromkeys(v for v in rows.get(column, ()) if v))
+    return between.join(dict.fromkeys(v for v in rows.get(column, ()) if v))
+
+def notes_told(rows:pd.DataFrame):
+    "The different notes of the runs, as one; of those that differ in their numbers only, the first"
+    alike = {}
+    for note in different(rows, 'note', '\n').splitlines():
+        alike.setdefault(re.sub(r'\d[\d.]*', '#', note), []).append(note)
+    return '; '.join(first + ' (other numbers in other runs)'*bool(others) for first,*others in alike.values())
 
 def fewer_seeds(rows:pd.DataFrame, asked:list):
     "What a reader should know about the number of seeds, '' if all that were asked for are there"
@@ -66,7 +73,7 @@ def summary_row(label:str, rows:pd.DataFrame, other:pd.DataFrame):
         gain_p=found.p)
     if 'best_accuracy' in pair: res['best_gain'] = (pair['best_accuracy'] - pair['best_accuracy_other']).mean()
     res |= {c: mean(c) for c in looks + bests}
-    res |= {c: different(rows, c) for c in ('acted', 'term_share', 'note', 'result')}
+    res |= {c: different(rows, c) for c in ('acted', 'term_share', 'result')} | dict(note=notes_told(rows))
     return res | dict(
         asked=fewer_seeds(rows, asked),
         hindrance=hindrance(len(pair), lost, asked),
@@ -176,6 +183,11 @@ def table_row(label:str, r:tuple):
         number(r.step_ratio, '.3f'),
         number(r.memory_ratio, '.3f')]
 
+def in_range(shares:str):
+    "The least and the greatest of several numbers"
+    found = shares.split('; ')
+    return shares if len(found)<2 else f'{min(map(float, found)):.2g} to {max(map(float, found)):.2g}'
+
 def extra_columns(summary:pd.DataFrame):
     "Columns that only some comparisons have, the two lines of their head included"
     columns = []
@@ -184,7 +196,7 @@ def extra_columns(summary:pd.DataFrame):
             columns.append(head + [number(100*o, '.1f') for o in summary[name]])
     if (summary['acted']!='').any():
         columns.append(['layers', 'of asked', *summary['acted']])
-        columns.append(['acts in', 'of batches', *summary['term_share']])
+        columns.append(['acts in', 'of batches', *map(in_range, summary['term_share'])])
     return columns
 
 def aligned(rows:list):
