@@ -201,8 +201,8 @@ def described(library: str, name: str) -> dict:
 
 def from_library(e: Exception) -> bool:
     "Was it a sentence of this library?"
-    return (type(e) is ValueError
-            and Path(featreg.__file__).parent == Path(traceback.extract_tb(e.__traceback__)[-1].filename).parent)
+    raised_in = Path(traceback.extract_tb(e.__traceback__)[-1].filename)
+    return type(e) is ValueError and Path(featreg.__file__).parent in raised_in.parents
 
 
 def sentence(e: Exception) -> str:

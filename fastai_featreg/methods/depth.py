@@ -80,15 +80,19 @@ class BranchCallback(FeatureCallback):
         anatomy:Anatomy, # of the learner's model
     )->list: # `Stage`s whose whole output is a branch
         "All residual branches that are known, or the layers that are named"
-        if self.layers=='branches': found = self.known_branches()
+        if self.layers=='branches': found = self.known_branches(anatomy)
         else: found = {s.name: s.module for s in super().find_layers(anatomy)}
         self.rates = dict(zip(found, linear_decay(self.rate, len(found))))
         return [whole_stage(name, m) for name,m in found.items()]
 
-    def known_branches(self)->dict: # name -> layer
-        "`residual_branches`; `ValueError` where there are none, or where they are dropped already"
+    def known_branches(self,
+        anatomy:Anatomy, # of the learner's model
+    )->dict: # name -> layer
+        "`residual_branches` that run; `ValueError` where there are none, or where they are dropped already"
         name,model = type(self).__name__,unwrap(self.learn.model)
-        found,own = residual_branches(model),drops_itself(model)
+        # timm keeps the place of a branch in blocks that have none, and does not call it there
+        found = {k: m for k,m in residual_branches(model).items() if anatomy.calls.get(k)}
+        own = drops_itself(model)
         if own:
             raise ValueError(f"{name}: the network must not drop branches itself, got one that does at '{own}'; "
                              "make it with drop_path_rate=0 (timm) or stochastic_depth_prob=0 (torchvision)")
