@@ -189,12 +189,14 @@ def configuration(data:str|Path|None, dls:DataLoaders, budget:dict, p:Protocol|N
         torch=torch.__version__,
         fastai=version_of('fastai'),
         timm=timm.__version__)
-    noise = budget.get('label_noise') or ''
+    noise,truth = budget.get('label_noise') or '',budget.get('true_column')
+    kind = budget.get('noise_kind') or 'symmetric' if noise else ''
     drawn = dict(
         per_class=budget.get('per_class') or '',
         redraw=budget.get('redraw') or '',
         label_noise=noise,
-        noise_kind=budget.get('noise_kind') or 'symmetric' if noise else '')
+        # which labels count as wrong: a row that was counted by another column is another run
+        noise_kind=kind if truth is None else f'true column {truth}')
     trained = dict(recipe=describe(p), protocol=p.name, scale=p.scale, result=p.result)
     known = budget | own | versions | drawn | trained
     return {k: '' if v is None else str(v) for k,v in known.items() if k in config_names + protocol_names}
