@@ -49,7 +49,7 @@ def dataset_labels(
     labels = one_class(ys) if len(ys) else np.zeros(0, np.int64)
     if labels is None:
         raise ValueError(f"pairs: the training set must have one class an image, got {ys.dtype} {ys.shape}, for "
-                         f"instance {ys[0]}; leave the method that pairs images of a class out")
+                         f"instance {str(ys[:1].tolist()[0]):.40}; leave the method that pairs images of a class out")
     return labels
 
 # %% ../nbs/14_pairs.ipynb #c5d0000b

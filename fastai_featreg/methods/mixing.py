@@ -11,7 +11,7 @@ from fastai.vision.all import *
 from fastai.callback.mixup import CutMix,MixHandler
 from ..anatomy import Anatomy
 from ..branches import OutputHook,whole_stage
-from ..checks import check_flag,check_number
+from ..checks import check_flag,check_number,what_is
 from ..core import FeatureCallback,register_method
 from ..fits import LossCallback
 from ..heads import isolated_rng
@@ -29,7 +29,8 @@ def mix(
     partners:Tensor, # index of another one for each, (N,)
     lam:float, # share of each itself, [0,1]
 )->Tensor: # shape of `f`
-    "`lam*f + (1-lam)*f[partners]` (mixup, 2018, Eq. 1; Manifold Mixup, 2019, Eq. 1)"
+    "`lam*f + (1-lam)*f[partners]`, of whole numbers as floats (mixup, 2018, Eq. 1; Manifold Mixup, 2019, Eq. 1)"
+    f = f if f.is_floating_point() else f.float()
     return torch.lerp(f[partners], f, lam)
 
 def paste(
@@ -93,10 +94,20 @@ class Mixing(MixHandler):
         self.share = self.mix_images(draw_share(self.alpha))
         self.lam = learn.x.new_tensor([self.share], dtype=torch.float32) # as fastai's CutMix has it
         self.yb1 = tuple(y[self.partners] for y in learn.yb)
-        self.stack_y = getattr(learn.loss_func, 'y_int', False)
+        # numbers of classes cannot be mixed, whatever the loss: fastai asks the loss, and torch's own do not say
+        whole = any(isinstance(y, Tensor) and not y.is_floating_point() for y in learn.yb)
+        self.stack_y = whole or getattr(learn.loss_func, 'y_int', False)
         if self.stack_y: self.old_lf,learn.loss_func = learn.loss_func,self.lf
         else: learn.yb = tuple(torch.lerp(b, a, self.share) for a,b in zip(learn.yb, self.yb1))
         self._fit.acted = True
+
+    def lf(self,
+        pred:object, # what the network has answered
+        *yb # targets
+    )->Tensor: # as the learner's loss gives it
+        "The loss of either target, mixed; with one share for a batch, any loss will do, as in the authors' code"
+        if not self.learn.training: return self.old_lf(pred, *yb)
+        return torch.lerp(self.old_lf(pred, *self.yb1), self.old_lf(pred, *yb), self.share)
 
     def unmix(self):
         "Give the learner its loss back; may be called at any time and twice"
@@ -162,6 +173,14 @@ class BatchCutMix(Mixing, LossCallback):
         seed:int|None=None, # of the shares, partners and boxes; None derives it from torch's seed
     ):
         super().__init__(alpha, p, seed)
+
+    def set_up(self):
+        "As in the base; `ValueError` where the targets are of pixels"
+        super().set_up()
+        y = first(self.learn.yb)
+        if self.p==0 or not isinstance(y, Tensor) or y.ndim<3: return
+        raise ValueError(f"BatchCutMix: the targets must be of whole images, got {what_is(y)}; a box brings targets of "
+                         "its own, take BatchMixUp")
 
     def mix_images(self,
         lam:float, # share of each image itself before the box is clipped
