@@ -2142,6 +2142,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                'fastai_featreg.methods.cutout.own_random': ( 'methods/cutout.html#own_random',
                                                                                              'fastai_featreg/methods/cutout.py'),
                                                'fastai_featreg.methods.cutout.side_of': ( 'methods/cutout.html#side_of',
+                                                                                          'fastai_featreg/methods/cutout.py'),
+                                               'fastai_featreg.methods.cutout.squares': ( 'methods/cutout.html#squares',
                                                                                           'fastai_featreg/methods/cutout.py')},
             'fastai_featreg.methods.depth': { 'fastai_featreg.methods.depth.BranchCallback': ( 'methods/depth.html#branchcallback',
                                                                                                'fastai_featreg/methods/depth.py'),
