@@ -3150,6 +3150,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_featreg.stages._token_layout': ('stages.html#_token_layout', 'fastai_featreg/stages.py'),
                                        'fastai_featreg.stages._uneven': ('stages.html#_uneven', 'fastai_featreg/stages.py'),
                                        'fastai_featreg.stages._until_growth': ('stages.html#_until_growth', 'fastai_featreg/stages.py'),
+                                       'fastai_featreg.stages.behind_stem': ('stages.html#behind_stem', 'fastai_featreg/stages.py'),
                                        'fastai_featreg.stages.find_stages': ('stages.html#find_stages', 'fastai_featreg/stages.py'),
                                        'fastai_featreg.stages.is_skipped': ('stages.html#is_skipped', 'fastai_featreg/stages.py'),
                                        'fastai_featreg.stages.timm_stages': ('stages.html#timm_stages', 'fastai_featreg/stages.py'),
