@@ -46,7 +46,9 @@ def last_group(
     return [*groups[:-1], groups[-1] + ours]
 
 stays = 'it is part of the network that predicts'
-def beside(*names:str):
+def beside(
+    *names:str, # of methods
+)->dict: # cell -> expression
     "Cells of the conformance suite that are refused: a network has blocks of one kind"
     return {f'beside {n}': 'no other blocks' for n in names}
 
