@@ -4,12 +4,15 @@ import timm
 import pytest
 from tiny import *
 from fastai.callback.mixup import MixHandler
+from torchvision import models as tv
+from fastai_featreg.anatomy import get_anatomy
 from fastai_featreg.answers import mixed_classes, task_loss
-from fastai_featreg.attention import attention_names
+from fastai_featreg.attention import attention_names, with_attention
 from fastai_featreg.branches import residual_branches
 from fastai_featreg.comparison.plan import known_methods, parse_methods
 from fastai_featreg.comparison.published import read_table
 from fastai_featreg.comparison.reproduce import labels_of
+from fastai_featreg.methods.cutout import cutout
 from fastai_featreg.nets import resnet8, resnet20
 from timm.layers import DropPath
 
@@ -143,14 +146,14 @@ def test_stochastic_depth_is_timms(rate):
 # ---- attention ----
 
 @pytest.mark.parametrize('make', blocks)
-def test_blocks_are_frozen_saved_loaded_and_exported_with_the_body(make, tmp_path):
+def test_blocks_are_saved_loaded_and_exported_and_never_frozen(make, tmp_path):
     learn = fitted(make(), path=tmp_path)
     names = attention_names(learn.model, make.kind)
     assert len(names)==3
     learn.create_opt()
     learn.freeze()
     block = learn.model.get_submodule(names[-1])
-    assert not any(p.requires_grad for p in block.parameters() if p.ndim>1)
+    assert all(p.requires_grad for p in block.parameters())
     learn.save('with')
     other = tiny_learner(make(), n=16, path=tmp_path)
     other.load('with')
@@ -175,3 +178,54 @@ def test_a_selective_kernel_takes_its_convolution_out_of_the_optimiser():
     learn.create_opt()
     learn.fit_one_cycle(1, cbs=SK())
     assert {id(p) for g in learn.opt.param_lists for p in g}=={id(p) for p in learn.model.parameters()}
+
+@pytest.mark.parametrize('make', blocks)
+@pytest.mark.parametrize('late', [False, True])
+def test_fresh_blocks_are_trained_in_the_frozen_epoch_at_the_heads_rate(make, late):
+    learn = tiny_learner(None if late else make(), n=16)
+    learn.freeze() # as vision_learner does
+    if late: learn.add_cb(make())
+    block = learn.model.get_submodule(attention_names(learn.model, make.kind)[-1])
+    ours = {id(p) for p in block.parameters()}
+    start, rates = [p.detach().clone() for p in block.parameters()], []
+    class Watch(Callback):
+        def after_epoch(self):
+            groups = [{id(p) for p in g} for g in self.opt.param_lists]
+            moved = [not torch.equal(p, q) for p, q in zip(block.parameters(), start)]
+            rates.append((ours<=groups[-1], any(ours & g for g in groups[:-1]), any(moved)))
+    learn.fine_tune(1, 1e-2, cbs=Watch())
+    assert rates==[(True, False, True)]*2
+
+def test_the_optimiser_goes_on_from_a_file_however_the_blocks_came(tmp_path):
+    learn = tiny_learner(n=16, path=tmp_path)
+    learn.fit(1, 1e-2)
+    learn.fit(1, 1e-2, cbs=SE(seed=1))
+    learn.save('with')
+    other = tiny_learner(SE(seed=1), n=16, path=tmp_path)
+    other.load('with', with_opt=True)
+    shapes = [[p.shape for p in g] for g in learn.opt.param_lists]
+    assert shapes==[[p.shape for p in g] for g in other.opt.param_lists]
+
+@pytest.mark.parametrize('other', [partial(SE, 4), partial(SE, layers=[-1]), CBAM])
+def test_other_blocks_than_those_that_are_there_are_refused(other):
+    learn = tiny_learner(SE(), n=16)
+    learn.remove_cb(SE)
+    with pytest.raises(ValueError, match='the network must have no other blocks'): learn.add_cb(other())
+    assert not any(isinstance(cb, (SE, CBAM)) for cb in learn.cbs)
+    learn.add_cb(SE()) # the same
+    with pytest.raises(ValueError, match='without such blocks'): with_attention(learn.model, 'se')
+
+@pytest.mark.parametrize('net', [lambda: tv.resnet18(num_classes=10), partial(timm.create_model, 'resnet50d'),
+                                 partial(xresnet18, n_out=10)])
+def test_a_stem_has_no_block_and_is_no_stage_to_mix_at(net):
+    stages = get_anatomy(net(), check_cam=False).stages
+    assert len(stages)==5
+    assert len(attention_names(with_attention(net(), 'se'), 'se'))==4
+    found = ManifoldMixup().find_layers(get_anatomy(net(), check_cam=False))
+    assert [s.name for s in found]==[s.name for s in stages[1:3]]
+
+def test_squares_are_cut_off_by_the_border_unless_they_must_lie_inside():
+    x = torch.ones(2000, 1, 32, 32)
+    shares = {inside: (cutout(x, .5, inside=inside)==0).float().mean((1, 2, 3)) for inside in (False, True)}
+    assert abs(shares[False].mean() - (14/32)**2)<.005 and shares[False].max()==.25
+    assert torch.equal(shares[True], torch.full((2000,), .25))

@@ -6,6 +6,7 @@
 __all__ = ['draw_share', 'mix', 'paste', 'Mixing', 'BatchMixUp', 'BatchCutMix', 'ManifoldMixup']
 
 # %% ../../nbs/methods/67_mixing.ipynb #b2aa7805
+from dataclasses import replace
 from torch.distributions.beta import Beta
 from fastai.vision.all import *
 from fastai.callback.mixup import CutMix,MixHandler
@@ -15,7 +16,7 @@ from ..checks import check_flag,check_number,what_is
 from ..core import FeatureCallback,register_method
 from ..fits import LossCallback
 from ..heads import isolated_rng
-from ..stages import Stage
+from ..stages import Stage,behind_stem
 
 # %% ../../nbs/methods/67_mixing.ipynb #d20c55c0
 def draw_share(
@@ -204,14 +205,14 @@ class ManifoldMixup(Mixing, FeatureCallback):
     """Mix the images, or the maps of a random layer, of a batch (Manifold Mixup, 2019)
 
     Reading (Manifold Mixup 4): the places are the images and the ends of the first two stages, as in its authors' code
-        for residual networks, with alpha 2.
+        for residual networks, with alpha 2; a stem is not counted, see `behind_stem`.
     """
     tap,place = OutputHook,None
 
     def __init__(self,
         alpha:float=2., # of the Beta distribution, above 0; 1 is uniform
         p:float=1., # probability that a batch is mixed, [0,1]
-        layers:int|str|nn.Module|list|tuple=(0, 1), # the last n stages, or layer names, modules, stage numbers
+        layers:int|str|nn.Module|list|tuple=(0, 1), # as in `Anatomy.find`; numbers count stages behind a stem
         images:bool=True, # may the images be mixed too?
         seed:int|None=None, # of places, shares and partners; None derives it from torch's seed
     ):
@@ -222,8 +223,9 @@ class ManifoldMixup(Mixing, FeatureCallback):
     def find_layers(self,
         anatomy:Anatomy, # of the learner's model
     )->list: # `Stage`s whose whole output is mixed
-        "As in the base; with the class token of a transformer"
-        return [whole_stage(s.name, s.module) for s in super().find_layers(anatomy)]
+        "As in the base, a stem not counted; with the class token of a transformer"
+        counted = replace(anatomy, stages=behind_stem(anatomy.stages))
+        return [whole_stage(s.name, s.module) for s in super().find_layers(counted)]
 
     def mix_images(self,
         lam:float, # share of each image itself
