@@ -141,8 +141,9 @@ def _one_class(y, n_out):
 def soft_classes(
     y:Tensor, # targets: classes (N,) or (N,1), or weights in [0,1], several labels or soft (N,C); (N,) for one output
     n_out:int, # C, number of classes
+    most:int|None=20, # classes of an image at most, the heaviest; None: all that have a weight
 )->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K), that sum to one; all zero for an image without a class
-    "Targets as classes with weights; of more than 20 classes an image the 20 heaviest"
+    "Targets as classes with weights: the heaviest for class maps, which cost each; all for a loss"
     y = _one_class(y, n_out)
     if y.ndim==1 and not y.is_floating_point():
         # loss functions ignore some negative label
@@ -155,8 +156,8 @@ def soft_classes(
     if not ((y>=0) & (y<=1)).all():
         raise ValueError("the targets must be classes, or their weights from 0 to 1, "
                          f"got {y.min():.3g} to {y.max():.3g}; there are no class maps for numbers to be predicted")
-    most = int((y>0).sum(1).max())
-    weights,classes = y.topk(min(20, max(1, most)), 1)
+    found = max(1, int((y>0).sum(1).max()))
+    weights,classes = y.topk(found if most is None else min(most, found), 1)
     return classes,weights/weights.sum(1, keepdim=True).clamp(min=1e-8)
 
 # %% ../nbs/03_answers.ipynb #e7d15c01
@@ -193,13 +194,14 @@ def task_loss(
 
 def mixed_classes(
     learn:Learner, # in a training batch
+    most:int|None=20, # as `soft_classes` takes it
 )->tuple[Tensor,Tensor]: # classes (N,K) and their weights (N,K)
     "Targets of the batch as classes with weights, MixUp and CutMix included"
     n_out = 1 if learn.pred.ndim==1 else learn.pred.shape[1]
-    a,wa = soft_classes(learn.yb[0].as_subclass(Tensor), n_out)
+    a,wa = soft_classes(learn.yb[0].as_subclass(Tensor), n_out, most)
     mix = mixing(learn)
     if mix is None: return a,wa
-    b,wb = soft_classes(mix.yb1[0].as_subclass(Tensor), n_out)
+    b,wb = soft_classes(mix.yb1[0].as_subclass(Tensor), n_out, most)
     lam = torch.as_tensor(mix.lam, device=wa.device, dtype=wa.dtype).reshape(-1, 1)
     return torch.cat([a, b], 1),torch.cat([wa*lam, wb*(1-lam)], 1)
 

@@ -98,7 +98,7 @@ class ClassCentres(nn.Module):
         shares:Tensor|None=None, # (N,K), for classes `y` (N,K); None: as `y` says
     )->Tensor: # scalar
         "`center_loss`; in training mode the embeddings are kept for `update`"
-        classes,shares = soft_classes(y, len(self.centres)) if shares is None else (y, shares)
+        classes,shares = soft_classes(y, len(self.centres), most=None) if shares is None else (y, shares)
         if self.training: self.gather(x, classes, shares)
         return center_loss(x, self.centres, classes, shares)
 
@@ -158,7 +158,7 @@ class CenterLoss(EmbeddingCallback):
         maps:dict, # name of the classifier -> what it was given
     )->Tensor|None: # scalar; None where no image has a class
         "`center_loss` of this batch"
-        classes,shares = mixed_classes(self.learn)
+        classes,shares = mixed_classes(self.learn, most=None)
         if not (shares.sum(1)>0).any(): return None
         return self.aux_heads(self.embedding(maps), classes, shares)
 

@@ -79,7 +79,7 @@ def class_shares(
     learn:Learner, # in a training batch
 )->tuple[Tensor,Tensor]: # classes (N,K), and their shares (N,K)
     "Targets of the batch as classes with shares, MixUp and CutMix included, times the weights of the learner's loss"
-    classes,shares = mixed_classes(learn)
+    classes,shares = mixed_classes(learn, most=None)
     factors = getattr(bare_loss(task_loss(learn)), 'weight', None)
     return classes,shares if factors is None else shares*factors.to(shares)[classes]
 

@@ -74,7 +74,7 @@ def l_softmax_loss(
 )->Tensor: # scalar
     "Large-margin softmax loss, mean over the batch (Liu et al. 2016)"
     _check_vectors('l_softmax_loss', x, w)
-    classes,shares = soft_classes(y, len(w))
+    classes,shares = soft_classes(y, len(w), most=None)
     logits = widen(x)@widen(w).T
     logits = logits if bias is None else logits + bias
     return mean_over_shares(margin_loss(logits, classes, l_softmax_shift(x, w, classes, margin, lam)), shares)
@@ -86,7 +86,7 @@ def sm_softmax_loss(
 )->Tensor: # scalar
     "Soft-margin softmax loss, mean over the batch (Liang et al. 2017)"
     check_number('sm_softmax_loss', 0, margin=margin)
-    classes,shares = soft_classes(y, logits.shape[1])
+    classes,shares = soft_classes(y, logits.shape[1], most=None)
     return mean_over_shares(margin_loss(logits, classes, -margin), shares)
 
 # %% ../../nbs/methods/64_margins.ipynb #7f1bbebf
