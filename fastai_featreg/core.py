@@ -145,7 +145,7 @@ class FeatureCallback(LossCallback):
         stage:Stage, # where
         fmap:Tensor, # (N,D,H,W)
     )->Tensor|None: # map that takes its place, same shape; None leaves it
-        "Override to change a map on its way through the network, in training only"
+        "Override to change a map on its way through the network, in training only; see `sees_others`"
         return None
 
     # --- What they are made of ---
@@ -154,6 +154,11 @@ class FeatureCallback(LossCallback):
     def aux_heads(self)->nn.Module|None: # None: it has none, or no batch has come yet
         "What `make_heads` has made"
         return None if self._heads is None else self._heads.module
+
+    @property
+    def sees_others(self)->bool: # so what goes by the batch has no meaning for them
+        "Is it other images than the batch's that run through the network? See `taps.other_images`"
+        return self._fit is not None and self._fit.taps is not None and self._fit.taps.others
 
     @property
     def _changes(self): return type(self).change_map is not FeatureCallback.change_map

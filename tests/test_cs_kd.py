@@ -1,5 +1,6 @@
 "CS-KD: its loaders on the ways fastai makes them, what is left behind, pairs within a batch, and what it needs"
 import random
+from copy import copy
 from unittest import mock
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from fastai.vision.all import (Callback, CancelFitException, CategoryBlock, DataBlock, DataLoaders, IndexSplitter, L,
                                Learner, RegressionBlock, TransformBlock, aug_transforms, nn, set_seed)
-from fastai_featreg.all import CSKD, digits_dls
+from fastai_featreg.all import (CSKD, FeatureDropout, ManifoldMixup, ShakeDrop, SpatialDropout, StochDepth, digits_dls)
 from fastai_featreg.methods.cs_kd import cs_kd_loss, stats_kept
 from fastai_featreg.pairs import PairedDL, Pairing, batch_partners, dataset_labels
 from tiny import CpuMixedPrecision, assert_same, tiny_learner, tiny_model, weights
@@ -233,3 +234,51 @@ def test_half_precision_of_the_loss():
     for dtype in (torch.float16, torch.bfloat16):
         assert cs_kd_loss(a.to(dtype), b.to(dtype)).dtype==torch.float32
         torch.testing.assert_close(cs_kd_loss(a.to(dtype), b.to(dtype)), full, rtol=.02, atol=.02)
+
+
+def changed_maps(cb):
+    "What `cb` makes of maps in a batch beside CSKD: [(of the batch?, map, what takes its place or None)]"
+    own, found = cb.change_map, []
+    def change_map(stage, fmap):
+        new = own(stage, fmap)
+        found.append((torch.is_grad_enabled(), fmap.detach().clone(), None if new is None else new.detach().clone()))
+        return new
+    cb.change_map = change_map
+    learn = tiny_learner([cb, CSKD(seed=1)], n=8)
+    # each image is a class of its own, so its partner is the image itself
+    learn.dls.train_ds[:] = [(x, torch.tensor(i)) for i, (x, _) in enumerate(learn.dls.train_ds)]
+    learn.fit(1)
+    return found
+
+
+@pytest.mark.parametrize('cb', [StochDepth(.5, layers=['0.1']), StochDepth(.5, layers=['0.1'], mode='batch'),
+                                ShakeDrop(.5, layers=['0.1']), FeatureDropout(.5, layers=['0.1']),
+                                SpatialDropout(.5, layers=['0.1'])], ids=repr)
+def test_images_and_partners_are_dropped_by_masks_of_their_own(cb):
+    alike = 0
+    for seed in range(4):
+        cb.seed = seed
+        (own, f, new), (theirs, partner, other) = changed_maps(copy(cb))
+        assert (own, theirs)==(True, False) and torch.equal(f, partner)
+        alike += torch.equal(new, other)
+    # one draw for all 8 images may be the same by chance
+    assert alike<4
+
+
+@pytest.mark.parametrize('layer', ['0.0', '0.2'])
+def test_maps_of_partners_are_not_mixed(layer):
+    found = changed_maps(ManifoldMixup(layers=[layer], images=False))
+    mixed = {own: [new is not None for grad, _, new in found if grad==own] for own in (True, False)}
+    assert mixed=={True: [True], False: [False]}
+
+
+def test_partners_under_manifold_mixup_are_answered_as_without():
+    "The same network, images and seed: the mixing has no part in what is said of partners"
+    def partners(cbs):
+        cb, said = CSKD(seed=1), []
+        own = cb.answers
+        cb.answers = lambda xs: said.append(own(xs)) or said[-1]
+        tiny_learner([*cbs, cb], n=8).fit(1)
+        return said
+    (a,), (b,) = partners([]), partners([ManifoldMixup(layers=['0.1'], images=False)])
+    assert torch.equal(a, b)

@@ -310,3 +310,51 @@ def test_softmax_behind_the_classifier_is_no_obstacle():
     learn.loss_func = nn.NLLLoss()
     learn.fit(1, 1e-2)
     assert learn.recorder.values[-1][2]>0
+
+
+# ---- soft targets of many classes ----
+
+def soft_targets(n, c, seed=0): return torch.rand(n, c, generator=torch.Generator().manual_seed(seed)).softmax(1)
+
+@pytest.mark.parametrize('c', [3, 21, 100])
+def test_without_a_margin_soft_targets_have_the_cross_entropy_of_torch(c):
+    x,w,y = randn(0, 6, 8),4*randn(1, c, 8),soft_targets(6, c).double()
+    expected = F.cross_entropy(x@w.T, y)
+    torch.testing.assert_close(l_softmax_loss(x, w, y, margin=1), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sm_softmax_loss(x@w.T, y, margin=0), expected, rtol=1e-6, atol=0)
+
+def test_centres_take_soft_targets_whole():
+    x,y = randn(0, 6, 3, dtype=torch.float32),soft_targets(6, 40)
+    module = ClassCentres(40, 3)
+    module.centres.copy_(randn(1, 40, 3, dtype=torch.float32))
+    half = torch.cdist(x, module.centres).square()/2
+    torch.testing.assert_close(module(x, y), (half*y).sum(1).mean())
+    torch.testing.assert_close(module.counts, y.sum(0))
+
+def test_a_callbacks_term_takes_soft_targets_whole():
+    seen = []
+    class Look(Callback):
+        order,run_valid = 6,False
+        def after_loss(self):
+            each = margin_loss(self.learn.pred, torch.arange(40).expand(8, -1), -1.5)
+            loss = (each*self.learn.y).sum(1).mean()
+            seen.append((self.learn.loss_grad.item(), loss.item()))
+    soft_learner(SMSoftmax(1.5), Look()).fit(1, 1e-3)
+    for got,loss in seen: assert got==pytest.approx(loss, rel=1e-5)
+    assert len(seen)==2
+
+def soft_learner(*cbs):
+    learn = tiny_learner(list(cbs), n=16)
+    learn.model[1][-1] = nn.Linear(16, 40)
+    learn.loss_func = nn.CrossEntropyLoss()
+    for dl in learn.dls: dl.dataset[:] = [(x, y) for (x, _),y in zip(dl.dataset, soft_targets(len(dl.dataset), 40))]
+    return learn
+
+def test_center_loss_counts_all_classes_of_soft_targets():
+    counts = []
+    class Look(Callback):
+        order,run_valid = 100,False
+        def before_backward(self): counts.append((self.learn.center_loss.aux_heads.counts.clone(), self.learn.y.sum(0)))
+    soft_learner(CenterLoss(), Look()).fit(1, 1e-3)
+    assert len(counts)==2
+    for got,shares in counts: torch.testing.assert_close(got, shares.as_subclass(torch.Tensor))

@@ -9,18 +9,11 @@ __all__ = ['center_loss', 'class_sums', 'moved_centres', 'ClassCentres', 'Center
 import torch.distributed as dist
 from fastai.vision.all import *
 from ..answers import mixed_classes,soft_classes
-from ..checks import check_count,check_number,what_is,widen
+from ..checks import check_count,check_number,widen
 from ..core import register_method
-from .embeddings import EmbeddingCallback,mean_over_shares
+from .embeddings import EmbeddingCallback,check_vectors,mean_over_shares
 
 # %% ../../nbs/methods/63_center_loss.ipynb #603093d6
-def _check(name, x, centres):
-    for arg,o in dict(x=x, centres=centres).items():
-        if not isinstance(o, Tensor) or o.ndim!=2 or not o.is_floating_point():
-            raise ValueError(f"{name}: {arg} must be floating point vectors (N,D), got {what_is(o)}")
-    if x.shape[1]!=centres.shape[1]:
-        raise ValueError(f"{name}: x must have as many features as the centres, {centres.shape[1]}, got {x.shape[1]}")
-
 def center_loss(
     x:Tensor, # embeddings (N,D)
     centres:Tensor, # of the classes (C,D); no gradient flows into them
@@ -32,7 +25,7 @@ def center_loss(
     Reading (Wen et al., Eq. 5): both sums over the batch, of the cross-entropy and of this loss, are means here, as
         torch has the former; their ratio is the paper's.
     """
-    _check('center_loss', x, centres)
+    check_vectors('center_loss', x, centres=centres)
     classes = classes[:,None] if classes.ndim==1 else classes
     apart = widen(x)[:,None] - widen(centres).detach()[classes]
     half = apart.square().sum(2)/2
@@ -98,7 +91,7 @@ class ClassCentres(nn.Module):
         shares:Tensor|None=None, # (N,K), for classes `y` (N,K); None: as `y` says
     )->Tensor: # scalar
         "`center_loss`; in training mode the embeddings are kept for `update`"
-        classes,shares = soft_classes(y, len(self.centres)) if shares is None else (y, shares)
+        classes,shares = soft_classes(y, len(self.centres), most=None) if shares is None else (y, shares)
         if self.training: self.gather(x, classes, shares)
         return center_loss(x, self.centres, classes, shares)
 
@@ -158,7 +151,7 @@ class CenterLoss(EmbeddingCallback):
         maps:dict, # name of the classifier -> what it was given
     )->Tensor|None: # scalar; None where no image has a class
         "`center_loss` of this batch"
-        classes,shares = mixed_classes(self.learn)
+        classes,shares = mixed_classes(self.learn, most=None)
         if not (shares.sum(1)>0).any(): return None
         return self.aux_heads(self.embedding(maps), classes, shares)
 

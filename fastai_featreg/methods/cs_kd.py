@@ -14,6 +14,7 @@ from ..core import LossCallback,register_method
 from ..heads import isolated_rng
 from ..pairs import Pairing,batch_classes,batch_partners,dataset_labels,match_partners,one_class
 from ..probe import unwrap
+from ..taps import other_images
 
 # %% ../../nbs/methods/62_cs_kd.ipynb #c5d1000a
 def _check_answers(pred, partner):
@@ -77,7 +78,8 @@ class CSKD(LossCallback):
     Departure (FM Table 2): the partners' pass leaves the running statistics of normalisation layers as they are; in the
         authors' code they are updated twice a step. No argument gives the letter.
     Reading (FM Table 2): of an image that MixUp or CutMix has mixed the divergences from a partner of either class are
-        mixed likewise; partners themselves are not mixed. The authors do not combine them.
+        mixed likewise; partners themselves are not mixed, nor their maps, and drops draw anew for them. The authors do
+        not combine them.
     """
     column,reads_answers,reads_classes = 'cs_kd_loss',True,True
     _stateattrs = LossCallback._stateattrs + ('_known', '_pairing')
@@ -171,7 +173,7 @@ class CSKD(LossCallback):
         # the wrapper of several processes would send statistics round, between a pass and its gradients
         model,x = unwrap(self.learn.model),xs[0]
         seed = int(torch.randint(2**31, (1,), generator=self.generator))
-        with stats_kept(model), isolated_rng(seed, x.device): return model(*xs)
+        with other_images(model), stats_kept(model), isolated_rng(seed, x.device): return model(*xs)
 
     def end_epoch(self):
         "The user's loader is in its place again"

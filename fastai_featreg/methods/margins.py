@@ -10,11 +10,11 @@ __all__ = ['margin_angle', 'l_softmax_shift', 'margin_loss', 'l_softmax_loss', '
 import math
 from fastai.vision.all import *
 from ..answers import soft_classes,task_loss
-from ..checks import check_count,check_number,what_is,widen
+from ..checks import check_count,check_number,widen
 from ..core import register_method
 from ..fits import LossCallback
 from .embeddings import class_shares,check_one_class,EmbeddingCallback,matrix_of
-from .embeddings import mean_over_shares
+from .embeddings import check_vectors,mean_over_shares
 
 # %% ../../nbs/methods/64_margins.ipynb #f212bda6
 def margin_angle(
@@ -29,13 +29,6 @@ def margin_angle(
     return (1 - 2*(k%2))*now - 2*k
 
 # %% ../../nbs/methods/64_margins.ipynb #281b2aa9
-def _check_vectors(name, x, w):
-    for arg,o in dict(x=x, w=w).items():
-        if not isinstance(o, Tensor) or o.ndim!=2 or not o.is_floating_point():
-            raise ValueError(f"{name}: {arg} must be floating point vectors (N,D), got {what_is(o)}")
-    if x.shape[1]!=w.shape[1]:
-        raise ValueError(f"{name}: x must have as many features as w, {w.shape[1]}, got {x.shape[1]}")
-
 def l_softmax_shift(
     x:Tensor, # embeddings (N,D)
     w:Tensor, # vectors of the classes (C,D)
@@ -44,7 +37,7 @@ def l_softmax_shift(
     lam:float=0., # lambda, share of the plain logit over that of the changed one, at least 0
 )->Tensor: # (N,K), at most 0, float32 at least
     "What L-softmax adds to the logit of each of an image's classes (Liu et al., Eq. 4 to 6)"
-    _check_vectors('l_softmax_shift', x, w)
+    check_vectors('l_softmax_shift', x, w=w)
     check_number('l_softmax_shift', 0, lam=lam)
     x,own = widen(x)[:,None],widen(w)[classes]
     dot = (x*own).sum(2)
@@ -73,8 +66,8 @@ def l_softmax_loss(
     bias:Tensor|None=None, # of the classes (C,); None: there is none, as in the paper
 )->Tensor: # scalar
     "Large-margin softmax loss, mean over the batch (Liu et al. 2016)"
-    _check_vectors('l_softmax_loss', x, w)
-    classes,shares = soft_classes(y, len(w))
+    check_vectors('l_softmax_loss', x, w=w)
+    classes,shares = soft_classes(y, len(w), most=None)
     logits = widen(x)@widen(w).T
     logits = logits if bias is None else logits + bias
     return mean_over_shares(margin_loss(logits, classes, l_softmax_shift(x, w, classes, margin, lam)), shares)
@@ -86,7 +79,7 @@ def sm_softmax_loss(
 )->Tensor: # scalar
     "Soft-margin softmax loss, mean over the batch (Liang et al. 2017)"
     check_number('sm_softmax_loss', 0, margin=margin)
-    classes,shares = soft_classes(y, logits.shape[1])
+    classes,shares = soft_classes(y, logits.shape[1], most=None)
     return mean_over_shares(margin_loss(logits, classes, -margin), shares)
 
 # %% ../../nbs/methods/64_margins.ipynb #7f1bbebf

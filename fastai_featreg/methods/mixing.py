@@ -239,7 +239,7 @@ class ManifoldMixup(Mixing, FeatureCallback):
     def change_map(self,
         stage:Stage, # where
         fmap:Tensor, # (N,...)
-    )->Tensor|None: # mixed; None anywhere but at the place of this batch
+    )->Tensor|None: # mixed; None anywhere but at the place of this batch, and for images that are not the batch's
         "`mix`"
-        if self.partners is None or stage.name!=self.place: return None
+        if self.partners is None or self.sees_others or stage.name!=self.place: return None
         return mix(fmap, self.partners, self.share)

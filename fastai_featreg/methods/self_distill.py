@@ -11,7 +11,7 @@ import pandas as pd
 from dataclasses import dataclass
 from fastai.vision.all import *
 from ..anatomy import Anatomy,get_anatomy,lay_out
-from ..answers import answer_form,bare_loss,class_scores,n_right,soft_classes,task_loss
+from ..answers import answer_form,class_scores,is_binary,n_right,soft_classes,task_loss
 from ..batches import as_batch,first_images,loader_untouched,valid_loader
 from ..checks import check_choice,check_map,check_number,plain_tensor,what_is,widen
 from ..core import FeatureCallback,register_method
@@ -144,13 +144,6 @@ def _shrink(stage, last):
     "A power of two, so that a network has the same exits whatever the size of the images"
     return 2**max(0, round(math.log2(last.stride/stage.stride)))
 
-def _by_itself(loss_func, n_out):
-    "Does the loss ask for each class by itself?"
-    f = bare_loss(loss_func)
-    binary = F.binary_cross_entropy,F.binary_cross_entropy_with_logits
-    return n_out==1 or isinstance(f, (nn.BCELoss, nn.BCEWithLogitsLoss)) or f in binary
-
-
 @register_method('byot', colour='#E69F00', paper='Zhang et al. 2019',
     in_short="exits at the shallower stages learn the labels, the network's answers and its last map",
     what="""Behind the three stages before the last, or as many as there are, stands a small exit each: a bottleneck
@@ -223,7 +216,7 @@ class BYOT(FeatureCallback):
         "Sum of the exits' losses"
         *shallow,last = map(plain_tensor, maps.values())
         outs = [exit(f, last.shape[2:]) for exit,f in zip(self.aux_heads, shallow, strict=True)]
-        binary = _by_itself(task_loss(self.learn), self.scores.shape[1])
+        binary = self.scores.shape[1]==1 or is_binary(task_loss(self.learn))
         exits = [logits for logits,_ in outs]
         term = byot_loss(exits, self.scores, self.loss_of, self.alpha, self.tau, binary)
         if self.hint==0: return term

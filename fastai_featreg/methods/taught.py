@@ -9,7 +9,7 @@ __all__ = ['Taught']
 import logging
 from fastai.vision.all import *
 from ..probe import unwrap
-from ..answers import bare_loss,mixed_classes,task_loss
+from ..answers import is_binary,mixed_classes,task_loss
 from ..checks import check_flag,check_number
 from .distill_losses import binary_kd_loss,dist_loss,dkd_loss,kd_loss,standardised_kd_loss
 from .guide import AnswerCache,Guide,normalisation,renormaliser
@@ -37,12 +37,6 @@ def _check_vocab(name, theirs, own):
         raise ValueError(f"{name}: teacher must know the same classes, in the same order, but class {i} is "
                          f"{theirs[i]!r} to it and {own[i]!r} to the student; train the student with the "
                          "teacher's vocab, or give the network alone (teacher.model) if only the names differ")
-
-def _is_binary(loss_func):
-    "Does the loss ask for each class by itself?"
-    func = bare_loss(loss_func)
-    binary = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
-    return isinstance(func, (nn.BCELoss, nn.BCEWithLogitsLoss)) or func in binary
 
 def _check_stats(name, stats):
     "Numbers, one a channel, by which images can be normalised; None for none"
@@ -72,7 +66,7 @@ def _check_loss(name, loss, per_class):
 
 def _check_task(name, loss, per_class, loss_func):
     "Losses by softmax do not go with a task loss that asks for each class by itself"
-    if not _is_binary(loss_func): return
+    if not is_binary(loss_func): return
     if loss in _on_softmax:
         raise ValueError(f"{name}: loss={loss!r} compares classes by softmax, but the task loss is binary "
                          "cross-entropy, class by class; use loss='kd', which is binary there")
@@ -184,7 +178,7 @@ class Taught:
         weights:Tensor|None, # (N,K)
     )->Tensor: # scalar
         "The loss on logits"
-        binary = _is_binary(task_loss(self.learn))
+        binary = is_binary(task_loss(self.learn))
         if self.loss=='dkd': return dkd_loss(self.scores, logits, classes, tau, weights=weights)
         if self.per_class: return kd_loss(self.scores, logits, tau, per_class=True)
         fn = binary_kd_loss if binary and self.loss=='kd' else _logit_losses.get(self.loss, self.loss)
