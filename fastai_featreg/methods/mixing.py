@@ -165,6 +165,7 @@ class BatchMixUp(Mixing, LossCallback):
     when_not="""Small objects, which a box may miss; with another callback that mixes.""",
     source="""Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV
         2019. CAM-loss reports 14.47 % error on CIFAR-100 for PyramidNet-200, where plain training has 16.45.""",
+    quick=dict(p=1.), # a fit of two batches may have none that is mixed
     neutral={'p 0': dict(p=0.)}, refused=beside('manifold_mixup'))
 class BatchCutMix(Mixing, LossCallback):
     "Paste a box of one image into another and weight the losses by area, in some batches (CutMix, 2019)"
