@@ -1190,6 +1190,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'fastai_featreg/comparison/rows.py'),
                                                 'fastai_featreg.comparison.rows.count_once': ( 'comparison/rows.html#count_once',
                                                                                                'fastai_featreg/comparison/rows.py'),
+                                                'fastai_featreg.comparison.rows.curve_values': ( 'comparison/rows.html#curve_values',
+                                                                                                 'fastai_featreg/comparison/rows.py'),
                                                 'fastai_featreg.comparison.rows.decoded': ( 'comparison/rows.html#decoded',
                                                                                             'fastai_featreg/comparison/rows.py'),
                                                 'fastai_featreg.comparison.rows.differences': ( 'comparison/rows.html#differences',
