@@ -9,6 +9,7 @@ __all__ = ['label_lines', 'label_counts', 'label_shares', 'tell_truth', 'truth_i
 # %% ../nbs/79a_memorised.ipynb #79a00004
 from fastai.vision.all import *
 from .answers import class_labels,mixed_classes,mixing
+from .guard import is_validating
 from .noise import changed_labels,clean_labels,train_labels
 from .probe import images_for,untouched
 from .wording import complain_aloud
@@ -71,7 +72,8 @@ def batch_positions(
     # no event tells them; `DataLoader.__iter__` keeps what `get_idxs` gave it under this name
     idxs = getattr(dl, '__dict__', {}).get('_DataLoader__idxs')
     if not isinstance(idxs, (list, L, np.ndarray, Tensor)): return None
-    return [int(o) for o in idxs[i*dl.bs:(i + 1)*dl.bs]]
+    # a loader of pairs gives (image, partner, seed)
+    return [int(o[0] if isinstance(o, tuple) else o) for o in idxs[i*dl.bs:(i + 1)*dl.bs]]
 
 def own_share(
     learn:Learner, # in a training batch
@@ -136,9 +138,12 @@ class Memorised(Callback):
         self.evaluate,self.rows,self.told = evaluate,[],False
 
     def before_fit(self):
-        "Look the labels up"
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if not self.run: return
+        "Stand back from `lr_find` and inference; what goes wrong here would leave `validate` half begun"
+        self.run = not is_validating(self.learn) and not hasattr(self.learn, 'lr_finder')
+        if self.run: self.given = self.true = None
+
+    def _look_up(self):
+        "Labels of the training images, once a fit"
         if not truth_is_known(self.dls):
             raise ValueError("Memorised: the training set must know which of its labels are wrong, got one that does "
                              "not, or has none; make the loaders with add_noise, or call tell_truth")
@@ -147,12 +152,19 @@ class Memorised(Callback):
 
     def before_train(self):
         "Begin to count"
+        if self.given is None: self._look_up()
+        self.answered = False
         # the last are images whose label is not that of their position
         self.counts = torch.zeros(6, dtype=torch.long, device=self.given.device)
 
+    def after_pred(self):
+        "There is something to count: a batch may be cancelled before, and `pred` is then that of the batch before it"
+        self.answered = True
+
     def after_batch(self):
         "Count a batch; the counts stay on their device, so that nothing waits for them"
-        if self.evaluate: return
+        if self.evaluate or not self.answered: return
+        self.answered = False
         at,n = batch_positions(self.dl, self.iter),len(self.pred)
         if at is None or len(at)!=n:
             self.counts[5] += n

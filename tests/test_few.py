@@ -125,10 +125,11 @@ def test_a_single_number_is_what_it_was():
     assert parser().parse_args(['compare']).per_class is None
 
 
-@pytest.mark.parametrize('text', ['5,', 'x', '5.5', '5;10'])
+@pytest.mark.parametrize('text', ['5,', '5,x', 'x', '5.5', '5;10'])
 def test_no_numbers(text, capsys):
     assert main(['compare', '--per-class', text])==2
-    assert '--per-class' in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"per_class must be whole numbers joined by commas, got '{text}'; write" in err and 'one_or_more' not in err
 
 
 def test_one_run_has_one_size(tmp_path, capsys):

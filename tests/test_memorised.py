@@ -1,16 +1,19 @@
 "Wrong labels that are learnt by heart: counts against a slow loop, under mixing, and in the rows of a comparison"
 import random
-import numpy as np, pandas as pd, pytest, torch
-from fastai.callback.mixup import CutMix, MixUp
+import numpy as np, pandas as pd, pytest, timm, torch
+from fastai.callback.mixup import CutMix, MixHandler, MixUp
 from fastai.data.core import DataLoaders
-from fastai.vision.all import Callback, CrossEntropyLossFlat, Flatten, Image, Learner, nn, noop, set_seed
+from fastai.vision.all import (Callback, CancelBatchException, CrossEntropyLossFlat, Flatten, Image, Learner, nn, noop,
+                               set_seed)
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.comparison.noise_curves import memorised_lines, plot_memorised
+from fastai_featreg.comparison.plan import known_methods, needs_teacher
 from fastai_featreg.comparison.rows import label_curves, learnt, read_results
 from fastai_featreg.data import digits_dls, load_data, pad_crop_flip
-from fastai_featreg.memorised import (Memorised, batch_positions, label_counts, label_shares, shares_now, tell_truth,
-                                      truth_is_known)
+from fastai_featreg.memorised import (Memorised, batch_positions, label_counts, label_shares, own_share, shares_now,
+                                      tell_truth, truth_is_known)
 from fastai_featreg.noise import add_noise, changed_labels, clean_labels, train_labels
+from tiny import tiny_model
 
 
 def literal(predicted, given, true):
@@ -88,6 +91,67 @@ def test_positions_in_the_order_of_the_batches(workers):
         assert torch.equal(given[at], y.cpu().as_subclass(torch.Tensor))
         seen += at
     assert sorted(seen)==list(range(40)) and seen!=sorted(seen)
+
+
+class Ran(Callback):
+    "Images that ran, and those of them that are mostly themselves"
+    order,run_valid = 1002,False
+    def before_fit(self): self.n = self.own = 0
+    def after_pred(self):
+        self.n += len(self.pred)
+        given = self.memorised.given[batch_positions(self.dl, self.iter)]
+        self.own += int((own_share(self.learn, given)>=.5).sum())
+
+
+without_teacher = sorted(name for name,cls in known_methods().items() if not needs_teacher(cls))
+
+@pytest.mark.parametrize('name', without_teacher)
+def test_beside_every_method(dls, name, capsys):
+    "Two batches: all their images are counted, as far as a mixed one is its own, and none is odd"
+    set_seed(7)
+    two = dls.train.new(n=16)
+    method = known_methods()[name]()
+    branched = name in ('shake_drop', 'stoch_depth')
+    net = timm.create_model('test_resnet', num_classes=10) if branched else tiny_model()
+    learn = Learner(DataLoaders(two, dls.valid), net, loss_func=CrossEntropyLossFlat(),
+                    cbs=[method, Memorised(), Ran()])
+    learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__=='ProgressCallback'])
+    learn.logger = noop
+    learn.fit(1, 1e-3)
+    right,_,wrong,_,_,odd = learn.memorised.counts.tolist()
+    assert (learn.ran.n, odd, right + wrong)==(16, 0, learn.ran.own)
+    assert isinstance(method, MixHandler) or learn.ran.own==16
+    assert len(learn.memorised.rows)==1 and 'Memorised' not in capsys.readouterr().err
+
+
+def test_inference_adds_no_row_and_asks_for_no_truth(dls):
+    "Neither alone nor within a fit; on labels that are all right, too"
+    class Looks(Callback):
+        def after_train(self): self.learn.validate()
+    learn = learner(dls, Memorised(evaluate=True))
+    learn.validate(), learn.get_preds(), learn.predict(dls.valid_ds.items[0])
+    assert learn.memorised.rows==[]
+    learn.fit(2, 1e-3)
+    learn.validate()
+    assert len(learn.memorised.rows)==2
+    looking = learner(dls, Memorised(), Looks())
+    looking.fit(2, 1e-3)
+    assert sum(looking.memorised.counts.tolist()[:3:2])==40 and len(looking.memorised.rows)==2
+    clean = learner(digits_dls(n_train=40, n_valid=20, bs=8, size=32), Memorised())
+    clean.validate()
+    assert not clean.lock.locked()
+
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred'])
+def test_a_batch_without_an_answer_is_not_counted(dls, event):
+    "Of five batches the third is cancelled"
+    class Skips(Callback):
+        def __call__(self, name):
+            if name==event and self.training and self.iter==2: raise CancelBatchException()
+    learn = learner(dls, Memorised(), Skips())
+    learn.fit(1, 1e-3)
+    right,_,wrong,_,_,odd = learn.memorised.counts.tolist()
+    assert (right + wrong, odd)==(32, 0)
 
 
 def test_counting_changes_no_bit():
@@ -209,3 +273,10 @@ def test_a_run_is_the_same_run_with_curves(tmp_path, monkeypatch):
     bare = compare('digits', out=tmp_path/'b', **how)
     same = ['accuracy', 'valid_loss', 'train_loss', 'curve', 'train_curve', 'method_id', 'data_id', 'right']
     assert counted[same].equals(bare[same]) and bare['memorised'].isna().all()
+
+
+def test_cs_kd_is_compared_on_wrong_labels(tmp_path):
+    "Its loader gives pairs"
+    how = small | dict(epochs=1, n_train=64, n_valid=32)
+    df = compare('digits', methods='cs_kd', label_noise=.3, out=tmp_path, say=noop, **how)
+    assert (df['error']=='').all() and df['memorised'].notna().all()

@@ -217,10 +217,20 @@ def test_a_setting_that_failed_is_left_out():
     arms = sweep('SelectScale', top_rate=[.1, .2, .5])
     made = [rows('plain', [.5, .6, .7]), rows(arms[0], [.6, .7, .8]), rows(arms[1], [.4, .5, .6])]
     broken = rows(arms[2], [np.nan]*3).assign(error='ValueError: no')
-    summary = summarise(pd.concat([*made, broken]))
-    plot_sweep(summary, 'top_rate')
-    line, = sweep_lines(summary)
+    df = pd.concat([*made, broken])
+    plot_sweep(df, 'top_rate')
+    line, = sweep_lines(summarise(df))
     assert 'best at top_rate=0.1, +10 points' in line and 'best of 2' in line
+
+
+def test_the_picture_of_a_sweep_takes_runs_as_all_pictures_do():
+    "And holds the arms against what the report holds them against"
+    arms = sweep('SelectScale', top_rate=[.1, .2, .5])
+    df = pd.concat([rows('plain', [.5, .6, .7]), rows('MixUp()', [.7, .8, .9]), *(rows(a, [.6, .7, .8]) for a in arms)])
+    drawn = report.pictures(df, summarise(df, 'mixup'), 'mixup')['sweep'][1]
+    for plot,base in ((lambda: plot_sweep(df), 60), (lambda: plot_sweep(df, against='mixup'), 80), (drawn, 80)):
+        ax, = plot().axes
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), [base, base])
 
 
 def test_the_command_adds_arms(monkeypatch, capsys):

@@ -110,7 +110,10 @@ def one_or_more(
     text:str, # whole numbers, joined by commas
 )->int|list: # a list of several
     "A number of images, or several"
-    numbers = [int(o) for o in text.split(',')]
+    try: numbers = [int(o) for o in text.split(',')]
+    except ValueError:
+        raise argparse.ArgumentTypeError("per_class must be whole numbers joined by commas, got "
+                                         f"'{echo(text, 60)}'; write e.g. --per-class 5,10") from None
     return numbers if len(numbers)>1 else numbers[0]
 
 def add_which(

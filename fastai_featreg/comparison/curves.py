@@ -10,14 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .colours import method_styles
-from .rows import count_once
+from .rows import count_once,curve_values
 
 # %% ../../nbs/comparison/95_curves.ipynb #95a00008
 def errors_of(
     curves:list, # texts such as '0.5;0.75', accuracies as shares
 )->np.ndarray: # (runs, epochs), in percent; NaN behind the end of a curve
     "Errors of each run and epoch"
-    values = [[float(v) for v in str(text).split(';') if v.strip()] for text in curves]
+    values = [curve_values(text) for text in curves]
     longest = max(map(len, values), default=0)
     found = np.full((len(values), longest), np.nan)
     for row,v in zip(found, values): row[:len(v)] = v

@@ -10,6 +10,7 @@ from copy import deepcopy
 import numpy as np
 import pandas as pd
 from fastai.vision.all import Callable,Learner,Metric,mk_metric
+from .rows import curve_values
 from ..wording import one_line
 
 # %% ../../nbs/comparison/8l_metrics.ipynb #8ce06e09
@@ -60,7 +61,7 @@ def by_metric(
     name = called(df)
     if name=='accuracy': return df
     sign = -1 if name.startswith('-') else 1
-    curves = [[sign*float(v) for v in text.split(';') if v] for text in df['scores']]
+    curves = [[sign*v for v in curve_values(text)] for text in df['scores']]
     last = [c[-1] if c and not error else np.nan for c,error in zip(curves, df['error'])]
     texts = [';'.join(f'{v:.6g}' for v in c) for c in curves]
     emptied = {c: np.nan for c in ('best_accuracy', 'best_epoch', 'top5', 'n_valid') if c in df}

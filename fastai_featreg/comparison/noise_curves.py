@@ -14,7 +14,7 @@ from collections.abc import Callable
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from .colours import method_styles
-from .rows import count_once,label_curves,learnt
+from .rows import count_once,curve_values,label_curves,learnt
 from ..memorised import Memorised,shares_now,truth_is_known
 
 # %% ../../nbs/comparison/90_noise_curves.ipynb #90a00007
@@ -49,7 +49,7 @@ def mean_curve(
     texts:pd.Series, # numbers between semicolons
 )->np.ndarray: # mean of each epoch; a shorter curve counts as far as it goes
     "The mean of curves that are text"
-    values = [[float(v) for v in text.split(';') if v] for text in texts]
+    values = [curve_values(text) for text in texts]
     return pd.DataFrame(values, dtype=float).mean().to_numpy()
 
 def percents(

@@ -21,7 +21,7 @@ from .cost_table import cost_lines,with_cost
 from .noise_curves import labels_of_rows,memorised_lines,plot_memorised
 from .metrics import by_metric,called,factor_of,in_words
 from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
-from .rows import beside,bests,config_names,count_once,looks,meaning,read_results
+from .rows import beside,bests,config_names,count_once,curve_values,looks,meaning,read_results
 from .sweep import find_sweeps,plot_sweep,sweep_lines
 from ..wording import echo,one_line,plural
 
@@ -331,7 +331,7 @@ def plot_curves(ax:plt.Axes, df:pd.DataFrame, styles:dict, factor:float=100.):
     "Accuracy of each epoch: mean, and of few methods a band from the worst to the best seed"
     banded = df['method'].nunique()<=most_bands
     for label,rows in df.groupby('method', sort=False):
-        values = [[float(v) for v in text.split(';') if v] for text in rows['curve']]
+        values = [curve_values(text) for text in rows['curve']]
         # a shorter curve is filled up with NaN, which counts nowhere
         curves = factor*pd.DataFrame(values, dtype=float)
         epochs = np.arange(1, curves.shape[1] + 1)
@@ -403,7 +403,7 @@ def pictures(df:pd.DataFrame, summary:pd.DataFrame, against:str='plain'):
     if has_errors(df[df['error']=='']):
         found['curves'] = 'the errors of training and validation', partial(plot_errors, df)
     if find_sweeps(list(summary.index)):
-        found['sweep'] = 'the sweep', partial(plot_sweep, summary)
+        found['sweep'] = 'the sweep', partial(plot_sweep, df, against=against)
     if len(labels_of_rows(df)):
         found['memorised'] = 'that of the labels', partial(plot_memorised, df)
     return found

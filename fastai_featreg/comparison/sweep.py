@@ -303,10 +303,14 @@ def draw_grid(ax:plt.Axes, summary:pd.DataFrame, s:Sweep):
 
 # %% ../../nbs/comparison/94_sweep.ipynb #94a00027
 def plot_sweep(
-    summary:pd.DataFrame, # from `summarise`
+    df:pd.DataFrame, # runs of one configuration, as `compare` returns them
     *arguments:str, # names of one or two swept arguments; none: all sweeps there are
+    against:str='plain', # the method that all others are held beside
 )->plt.Figure: # a panel for each sweep
     "Accuracy over an argument with plain as a line, or gains over two arguments as a table in colours"
+    # the report imports this module, for it draws sweeps too
+    from fastai_featreg.comparison.report import summarise
+    summary = summarise(df, against)
     found = find_sweeps(list(summary.index))
     chosen = [s for s in found if not arguments or {*s.arguments}=={*arguments}]
     if not chosen:
