@@ -145,7 +145,8 @@ def reach_text(
     span = ' to '.join(dict.fromkeys([_percent(slow[0]), _percent(slow[-1])]))
     faster = share_at_speed(reach, least)
     share = f' ({100*(1 - faster):.1f} % of its gradient, on one batch)' if faster else ''
-    return f"its gradient reaches {'mostly' if faster else 'only'} layers that learn at {span} of the highest rate{share}"
+    extent = 'mostly' if faster else 'only'
+    return f'its gradient reaches {extent} layers that learn at {span} of the highest rate{share}'
 
 def remedy_text(
     n_epoch:int, # of the fit
