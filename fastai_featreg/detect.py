@@ -234,12 +234,13 @@ def digits_body(
     seed:int=0, # of the weights, the batches and the training images
 )->nn.Module: # on the CPU, in evaluation mode
     "A network that tells digits in clutter apart, to take its body"
-    dls = digits_dls(n_train=n_train, n_valid=10, size=size, draw=seed)
-    set_seed(seed)
-    learn = vision_learner(dls, arch, pretrained=False, cbs=None if cbs is None else cbs())
-    with learn.no_bar(), learn.no_logging():
-        if epochs: learn.fit_one_cycle(epochs, lr)
-    return to_torch(learn).cpu()
+    # the loaders within: a new one draws from Python's generator the order of its batches
+    with no_random(seed, reproducible=False):
+        dls = digits_dls(n_train=n_train, n_valid=10, size=size, draw=seed)
+        learn = vision_learner(dls, arch, pretrained=False, cbs=None if cbs is None else cbs())
+        with learn.no_bar(), learn.no_logging():
+            if epochs: learn.fit_one_cycle(epochs, lr)
+        return to_torch(learn).cpu()
 
 class _NoValidation(Callback):
     "Average precision is wanted at the end only"
@@ -259,12 +260,12 @@ def detect_with(
     dls = boxes_dls(n_train, n_valid, 64*tiles, tiles, seed=seed)
     pixels = torch.stack([x for x,_ in dls.train_ds])
     stats = [pixels.mean().item()]*3,[pixels.std().item()]*3
-    set_seed(seed)
-    net = retinanet(model, 10, 64*tiles, **(dict(width=32, scale=2.5, stats=stats) | kwargs))
-    learn = detection_learner(dls, net)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, lr, cbs=_NoValidation())
-        return float(learn.validate()[1])
+    with no_random(seed, reproducible=False):
+        net = retinanet(model, 10, 64*tiles, **(dict(width=32, scale=2.5, stats=stats) | kwargs))
+        learn = detection_learner(dls, net)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(epochs, lr, cbs=_NoValidation())
+            return float(learn.validate()[1])
 
 def compare_bodies(
     bodies:dict, # name -> function of `seed=` that gives a network, such as `partial(digits_body, FeatureMining)`

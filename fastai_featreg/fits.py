@@ -60,7 +60,7 @@ class LossCallback(Callback):
     # of a `FeatureCallback` only:
     check_cam = False # shall `find_layers` get an anatomy that says whether CAM is exact?
     tap = TapHook # class of the hooks; another one reads something else than a layer's output
-    least_reach = 0.1 # share of its effect from which on nothing is said of what is left of the term; 0: never
+    least_reach = 0.1 # share of the highest rate; a term that reaches only layers no faster is told of; 0: never
     asked = None # `find_layers` may set it: layers it was asked to act on, where those are more than it found
     aux_heads = None # auxiliary layers, once they are made
     # --- What is kept. `state_dict` says what goes on in another process; a method that overrides it has its own. ---
@@ -244,13 +244,15 @@ class LossCallback(Callback):
         self.add_to_loss(fit.weight*sum(terms.values()))
 
     def _ask_reach(self, term):
-        "Once a fit, with the first term: is much of its effect left?"
+        "Once a fit, with the first term: does it reach layers that learn?"
         fit,learn = self._fit,self.learn
         if fit.reach_asked or self.in_lr_find: return
         fit.reach_asked,self.reach = True,''
         # a whole network at one rate pays nothing
         if self.least_reach==0 or learns_evenly(learn.opt): return
-        found = group_reach(term, learn.opt)
+        scaler = vars(learn).get('scaler') # fastai's lookup would go on to the model
+        scale = 1. if scaler is None else scaler.get_scale()
+        found = group_reach(term, learn.opt, learn.model, scale)
         self.reach = reach_text(found, self.least_reach) if found else ''
         # a frozen fit of one epoch is the first half of `fine_tune`: the second says what counts
         if not self.reach or rank_distrib() or learn.n_epoch==1 and fit_is_frozen(found): return

@@ -1,4 +1,5 @@
 "Bodies under a detector: maps, anchors, targets, average precision, and that equal seeds give equal detectors"
+import random
 from functools import partial
 import numpy as np, pytest, torch
 from fastai.vision.all import Learner, nn
@@ -122,3 +123,22 @@ def test_equal_seeds_give_equal_detectors(monkeypatch):
                         score_thresh=0.)
     assert list(df.columns)==['body', 'seed', 'ap50'] and df.body.tolist()==['one', 'other']*2
     assert df.ap50[0]==df.ap50[1]>0 and df.ap50[2]==df.ap50[3]!=df.ap50[0]
+
+
+def test_the_callers_draws_are_left(monkeypatch):
+    "Python's, numpy's and torch's generators go on as if nothing had been trained"
+    monkeypatch.setattr(detect, 'average_precision', lambda *_: 0.)
+    few = partial(digits_body, arch='test_resnet', epochs=1, n_train=32)
+    def states(): return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
+    before = states()
+    compare_bodies(dict(one=few), seeds=[0], n_train=16, n_valid=8, epochs=1)
+    assert states()==before
+
+
+def test_a_body_is_that_of_its_seed():
+    "Whatever was drawn before: the order of its batches too"
+    few,ends = partial(digits_body, arch='test_resnet', epochs=1, n_train=64),[]
+    for start in (1, 2):
+        random.seed(start)
+        ends.append(few(seed=0).state_dict())
+    assert all(torch.equal(v, ends[1][k]) for k,v in ends[0].items())
