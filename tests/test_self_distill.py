@@ -3,7 +3,7 @@ import math
 from copy import deepcopy
 from functools import partial
 import pytest, timm
-import fastai_featreg.methods.self_distill as self_distill
+from fastai_featreg.methods import self_distill
 from conformance import Row, accumulated, entries
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.comparison.rows import read_results

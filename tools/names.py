@@ -2,8 +2,8 @@
 
     python tools/names.py
 
-Of a module with a method: its callbacks and metrics, and what shows (`show_`, `plot_`) or gets (`get_`). Of the others: `ground`
-and `rooms`.
+Of a module with a method: its callbacks and metrics, and what shows (`show_`, `plot_`) or gets (`get_`). Of the
+others: `ground` and `rooms`.
 """
 import ast
 from pathlib import Path

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from .protocols import find_protocol,Protocol
 from .published import Block,block_named,data_names,metrics,protocol_names,read_table,Table,table_ids
-from .tasks import run_task,tasks
+from .tasks import run_task
 from ..sets import n_classes,set_names,train_images
 from ..wording import plural
 
