@@ -42,6 +42,6 @@ from fastai_featreg.methods.feature_mining import FeatureMining, show_mining, pl
 from fastai_featreg.methods.margins import LSoftmax, SMSoftmax
 from fastai_featreg.methods.mixing import BatchMixUp, BatchCutMix, ManifoldMixup
 from fastai_featreg.methods.multiview import MVFeaAug, get_views, show_views
-from fastai_featreg.methods.self_distill import BYOT, get_exits
+from fastai_featreg.methods.self_distill import BYOT, EnsembleAccuracy, get_exits
 
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -181,6 +181,43 @@ def test_end_to_end(tmp_path):
     assert len(pd.read_csv(tmp_path/'out'/'tiny-quick'/'first-one'/'results.csv'))==trained, 'rows are not repeated'
 
 
+def test_a_table_of_ensembles_compares_ensembles(tmp_path):
+    "All arms by one metric, to the end: rows, claims, text; rows without it are no rows of the table"
+    file,lines = tmp_path/'tiny.toml',[]
+    of_byot = tiny.replace('FeatureMining()', 'byot').replace('fm', 'byot').replace('byot_cifar', 'fm_cifar')
+    one = of_byot[:of_byot.index('[[blocks]]\nname = "second"')] + of_byot[of_byot.index('[[claims]]'):]
+    file.write_text(one)
+    run_it = lambda **more: reproduce(file, quick=True, out=tmp_path/'out', say=lines.append, **more)
+    run_it()
+    file.write_text('metric = "ensemble"' + one)
+    assert run_it(look=True)['state'][0]=='not run yet'
+    found = run_it()
+    rows = pd.read_csv(tmp_path/'out'/'tiny-quick'/'first-one'/'results.csv')
+    rows = rows[rows['metric']=='ensemble_accuracy']
+    assert len(rows)==4
+    scores = rows.set_index(['method', 'seed'])['scores'].str.split(';', expand=True).astype(float)
+    gain = lambda s: 100*(s.loc['BYOT()'] - s.loc['plain']).mean()
+    assert found['here'][0]==pytest.approx(gain(scores.max(axis=1)), abs=1e-3) and found['state'][0]==''
+    assert found['last'][0]==pytest.approx(gain(scores[1]), abs=1e-3)
+    assert 'points of ensemble accuracy of the best epoch' in lines[-1]
+    assert run_it(look=True)['here'][0]==found['here'][0]
+
+
+@pytest.mark.parametrize('name', run)
+def test_byot_is_published_as_an_ensemble(name):
+    "After ensemble (FM 4.1.1): whoever trains it beside others measures that"
+    table = read_table(name)
+    of_byot = any('byot' in m for b in table.blocks for m in b.arms.values())
+    assert table.metric==('ensemble' if of_byot else ''), name
+
+
+def test_mixup_of_the_papers_is_by_batch():
+    "fastai's own draws a share for each image"
+    for name in run:
+        arms = {m for b in read_table(name).blocks for m in b.arms.values()}
+        assert not any(part=='mixup' for m in arms for part in m.split('+')), name
+
+
 taught = '''
 id = "taught"
 paper = "CL"

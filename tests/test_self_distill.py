@@ -3,6 +3,7 @@ import math
 from copy import deepcopy
 from functools import partial
 import pytest, timm
+from fastai_featreg.methods import self_distill
 from conformance import Row, accumulated, entries
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.comparison.rows import read_results
@@ -213,7 +214,6 @@ def test_a_callback_given_to_fit_is_passed():
     learn.fit(1, 1e-2, cbs=cb)
     with pytest.raises(ValueError, match='pass it as `cb`'): get_exits(learn)
     assert len(get_exits(learn, cb=cb).logits)==3
-    assert 'ensemble' not in cb.report()['note'] # it has no learner any more
 
 
 def test_what_is_not_there_is_said(tmp_path):
@@ -237,12 +237,40 @@ def test_images_of_another_size():
         assert len(found.accuracy)==4 and all(o.isfinite().all() for o in found.logits.values())
 
 
-def test_the_report_tells_the_ensemble():
+class Passes:
+    "Batches that the network is given, of anybody"
+    def __init__(self): self.n = 0
+    def count(self, *_): self.n += 1
+
+
+def passes(learn, f):
+    counter = Passes()
+    handle = learn.model.register_forward_pre_hook(counter.count)
+    f()
+    handle.remove()
+    return counter.n
+
+
+def test_a_report_asks_the_network_nothing():
     learn = run(BYOT(), n=48)
-    found = get_exits(learn).accuracy
-    assert learn.byot.report()['note']==(f"BYOT: the ensemble with its exits is right in {found['ensemble']:.2%}, "
-                                         f"the network alone in {found['network']:.2%}")
-    assert tiny_learner(BYOT()).byot.report()['note']==''
+    assert passes(learn, learn.byot.report)==0 and learn.byot.report()['note']==''
+    assert passes(learn, partial(get_exits, learn))>0
+
+
+def test_the_metric_finds_the_exits_once_a_validation(monkeypatch):
+    "Not once a batch; and it counts images"
+    learn = tiny_learner(BYOT(), n=64, metrics=EnsembleAccuracy())
+    found,ask = [],self_distill.get_anatomy
+    learn.fit(1, 1e-2)
+    monkeypatch.setattr(self_distill, 'get_anatomy', lambda *args, **kwargs: found.append(1) or ask(*args, **kwargs))
+    dl = learn.dls.valid.new(bs=3)
+    value = learn.validate(dl=dl)[1]
+    assert len(dl)>2 and len(found)==1
+    learn.validate(dl=dl)
+    assert len(found)==2
+    asked_now = get_exits(learn, dl)
+    assert value==asked_now.right['ensemble']/len(asked_now.y)
+    assert asked_now.right.dtype.kind=='i' and (asked_now.accuracy==asked_now.right/len(asked_now.y)).all()
 
 
 def test_the_metric_is_the_ensemble_of_each_epoch():
@@ -251,6 +279,11 @@ def test_the_metric_is_the_ensemble_of_each_epoch():
     assert learn.recorder.values[-1][3]==pytest.approx(get_exits(learn).accuracy['ensemble'])
     assert learn.recorder.values[-1][2]==pytest.approx(get_exits(learn).accuracy['network'])
     assert_same(weights(learn), weights(run(BYOT(), n=48, epochs=2))) # measuring changes nothing
+
+
+def test_the_metric_comes_with_all():
+    import fastai_featreg.all as names
+    assert names.EnsembleAccuracy is EnsembleAccuracy
 
 
 def test_without_exits_the_metric_is_the_networks_accuracy():
@@ -264,7 +297,6 @@ def test_a_comparison_of_ensembles(tmp_path):
     res = compare(dls=dls, methods='byot', arch='resnet20', epochs=1, seeds=1, metric=EnsembleAccuracy(), out=tmp_path,
                   bars=False, cost=False, say=noop)
     rows = read_results(tmp_path/'results.csv').set_index('method')
-    assert 'BYOT: the ensemble with its exits is right in' in rows.loc['BYOT()', 'note']
     assert set(rows['metric'])=={'ensemble_accuracy'} and (rows['error']=='').all(), res
     assert float(rows.loc['plain', 'scores'])==pytest.approx(rows.loc['plain', 'accuracy'], abs=1e-5)
 

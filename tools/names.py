@@ -2,8 +2,8 @@
 
     python tools/names.py
 
-Of a module with a method: its callbacks, and what shows (`show_`, `plot_`) or gets (`get_`). Of the others: `ground`
-and `rooms`.
+Of a module with a method: its callbacks and metrics, and what shows (`show_`, `plot_`) or gets (`get_`). Of the
+others: `ground` and `rooms`.
 """
 import ast
 from pathlib import Path
@@ -31,12 +31,17 @@ def is_registered(node: ast.stmt) -> bool:
     "Is it a class that a method's module registers?"
     return isinstance(node, ast.ClassDef) and any('register_method' in ast.unparse(d) for d in node.decorator_list)
 
+def is_metric(node: ast.stmt) -> bool:
+    "Is it a metric of fastai's kind?"
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(b)=='Metric' for b in node.bases)
+
 def names_of(tree: ast.Module) -> list:
     "Names that a module with a method gives; none of a module without"
     callbacks = [n.name for n in tree.body if is_registered(n)]
+    metrics = [n.name for n in tree.body if is_metric(n)]
     functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
     looks = [n for n in functions if n.startswith(('show_', 'plot_', 'get_'))]
-    return list(dict.fromkeys(callbacks + looks)) if callbacks else []
+    return list(dict.fromkeys(callbacks + metrics + looks)) if callbacks else []
 
 def line(module: str, names: list) -> str:
     "One import, in as many lines as it needs"

@@ -9,6 +9,7 @@ __all__ = ['pair_up', 'claims', 'claims_text', 'plot_claims']
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from .metrics import by_metric
 from .pairs import compared,for_all,hindrance,seeds_asked
 from .published import cells_of,published_gain,Table
 from .rows import is_failure
@@ -30,6 +31,12 @@ def pair_up(
     return mine.join(other.add_suffix('_other'), how='inner')
 
 # %% ../../nbs/comparison/8n_claims.ipynb #f8c0011
+def as_measured(rows:pd.DataFrame):
+    "Rows whose accuracy is their metric, that of the best epoch too"
+    turned = by_metric(rows)
+    best = [max(map(float, text.split(';'))) if text else np.nan for text in turned['curve']]
+    return turned.assign(best_accuracy=best)
+
 def of_arms(rows:pd.DataFrame, *arms:tuple):
     "Runs of these arms (block, arm)"
     ours = [rows[(rows['block']==b) & (rows['arm']==a)] for b,a in dict.fromkeys(arms)]
@@ -88,6 +95,7 @@ def claims(
     why:dict|None=None, # (block, arm) -> why it cannot be run
 )->pd.DataFrame: # block, method, against, published, here, low, high (points), p, seeds, agrees, told, state, ...
     "Each claim in each block: what the paper says, and what the rows say"
+    if table.metric: rows = [as_measured(r) for r in rows]
     columns = ['block', 'arm', 'seed', 'error', 'accuracy', 'best_accuracy']
     rows = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
     arms = {c['block']: c['arms'] for c in calls}
@@ -130,7 +138,7 @@ def claims_text(
     quick:bool=False, # the quick form?
 )->str: # lines
     "Published beside here, for the screen"
-    unit = 'mAP' if table.unit=='mAP' else f"accuracy of the {table.result} epoch"
+    unit = 'mAP' if table.unit=='mAP' else f"{table.metric} accuracy of the {table.result} epoch".strip()
     best,here = table.result=='best','here, scaled' if scales(calls) else 'here'
     heads = [here, 'last epoch (95 %)'] if best else [f'{here} (95 %)']
     head = ['block', 'claim', 'published', *heads, 'sign agrees?', 'could it be told?', '']

@@ -83,8 +83,9 @@ def ensemble(
 class ShallowExit(nn.Module):
     """A bottleneck that brings a map to the shape of the last one, and a classifier of its averages (BYOT)
 
-    Reading (BYOT 3): the bottleneck has a quarter of the last map's channels, and its spatial convolution keeps
-        the channels apart, as the separable ones of the authors' code do; the paper gives no sizes.
+    Departure (BYOT code): one convolution that keeps the channels apart, as long as the step, with a quarter of the
+        last map's channels; the authors' code stacks a block of separable convolutions for each halving. The
+        paper gives no sizes. No argument gives the letter.
     Departure (BYOT code): no normalisation and no ReLU behind the last convolution, since the last map of many
         networks has negative values. No argument gives the letter.
     """
@@ -222,15 +223,6 @@ class BYOT(FeatureCallback):
         if self.hint==0: return term
         return term + self.hint*sum(hint_loss(f, last, self.positions) for _,f in outs)
 
-    def report(self)->dict: # as in the base; its note tells the ensemble
-        "As in the base; if the learner has validation images with classes, a pass over them marks the ensemble"
-        res = super().report()
-        try: found = get_exits(self.learn, cb=self).accuracy
-        except ValueError: return res # not trained yet, removed, or nothing to mark
-        told = (f"BYOT: the ensemble with its exits is right in {found['ensemble']:.2%}, "
-                f"the network alone in {found['network']:.2%}")
-        return res | dict(note='; '.join(filter(None, [res['note'], told])))
-
 # %% ../../nbs/methods/60_self_distill.ipynb #60a00030
 @dataclass
 class Exits:
@@ -244,13 +236,18 @@ class Exits:
         return ensemble(list(self.logits.values()))
 
     @property
-    def accuracy(self)->pd.Series: # of each exit, the network and the ensemble, [0,1]
-        "Share of right answers"
+    def right(self)->pd.Series: # of each exit, the network and the ensemble; images
+        "Number of right answers"
         if self.y is None:
             raise ValueError("accuracy: the images must have targets, got none; give a loader with labels to get_exits")
         every = self.logits | dict(ensemble=self.ensemble)
         targets = soft_classes(self.y, every['network'].shape[1])
-        return pd.Series({k: n_right(o, *targets)/len(o) for k,o in every.items()})
+        return pd.Series({k: n_right(o, *targets) for k,o in every.items()})
+
+    @property
+    def accuracy(self)->pd.Series: # of each exit, the network and the ensemble, [0,1]
+        "Share of right answers"
+        return self.right/len(self.logits['network'])
 
 
 class _Maps(dict):
@@ -278,6 +275,23 @@ def _with_exits(learn, cb):
                          "training, for neither checkpoints nor exported learners have them")
     return cb
 
+def _stages_of(learn, cb, x):
+    "Where the exits stand, for images like these"
+    model = unwrap(learn.model)
+    return cb.find_layers(get_anatomy(model, x=images_for(model, x), check_cam=False))
+
+@torch.no_grad()
+def _exits_of(learn, cb, stages, dl):
+    "`Exits` of all batches, in evaluation mode"
+    model,parts,ys = unwrap(learn.model),defaultdict(list),[]
+    with untouched(model, watched=True), untouched(cb.aux_heads), loader_untouched(dl):
+        for b in map(as_batch, dl):
+            got = _asked(learn, cb, stages, images_for(model, b.x), learn.loss_func)
+            for k,o in got.items(): parts[k].append(o.float().cpu())
+            ys.append(b.y)
+    y = None if any(o is None for o in ys) else torch.cat([o.cpu() for o in ys])
+    return Exits({k: torch.cat(o) for k,o in parts.items()}, y)
+
 @torch.no_grad()
 def get_exits(
     learn:Learner, # trained with BYOT in this session
@@ -288,36 +302,30 @@ def get_exits(
     if learn is None: raise ValueError("get_exits: learn must be a Learner, got None; give the one that was trained")
     cb = _with_exits(learn, cb)
     dl = valid_loader(learn, 'get_exits') if dl is None else dl
-    model,parts,ys = unwrap(learn.model),defaultdict(list),[]
-    with untouched(model): sample = images_for(model, first_images(dl, 1).x)
-    stages = cb.find_layers(get_anatomy(model, x=sample, check_cam=False))
-    with untouched(model, watched=True), untouched(cb.aux_heads), loader_untouched(dl):
-        for b in map(as_batch, dl):
-            got = _asked(learn, cb, stages, images_for(model, b.x), learn.loss_func)
-            for k,o in got.items(): parts[k].append(o.float().cpu())
-            ys.append(b.y)
-    y = None if any(o is None for o in ys) else torch.cat([o.cpu() for o in ys])
-    return Exits({k: torch.cat(o) for k,o in parts.items()}, y)
+    with untouched(unwrap(learn.model)): x = first_images(dl, 1).x # a loader may draw
+    return _exits_of(learn, cb, _stages_of(learn, cb, x), dl)
 
 
 class EnsembleAccuracy(Metric):
     "Accuracy of the mean of the network's and its exits' logits; without BYOT, or before it is trained, the network's"
     def reset(self):
         "Before each validation"
-        self.right = self.seen = 0
+        self.right,self.seen,self.stages = 0,0,None
 
     def accumulate(self,
         learn:Learner, # at the end of a batch
     ):
         "Another pass of the batch that was just validated, through the exits"
         cb = next((o for o in learn.cbs if isinstance(o, BYOT) and o.aux_heads is not None), None)
-        batch = plain_tensor(learn.xb[0]),plain_tensor(learn.yb[0])
+        x,y = plain_tensor(learn.xb[0]),plain_tensor(learn.yb[0])
         if cb is None or learn.training: # while training, the network changes
-            got = Exits(dict(network=class_scores(plain_tensor(learn.pred), 'logits')), batch[1])
-        else: got = get_exits(learn, [batch], cb)
-        n = len(batch[0])
-        self.right += round(got.accuracy['ensemble']*n)
-        self.seen += n
+            got = Exits(dict(network=class_scores(plain_tensor(learn.pred), 'logits')), y)
+        else:
+            # found once a validation: an anatomy is a pass of its own
+            self.stages = self.stages or _stages_of(learn, cb, x[:1])
+            got = _exits_of(learn, cb, self.stages, [(x, y)])
+        self.right += int(got.right['ensemble'])
+        self.seen += len(x)
 
     @property
     def value(self)->float|None: # None: no batch yet

@@ -259,7 +259,7 @@ def first_sentence(text: str) -> str:
 
 
 def methods_table() -> str:
-    "Table of the methods, and of fastai's with a phrase: what they do, when to take them, and cost; the rest is in cards"
+    "Table of the methods, and of fastai's with a phrase: what they do, when to take them, and cost"
     cost = overhead()
     network = cost.network.iloc[0]
     cost = cost[cost.network==network].set_index('method')
