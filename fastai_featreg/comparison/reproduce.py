@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from .protocols import find_protocol,Protocol
-from .published import Block,block_named,data_names,protocol_names,read_table,Table,table_ids
+from .published import Block,block_named,data_names,metrics,protocol_names,read_table
+from .published import Table,table_ids
 from .tasks import run_task
 from ..sets import n_classes,set_names,train_images
 from ..wording import plural
@@ -72,7 +73,7 @@ def call_of(
     block:Block, # of that table
     quick:bool, # the quick form?
     **changes:object, # arguments of `compare` and settings of its protocol
-)->dict: # block, arms, teacher (name of its network), task and arguments
+)->dict: # block, arms, teacher (name of its network), task, metric (its name in the file) and arguments
     "What is run for one block"
     small = table.quick if quick else None
     own = small.settings | small.blocks.get(block.name, {}) if quick else {}
@@ -87,7 +88,8 @@ def call_of(
     chosen = small.arms if quick and small.arms else block.arms
     arms = {k: v for k,v in block.arms.items() if k in chosen}
     teacher = arguments.pop('teacher', None)
-    return dict(block=block.name, arms=arms, teacher=teacher, task=table.task, arguments=arguments)
+    what = dict(block=block.name, arms=arms, teacher=teacher, task=table.task, metric=table.metric)
+    return what | dict(arguments=arguments)
 
 def plan_of(
     table:Table, # from `read_table`
@@ -224,6 +226,12 @@ def teacher_for(call:dict, folder:Path, data:object, say:callable):
                         f"the teacher '{arch}' has failed")
     return dict(teacher=out/'net.pth', teacher_arch=arch)
 
+def measure(call:dict):
+    "The metric of `compare`; none for the accuracy of the network"
+    if not call['metric']: return {}
+    import fastai_featreg.all as names
+    return dict(metric=getattr(names, metrics[call['metric']])())
+
 def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
     "Run one block; its rows, with the names of the table"
     from fastai_featreg.comparison.compare import compare
@@ -236,13 +244,18 @@ def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
         find = partial(data_of, data_at=data_at)
         return with_arms(run_task(call, methods, find, folder, out, say), call, labels)
     where = dict(data=data, methods=methods, out=out, say=say)
-    return with_arms(compare(**call['arguments'] | where | taught), call, labels)
+    return with_arms(compare(**call['arguments'] | where | taught | measure(call)), call, labels)
+
+def measured(call:dict, df:object):
+    "Rows that have what the table measures"
+    from fastai_featreg.comparison.metrics import metric_name
+    return df[df['metric']==metric_name(**measure(call))] if call['metric'] else df
 
 def rows_there(call:dict, folder:Path):
     "Rows of a block that have ended, of the comparison of the last one; None: there are none"
     from fastai_featreg.comparison.rows import read_results
     from fastai_featreg.comparison.saved import configurations
-    df = read_results(folder/slug(call['block'])/'results.csv')
+    df = measured(call, read_results(folder/slug(call['block'])/'results.csv'))
     if not len(df): return None
     df, = [t for t in configurations(df) if df.index[-1] in t.index]
     bare = lambda label: re.sub(r"(, )?teacher(_arch)?='[^']*'", '', label).replace('(, ', '(')
