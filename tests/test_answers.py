@@ -155,8 +155,8 @@ refused = {
     'numbers (N,3)': numbers('MSELoss'),
     'numbers (N,1)': numbers('MSELoss') | one_output | pairs | sm_numbers('MSELoss'),
     'classes by squares': one_class,
-    'numbers (N,)': numbers('SmoothL1Loss') | one_output | pairs | sm_numbers('SmoothL1Loss')
-                    | {'mv_fea_aug': 'the head must answer with .N,C.'},
+    'numbers (N,)': (numbers('SmoothL1Loss') | one_output | pairs | sm_numbers('SmoothL1Loss')
+                     | {'mv_fea_aug': 'the head must answer with .N,C.'}),
     'bytes': {'mv_fea_aug': two_parts}, 'whole numbers': {'mv_fea_aug': two_parts}, # the network shown here is one part
     'two inputs': (dict.fromkeys(names, 'the network must have one input, a batch of images, got 2')
                    | no_noise | {'mv_fea_aug': two_parts}),

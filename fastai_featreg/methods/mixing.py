@@ -104,7 +104,7 @@ class Mixing(MixHandler):
 
     def lf(self,
         pred:object, # what the network has answered
-        *yb # targets
+        *yb:Tensor # targets
     )->Tensor: # as the learner's loss gives it
         "The loss of either target, mixed; with one share for a batch, any loss will do, as in the authors' code"
         if not self.learn.training: return self.old_lf(pred, *yb)
