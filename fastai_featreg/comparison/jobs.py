@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
+from fastai.learner import Metric
 from .budgets import budgets
 from .plan import as_text
 from .protocols import find_protocol
@@ -77,6 +78,8 @@ def is_plain(
     if isinstance(value, dict): return all(map(is_plain, [*value, *value.values()]))
     if is_dataclass(value) and not isinstance(value, type):
         return all(is_plain(getattr(value, f.name)) for f in fields(value))
+    # such as `EnsembleAccuracy()`; one that keeps a function, as `F1Score()` does, stays
+    if isinstance(value, Metric): return type(value).__module__!='__main__' and is_plain(vars(value))
     return isinstance(value, (str, bytes, int, float, bool, Path, type(None)))
 
 def stays_here(
