@@ -122,5 +122,7 @@ def plot_memorised(
     axs[1,1].set(title='Validation accuracy', ylabel='validation images, %')
     for ax in axs[1]: ax.set(xlabel='epoch')
     handles = [plt.Line2D([], [], label=l, **styles[l]) for l in labels]
+    at_end = dict(marker='o', ms=11, mfc='none', color='grey', ls='')
+    handles.append(plt.Line2D([], [], label='at the end, in evaluation mode', **at_end))
     fig.legend(handles=handles, loc='outside lower center', ncols=min(3, len(labels)), frameon=False)
     return fig
