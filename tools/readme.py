@@ -33,7 +33,7 @@ def main() -> int:
     cells = map(cell_markdown, read_nb(root/'nbs/index.ipynb').cells)
     text = '<!-- made from nbs/index.ipynb by tools/readme.py -->\n\n' + '\n\n'.join(filter(None, cells)) + '\n'
     # links from nbs/ to links from the root
-    text = re.sub(r'\]\((results/|methods/|comparison/|\d\d_)', r'](nbs/\1', text).replace('](../', '](')
+    text = re.sub(r'\]\((?!\w+:|\.\./|#)', '](nbs/', text).replace('](../', '](')
     if '--check' not in sys.argv: readme.write_text(text)
     elif not readme.exists() or readme.read_text() != text:
         print('README.md differs from nbs/index.ipynb: run python tools/readme.py', file=sys.stderr)
