@@ -158,8 +158,8 @@ def _folder_checks(path, size, kwargs):
 def _check_columns(label_column, true_column):
     "`ValueError` where the right classes are told, but not which were given"
     if true_column is not None and true_column==label_column:
-        raise ValueError(f"true_column must be another column than label_column, got {true_column!r} for both; name the "
-                         "one of right labels")
+        raise ValueError(f"true_column must be another column than label_column, got {true_column!r} for both; name "
+                         "the one of right labels")
     if true_column is not None and label_column is None:
         raise ValueError(f"label_column must name the given classes where true_column names the right ones, got None "
                          f"and {true_column!r}; give both")

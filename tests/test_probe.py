@@ -177,8 +177,12 @@ def plain_calls(**kwargs):
     learn.fit(1)
     return seen
 
+# these are no silent guests: a second pass of other images in training, or layers of the network itself
+more_passes,own_layers = {'cs_kd'},{'se', 'cbam', 'gc', 'sk'}
+
 @pytest.mark.parametrize('row', **methods)
 def test_a_hook_sees_what_it_would_without_the_method(row):
+    if row.name in more_passes | own_layers: pytest.skip('its passes or layers are part of the training')
     learn,seen = tiny_learner(row.make()),[]
     watched(learn.model, seen)
     learn.fit(1)

@@ -110,7 +110,8 @@ def test_report_of_rows_that_are_there(trained, tmp_path, capsys):
     assert main(['report', str(tmp_path)])==0
     said = capsys.readouterr().out
     assert 'Configuration 1 of 2: size 64' in said and 'Configuration 2 of 2: size 96' in said
-    assert {p.name for p in tmp_path.glob('*.png')}=={'comparison-1.png', 'comparison-2.png'}
+    pictures = {f'{what}-{i}.png' for what in ('comparison', 'curves') for i in (1, 2)}
+    assert {p.name for p in tmp_path.glob('*.png')}==pictures
     assert main(['report', str(tmp_path), '--only', 'size=96'])==0
     assert 'Configuration' not in capsys.readouterr().out and (tmp_path/'comparison.png').exists()
     assert main(['report', str(tmp_path), '--only', 'size=7'])==2

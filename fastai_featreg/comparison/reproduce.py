@@ -249,7 +249,7 @@ def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
 def measured(call:dict, df:object):
     "Rows that have what the table measures"
     from fastai_featreg.comparison.metrics import metric_name
-    return df[df['metric']==metric_name(**measure(call))] if call['metric'] else df
+    return df[df['metric']==metric_name(**measure(call))] if call.get('metric') else df
 
 def rows_there(call:dict, folder:Path):
     "Rows of a block that have ended, of the comparison of the last one; None: there are none"

@@ -13,6 +13,7 @@ import timm
 from fastai.vision.all import *
 from ..probe import unwrap
 from ..archs import find_arch,for_learner,heads
+from ..cosine import to_cosine
 from ..nets import nets
 
 # %% ../../nbs/methods/41_teachers.ipynb #7e0a0007
@@ -212,7 +213,12 @@ def _comparison_nets(made):
         kwargs |= dict(pretrained=False, n_in=c) | own
         if callable(made): return create_vision_model(made, n, **kwargs)
         return create_timm_model(made, n, default_split, **kwargs)[0]
-    return {f'the head {k!r}': partial(build, **v) for k,v in heads.items()}
+    def cosine(n, c):
+        net = build(n, c, **heads['cosine'])
+        to_cosine(net)
+        return net
+    ways = {f'the head {k!r}': partial(build, **v) for k,v in heads.items()}
+    return ways | {"the head 'cosine'": cosine}
 
 def _fitting(build, weights, odd=1009):
     "The network with as many classes and channels as the weights have; the order of the weights says nothing"
