@@ -20,8 +20,8 @@ from fastai_featreg.methods.drop_effects import show_drops
 from fastai_featreg.methods.view_head import remove_views
 from fastai_featreg.methods.fixed_mask import FixedMask
 from fastai_featreg.comparison.compare import compare
-from fastai_featreg.comparison.report import plot_comparison
-from fastai_featreg.comparison.sweep import plot_sweep, sweep
+from fastai_featreg.comparison.report import plot_comparison, plot_sweep
+from fastai_featreg.comparison.sweep import sweep
 from fastai_featreg.comparison.few import compare_sizes, plot_sizes
 from fastai_featreg.comparison.curves import plot_errors
 from fastai_featreg.comparison.noise_curves import plot_memorised

@@ -11,8 +11,8 @@ from tiny import *
 from fastai_featreg.comparison import report
 from fastai_featreg.comparison.command import main
 from fastai_featreg.comparison.curves import errors_of, over_seeds, plot_errors
-from fastai_featreg.comparison.report import summarise, verdicts
-from fastai_featreg.comparison.sweep import find_sweeps, plot_sweep, sweep, sweep_lines, sweep_table
+from fastai_featreg.comparison.report import plot_sweep, summarise, verdicts
+from fastai_featreg.comparison.sweep import find_sweeps, sweep, sweep_lines, sweep_table
 from fastai_featreg.methods.fixed_mask import FixedMask, half_mask, halves, masked_map
 from fastai_featreg.over_epochs import RecordMaps, show_maps_over_epochs
 

@@ -20,7 +20,7 @@ ground = dict(
 rooms = {
     'methods.drop_layers': 'find_drop_layers show_drop_layers', 'methods.drop_effects': 'show_drops',
     'methods.view_head': 'remove_views', 'methods.fixed_mask': 'FixedMask', 'comparison.compare': 'compare',
-    'comparison.report': 'plot_comparison', 'comparison.sweep': 'plot_sweep sweep',
+    'comparison.report': 'plot_comparison plot_sweep', 'comparison.sweep': 'sweep',
     'comparison.few': 'compare_sizes plot_sizes',
     'comparison.curves': 'plot_errors', 'comparison.noise_curves': 'plot_memorised',
     'comparison.rows': 'read_results', 'comparison.protocols': 'find_protocol protocols',

@@ -18,6 +18,7 @@ from .report import report
 from .rows import read_results,results_file,write_row
 from .runs import trained_by
 from .saved import marked_weights,model_file,weights_mark
+from .tasks import of_classes
 
 # %% ../../nbs/comparison/92a_bodies.ipynb #3b503841
 def tune_body(
@@ -124,7 +125,7 @@ def transfer_block(
     "A block of a table of a paper"
     given = {k: v for k,v in arguments.items() if k not in ('data', 'seeds', 'jobs')}
     data,source,p = find(arguments['data']),find(own['source']),arguments['protocol']
-    sizes = {k: own[k] for k in ('split', 'base', 'val', 'novel') if k in own}
+    sizes = {k: own[k] for k in of_classes if k in own}
     parts = class_parts(data, **sizes) if sizes else {}
     bodies = train_bodies(own, methods, source, arguments['seeds'], folder/'bodies', say, arch=p.arch,
                           jobs=arguments.get('jobs'), classes=parts.get('base'))

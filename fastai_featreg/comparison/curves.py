@@ -10,18 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .colours import method_styles
-from .rows import count_once,curve_values
+from .rows import count_once,curve_table
 
 # %% ../../nbs/comparison/95_curves.ipynb #95a00008
 def errors_of(
     curves:list, # texts such as '0.5;0.75', accuracies as shares
 )->np.ndarray: # (runs, epochs), in percent; NaN behind the end of a curve
     "Errors of each run and epoch"
-    values = [curve_values(text) for text in curves]
-    longest = max(map(len, values), default=0)
-    found = np.full((len(values), longest), np.nan)
-    for row,v in zip(found, values): row[:len(v)] = v
-    return 100*(1 - found)
+    return 100*(1 - curve_table(curves).to_numpy())
 
 
 def over_seeds(

@@ -21,6 +21,7 @@ from .protocols import protocol_of
 from .report import report
 from .rows import bests,looks,read_results,results_file,same_config,write_row
 from .saved import begin_from,model_file
+from .tasks import of_classes
 from ..data import load_data
 from ..episodes import Episodes,episodes,few_shot_splits,split_classes
 from ..wording import unknown_name
@@ -178,7 +179,7 @@ def few_shot_block(
     say:Callable, # takes lines
 )->pd.DataFrame: # a row for each run
     "A block of a table of a paper"
-    sizes = {k: own[k] for k in ('split', 'base', 'val', 'novel') if k in own}
+    sizes = {k: own[k] for k in of_classes if k in own}
     data,target = find(arguments['data']),find(own.get('target', arguments['data']))
     given = {k: v for k,v in arguments.items() if k!='data'}
     # all classes of one data set, and some of the other

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from .colours import method_styles
-from .rows import count_once,curve_values,label_curves,learnt
+from .rows import count_once,curve_table,label_curves,learnt
 from ..memorised import Memorised,shares_now,truth_is_known
 
 # %% ../../nbs/comparison/90_noise_curves.ipynb #90a00007
@@ -49,8 +49,7 @@ def mean_curve(
     texts:pd.Series, # numbers between semicolons
 )->np.ndarray: # mean of each epoch; a shorter curve counts as far as it goes
     "The mean of curves that are text"
-    values = [curve_values(text) for text in texts]
-    return pd.DataFrame(values, dtype=float).mean().to_numpy()
+    return curve_table(texts).mean().to_numpy()
 
 def percents(
     rows:pd.DataFrame, # from `labels_of_rows`

@@ -15,14 +15,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .colours import method_styles
-from .curves import has_errors,plot_errors
+from .curves import has_errors,most_bands,plot_errors
 from .found import is_drawn
 from .cost_table import cost_lines,with_cost
 from .noise_curves import labels_of_rows,memorised_lines,plot_memorised
 from .metrics import by_metric,called,factor_of,in_words
 from .pairs import compared,fewest,for_all,hindrance,lost_of,seeds_asked
-from .rows import beside,bests,config_names,count_once,curve_values,looks,meaning,read_results
-from .sweep import find_sweeps,plot_sweep,sweep_lines
+from .rows import beside,bests,config_names,count_once,curve_table,looks,meaning,read_results
+from .sweep import draw_sweeps,find_sweeps,sweep_lines
 from ..wording import echo,one_line,plural
 
 # %% ../../nbs/comparison/85_report.ipynb #72894b5d
@@ -303,8 +303,6 @@ def verdict(label:str, r:tuple, against:str):
     return f"{span}: it excludes 0, so {what} is shown{also}, for {like} and this budget."
 
 # %% ../../nbs/comparison/85_report.ipynb #75fd43c5
-most_bands = 4 # more of them hide each other
-
 def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, styles:dict):
     "Difference of each seed to plain or another method, its mean and 95 % interval, a line for each method"
     against,factor = summary['against'].iloc[0],summary['factor'].iloc[0]
@@ -331,9 +329,8 @@ def plot_curves(ax:plt.Axes, df:pd.DataFrame, styles:dict, factor:float=100.):
     "Accuracy of each epoch: mean, and of few methods a band from the worst to the best seed"
     banded = df['method'].nunique()<=most_bands
     for label,rows in df.groupby('method', sort=False):
-        values = [curve_values(text) for text in rows['curve']]
         # a shorter curve is filled up with NaN, which counts nowhere
-        curves = factor*pd.DataFrame(values, dtype=float)
+        curves = factor*curve_table(rows['curve'])
         epochs = np.arange(1, curves.shape[1] + 1)
         ax.plot(epochs, curves.mean(), ms=4, **styles[label])
         if not banded: continue
@@ -397,13 +394,21 @@ def where_rows_are(df:pd.DataFrame, path:Path):
     others = 'the others are in files beside it' if beside(path) else 'the others were taken out of it meanwhile'
     return f'{path} has {n} of {plural(len(df), "row")}, {others}'
 
+def plot_sweep(
+    df:pd.DataFrame, # runs of one configuration, as `compare` returns them
+    *arguments:str, # names of one or two swept arguments; none: all sweeps there are
+    against:str='plain', # the method that all others are held beside
+)->plt.Figure: # a panel for each sweep
+    "Accuracy over an argument with plain as a line, or gains over two arguments as a table in colours"
+    return draw_sweeps(summarise(df, against), *arguments)
+
 def pictures(df:pd.DataFrame, summary:pd.DataFrame, against:str='plain'):
     "Name -> what it is, and the function that draws it, of all pictures that these runs can have"
     found = {'comparison': ('the picture', partial(plot_comparison, df, against))}
     if has_errors(df[df['error']=='']):
         found['curves'] = 'the errors of training and validation', partial(plot_errors, df)
     if find_sweeps(list(summary.index)):
-        found['sweep'] = 'the sweep', partial(plot_sweep, df, against=against)
+        found['sweep'] = 'the sweep', partial(draw_sweeps, summary)
     if len(labels_of_rows(df)):
         found['memorised'] = 'that of the labels', partial(plot_memorised, df)
     return found

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['most_settings', 'fewest_values', 'sweep', 'setting_text', 'values_of', 'sweep_of_text', 'with_sweeps', 'settings_of',
-           'Sweep', 'find_sweeps', 'is_shown', 'sweep_table', 'plot_sweep', 'sweep_lines']
+           'Sweep', 'find_sweeps', 'is_shown', 'sweep_table', 'draw_sweeps', 'sweep_lines']
 
 # %% ../../nbs/comparison/94_sweep.ipynb #94a00004
 import ast,inspect,math
@@ -302,15 +302,11 @@ def draw_grid(ax:plt.Axes, summary:pd.DataFrame, s:Sweep):
            title=f"{s.method}: {what} against {name_of(summary['against'].iloc[0])}\nin brackets: not shown")
 
 # %% ../../nbs/comparison/94_sweep.ipynb #94a00027
-def plot_sweep(
-    df:pd.DataFrame, # runs of one configuration, as `compare` returns them
+def draw_sweeps(
+    summary:pd.DataFrame, # from `summarise`
     *arguments:str, # names of one or two swept arguments; none: all sweeps there are
-    against:str='plain', # the method that all others are held beside
 )->plt.Figure: # a panel for each sweep
-    "Accuracy over an argument with plain as a line, or gains over two arguments as a table in colours"
-    # the report imports this module, for it draws sweeps too
-    from fastai_featreg.comparison.report import summarise
-    summary = summarise(df, against)
+    "What `report.plot_sweep` draws of runs: a line over an argument, or a table in colours over two"
     found = find_sweeps(list(summary.index))
     chosen = [s for s in found if not arguments or {*s.arguments}=={*arguments}]
     if not chosen:
