@@ -303,7 +303,10 @@ def relu_head(): return nn.Sequential(nn.Conv2d(16, 10, 1), nn.ReLU(), nn.Adapti
     (lambda: pooled(nn.Linear(16, 1)), 'at least two classes, got one output'),
     (lambda: nn.Sequential(nn.Conv2d(16, 10, 2), nn.Flatten()), 'got none')])
 def test_other_heads_are_refused_early(make, head, sentence):
-    with pytest.raises(ValueError, match=sentence): with_head(make(), head()).fit(1)
+    learn = with_head(make(), head())
+    before = weights(learn)
+    with pytest.raises(ValueError, match=sentence): learn.fit(1)
+    assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items()) # statistics of BatchNorm, too
 
 def test_softmax_behind_the_classifier_is_no_obstacle():
     learn = with_head(LSoftmax(lam=0.), pooled(nn.Linear(16, 10), nn.LogSoftmax(1)))
