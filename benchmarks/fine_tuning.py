@@ -28,6 +28,9 @@ recipes = {
     'whole_slow': whole | dict(lr=1e-3),
     'whole': whole | dict(lr=3e-3),
     'whole_fast': whole | dict(lr=1e-2),
+    'fine_tune_mult1_linear': tuned | dict(lr=2e-3, lr_mult=1, head='linear'),
+    'whole_slow_linear': whole | dict(lr=1e-3, head='linear'),
+    'whole_linear': whole | dict(lr=3e-3, head='linear'),
 }
 tune_seeds,final_seeds = 2,5
 
@@ -54,9 +57,10 @@ def run(args: argparse.Namespace, name: str, labels: list, seeds: int):
     "One recipe, for some methods"
     where = args.work/args.set/args.stage
     out = args.out/f'{args.set}{args.per_class}'/args.stage/name
-    compare(where, args.arch, labels, out=out, seeds=seeds, size=args.size, bs=args.bs, pretrained=not args.scratch,
-            head=args.head, per_class=args.per_class, redraw=True,
-            jobs=args.jobs, cost=False, precision='bf16', channels_last=True, **recipes[name])
+    settings = dict(head=args.head) | recipes[name]
+    compare(where, args.arch, labels or 'plain', out=out, seeds=seeds, size=args.size, bs=args.bs,
+            pretrained=not args.scratch, per_class=args.per_class, redraw=True, jobs=args.jobs, cost=False,
+            precision='bf16', channels_last=True, **settings)
 
 
 def chosen(out: Path) -> pd.Series:
