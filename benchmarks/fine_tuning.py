@@ -28,6 +28,8 @@ recipes = {
     'whole_slow': whole | dict(lr=1e-3),
     'whole': whole | dict(lr=3e-3),
     'whole_fast': whole | dict(lr=1e-2),
+    'fine_tune_linear': tuned | dict(lr=2e-3, head='linear'),
+    'fine_tune_mult10_linear': tuned | dict(lr=2e-3, lr_mult=10, head='linear'),
     'fine_tune_mult1_linear': tuned | dict(lr=2e-3, lr_mult=1, head='linear'),
     'whole_slow_linear': whole | dict(lr=1e-3, head='linear'),
     'whole_linear': whole | dict(lr=3e-3, head='linear'),
@@ -88,7 +90,9 @@ def main():
     p.add_argument('--work', type=Path, default=Path('fine_tuning'), help='folder of the links')
     p.add_argument('--out', type=Path, default=Path('.'))
     args = p.parse_args()
-    lay(parts(get_image_files(fastai_path('data')/args.set), 400, 800), args.work/args.set)
+    folder = fastai_path('data')/args.set
+    args.set = args.set.replace('/', '_')
+    lay(parts(get_image_files(folder), 400, 800), args.work/args.set)
     labels = [o for o in args.methods.split(';') if o]
     if args.stage=='tune':
         for name in args.recipes.split(','): run(args, name, labels, tune_seeds)

@@ -1382,8 +1382,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.jobs_of': ( 'comparison/setting.html#jobs_of',
                                                                                                   'fastai_featreg/comparison/setting.py'),
-                                                   'fastai_featreg.comparison.setting.papers_head': ( 'comparison/setting.html#papers_head',
-                                                                                                      'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.remarks': ( 'comparison/setting.html#remarks',
                                                                                                   'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.run_settings': ( 'comparison/setting.html#run_settings',

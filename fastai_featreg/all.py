@@ -12,6 +12,7 @@ from fastai_featreg.boxes import get_boxes, show_boxes
 from fastai_featreg.data import boxed_folder_dls, cifar_dls, digits_dls, folder_dls, load_data
 from fastai_featreg.files import open_image
 from fastai_featreg.folders import read_layout
+from fastai_featreg.archs import linear_head
 from fastai_featreg.nets import Truncated
 from fastai_featreg.noise import add_noise, changed_labels, clean_labels
 from fastai_featreg.memorised import Memorised, tell_truth

@@ -253,7 +253,7 @@ def test_own_folder(tmp_path, capsys):
                  '--no-pretrained', '--fp16', '--out', str(tmp_path/'out')])==0
     df = rows(tmp_path/'out')
     assert df.data.tolist()==[str(data.resolve())]*2 and df.n_classes.tolist()==['2', '2']
-    assert df['head'].tolist()==['default']*2 and df.pretrained.tolist()==['False']*2
+    assert df['head'].tolist()==['linear']*2 and df.pretrained.tolist()==['False']*2
     assert torch.cuda.is_available() or 'float32' in capsys.readouterr().err
     assert df.method.tolist()==['plain', 'MixUp()']
 

@@ -15,8 +15,8 @@ ground = dict(
     taps='feature_maps to_torch', look='get_cams show_cams',
     over_epochs='RecordMaps show_maps_over_epochs', localise='CamMetric localisation',
     boxes='get_boxes show_boxes', data='boxed_folder_dls cifar_dls digits_dls folder_dls load_data',
-    files='open_image', folders='read_layout', nets='Truncated', noise='add_noise changed_labels clean_labels',
-    memorised='Memorised tell_truth')
+    files='open_image', folders='read_layout', archs='linear_head', nets='Truncated',
+    noise='add_noise changed_labels clean_labels', memorised='Memorised tell_truth')
 rooms = {
     'methods.drop_layers': 'find_drop_layers show_drop_layers', 'methods.drop_effects': 'show_drops',
     'methods.view_head': 'remove_views', 'methods.fixed_mask': 'FixedMask', 'comparison.compare': 'compare',

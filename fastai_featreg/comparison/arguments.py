@@ -102,9 +102,9 @@ def add_how(
     p.add_argument('--fp16', action='store_true',
                    help='mixed precision on a CUDA GPU; without one, float32 and a warning')
     p.add_argument('--head', choices=head_names,
-                   help="'default': fastai's (for your own images); 'linear': average pooling and one linear layer, "
-                   "the papers' (for CIFAR, the digits, the CIFAR nets and MVFeaAug); "
-                   "'gap': a BatchNorm between the two; 'cosine': a cosine classifier, for few-shot bodies")
+                   help="'linear' (default): average pooling and one linear layer, as the papers have it; 'default': "
+                   "fastai's, with a hidden layer; 'gap': as linear, with a BatchNorm between the two; "
+                   "'cosine': a cosine classifier, for few-shot bodies")
 
 def one_or_more(
     text:str, # whole numbers, joined by commas

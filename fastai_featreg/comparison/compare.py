@@ -63,7 +63,7 @@ def compare(
     lr:float|None=None, # highest learning rate
     pretrained:bool|None=None, # fine-tune downloaded weights? None: for your own images, not for digits and CIFAR
     fp16:bool=False, # mixed precision; float32 and a warning where there is no CUDA GPU
-    head:str|None=None, # 'default', 'linear', 'gap' or 'cosine', see `make_learner`; None: what suits data and network
+    head:str|None=None, # 'default', 'linear', 'gap' or 'cosine', see `make_learner`; None: 'linear'
     out:str|Path='featreg_results', # folder of the CSV file and the picture
     n_train:int|None=None, # number of training images, drawn at random; None: what suits the data
     n_valid:int|None=None, # number of validation images

@@ -11,7 +11,7 @@ from dataclasses import replace
 import timm
 from fastai.vision.all import *
 from ..archs import arch_text,find_arch,heads,papers_net
-from .budgets import budgets,own_images
+from .budgets import budgets,own_images,tuned_mult
 from .fingerprints import data_id
 from .jobs import how_many,my_part
 from .own import own_loaders,taken_from
@@ -25,12 +25,6 @@ from ..sets import data_arguments
 from ..wording import complain_aloud,echo,unknown_name,version_of
 
 # %% ../../nbs/comparison/8q_setting.ipynb #a02d983e
-def papers_head(arch:str, labels:list):
-    "Why network or methods ask for the papers' head, average pooling and one linear layer; '' if they do not"
-    if papers_net(arch):
-        return f"'{arch}' is a net of the papers"
-    return 'MVFeaAug is among the methods' if any('MVFeaAug(' in label for label in labels) else ''
-
 def at_home(name:str, path:str|Path|None):
     "A path with `~` replaced; what can be no path is a sentence"
     if path is None: return None
@@ -69,15 +63,13 @@ def check_limit(name:str, value:float|None):
     if value is not None and value>limits[name]:
         raise ValueError(f"{name} must be at most {limits[name]}, got {echo(value, 40)}")
 
-def complete(data:str|Path|None, labels:list=(), **given):
+def complete(data:str|Path|None, **given):
     "Fill in what was not given, and check numbers and names"
     usual = budgets.get(str(data), own_images)
     budget = usual | {k: v for k,v in given.items() if v is not None}
     if given.get('per_class') and not given.get('n_train'): budget['n_train'] = None
     # nobody publishes weights of the papers' CIFAR nets
     if given.get('pretrained') is None and papers_net(budget['arch']): budget['pretrained'] = False
-    if given.get('head') is None and papers_head(budget['arch'], labels):
-        budget['head'] = 'linear'
     if budget['pretrained']!=usual['pretrained'] and given.get('lr') is None:
         budget['lr'] = 2e-3 if budget['pretrained'] else 3e-3
     if budget['head'] not in heads:
@@ -89,9 +81,9 @@ def complete(data:str|Path|None, labels:list=(), **given):
     return budget
 
 # %% ../../nbs/comparison/8q_setting.ipynb #82833503
-def budgeted(data:str|Path, labels:list, asked:Protocol, own:dict, **rest):
+def budgeted(data:str|Path, asked:Protocol, own:dict, **rest):
     "The budget: what was given, then what the protocol says, then what suits the data"
-    budget = complete(data, labels, **own | rest)
+    budget = complete(data, **own | rest)
     if asked.iters and not own['epochs']: budget['epochs'] = None
     return budget
 
@@ -109,18 +101,17 @@ def settled(asked:Protocol, budget:dict, fp16:bool):
     known = {k: budget[k] for k in budget_names}
     half = half_precision(asked, fp16)
     p = find_protocol(asked, **known, precision=half or 'fp32')
+    # at a hundredth of the head's rate a body hardly learns in a few epochs
+    if budget['pretrained'] and asked.sched is None and p.lr_mult is None: p = replace(p, lr_mult=tuned_mult)
     p = replace(protocol_with(p, pretrained=budget['pretrained']), precision=half or None)
     arch = arch_text(budget['arch'], p.arch_args)
     find_arch(arch)
     return p,budget | dict(arch=arch, epochs=p.epochs)
 
-def remarks(data:str|Path, arch:str, labels:list, head:str|None, teacher:str|Path|None):
-    "Lines about what was decided for the user, or is not used"
+def remarks(labels:list, teacher:str|Path|None):
+    "Lines about what is not used"
     if teacher is not None and not any('teacher=' in label for label in labels):
         yield 'None of these methods learns from a teacher: --teacher is not used.'
-    usual = budgets.get(str(data), own_images)['head']
-    if head is None and usual!='linear' and (why := papers_head(arch, labels)):
-        yield f"All methods, plain training too, have the head 'linear', for {why}; --head (head=) chooses another."
 
 def settle(given:dict, settings:dict, plan:dict, say:Callable):
     "Data, budget and protocol of a comparison, from its arguments; what was decided for the user is said"
@@ -139,9 +130,9 @@ def settle(given:dict, settings:dict, plan:dict, say:Callable):
     own = {k: given[k] for k in ('arch', 'head', 'pretrained', 'epochs', 'lr')}
     # a protocol has its own, unless they were given
     own = of_budget(asked, **own, size=held.pop('size'), bs=held.pop('bs'))
-    budget = budgeted(data, list(plan), asked, own, seeds=a.seeds, noise_kind=a.noise_kind, **held)
+    budget = budgeted(data, asked, own, seeds=a.seeds, noise_kind=a.noise_kind, **held)
     how,budget = settled(asked, budget, a.fp16)
-    for line in remarks(data, budget['arch'], list(plan), own['head'], a.teacher): say(line)
+    for line in remarks(list(plan), a.teacher): say(line)
     return data,budget,how
 
 shorter = 'epochs iters n_train per_class protocol dls'.split()
