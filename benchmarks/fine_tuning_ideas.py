@@ -11,10 +11,12 @@ import argparse
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+import torch
 from fastai.vision.all import Callback,TrainEvalCallback,Tensor,delegates,fastai_path,get_image_files,nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from fastai_featreg.core import register_method
+from fastai_featreg.heads import isolated_rng
 from fastai_featreg.methods.cam_loss import CAMLoss
 from fastai_featreg.methods.feature_mining import FeatureMining
 from fine_tuning import lay,parts,recipes,run
@@ -41,6 +43,18 @@ def head_of(model: nn.Module, layers: int) -> nn.Module:
     return model[1]
 
 
+class DropoutApart(FeatureMining):
+    "`FeatureMining` whose heads may have dropout: they draw apart, so that training has the numbers of plain training"
+    def loss_term(self, maps):
+        "The usual one, under a seed of its own"
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        with isolated_rng(seed, next(iter(maps.values())).device): return self.parts_term(maps)
+
+    def parts_term(self, maps):
+        "Override for other parts or heads"
+        return super().loss_term(maps)
+
+
 # --- 1: auxiliary classifiers that begin as the learner's own ---
 
 class CopiedHead(nn.Module):
@@ -54,7 +68,7 @@ class CopiedHead(nn.Module):
         return [head(part) for head,part in zip((self.part1, self.part2), both_parts(f, *masks))]
 
 
-class CopiedMining(FeatureMining):
+class CopiedMining(DropoutApart):
     "`FeatureMining` whose classifiers of the last map begin as copies of the learner's head"
     def make_heads(self, stages, n_out):
         "The usual ones, but for the last map"
@@ -75,17 +89,17 @@ def nothing_remembered(module: nn.Module):
         for m,momentum in zip(norms, momenta): m.momentum = momentum
 
 
-class OwnHeadMining(FeatureMining):
+class OwnHeadMining(DropoutApart):
     "`FeatureMining` of the last map by the learner's own head, so that it is taught too"
     def make_heads(self, stages, n_out):
         "Those of earlier maps"
         head_of(self.learn.model, self.layers)
         return super().make_heads(stages[:-1], n_out)
 
-    def loss_term(self, maps):
+    def parts_term(self, maps):
         "The usual term of earlier maps, and the losses of both parts of the last by the learner's head"
         *earlier,(name, last) = maps.items()
-        term = super().loss_term(dict(earlier))
+        term = super().parts_term(dict(earlier))
         masks = [self.draw_mask(last, name) for _ in range(1 if self.complementary else 2)]
         head = self.learn.model[1]
         # in validation the head sees whole maps: halves must not enter its statistics

@@ -111,6 +111,16 @@ def test_gradients_of_the_term_reach_the_head(make, reaches):
     learn.fit(1, 1e-2)
     assert all(s>0 for s in grads.sizes)==reaches
 
+@pytest.mark.parametrize('make', [ideas.CopiedMining, ideas.OwnHeadMining])
+def test_dropout_of_parts_leaves_that_of_training(make):
+    "Without a step, the task's losses are those of plain training, although the parts are dropped from too"
+    found = []
+    for cbs in ([], [make()]):
+        learn = tiny_learner(cbs=[*cbs, losses := Added()])
+        learn.fit(1, 0.)
+        found.append(losses.task)
+    assert found[0]==found[1]
+
 def test_mask_of_channels():
     f = torch.rand(2, 3, 4, 4)
     parts = ideas.both_parts(f, torch.tensor([1., 0., 1.]))
