@@ -192,8 +192,9 @@ def main():
     p.add_argument('--out', type=Path, default=Path('.'))
     args = p.parse_args()
     enter()
-    lay(parts(get_image_files(fastai_path('data')/args.set), 400, 800), args.work/args.set)
-    args.stage,args.out = 'tune',args.out/'ideas'
+    folder = fastai_path('data')/args.set
+    args.set,args.stage,args.out = args.set.replace('/', '_'),'tune',args.out/'ideas'
+    lay(parts(get_image_files(folder), 400, 800), args.work/args.set)
     if args.epochs is not None: recipes[args.recipe]['epochs'] = args.epochs
     labels = [o for i in args.ideas.split(',') for o in arms[int(i)]]
     run(args, args.recipe, list(dict.fromkeys(labels)), args.seeds)
