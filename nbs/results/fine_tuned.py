@@ -104,7 +104,7 @@ def plot_differences(rows: pd.DataFrame, title: str = '') -> plt.Axes:
     "Gain of each pair: its seeds as dots, the mean, and the interval where there is one"
     ax = plt.subplots(figsize=(8, 1.1 + 0.34*len(rows)), layout='constrained')[1]
     for y,r in enumerate(rows.itertuples()):
-        ax.scatter(r.gains, [y]*len(r.gains), s=16, color='#56B4E9', zorder=2)
+        ax.scatter(r.gains, [y - 0.2]*len(r.gains), s=16, color='#56B4E9', zorder=2)
         half = 100*(r.gain_high - r.gain) if r.pairs>=fewest else 0.
         ax.errorbar(100*r.gain, y, xerr=half, fmt='o', ms=6, capsize=4, color='#0072B2', zorder=3)
     same = rows['against'].nunique()==1
@@ -113,8 +113,8 @@ def plot_differences(rows: pd.DataFrame, title: str = '') -> plt.Axes:
     ax.axvline(0, color='black', lw=1)
     ax.invert_yaxis()
     ax.grid(axis='x', alpha=0.3)
-    beside = f' beside {rows["against"].iloc[0]}' if same else ''
-    ax.set(xlabel=f'points of accuracy{beside}: each seed, mean, 95 % interval from {fewest} seeds on', title=title)
+    if same: title = f"{title}: beside {rows['against'].iloc[0]}"
+    ax.set(xlabel=f'points of accuracy: each seed, mean, 95 % interval from {fewest} seeds on', title=title)
     return ax
 
 
@@ -144,12 +144,12 @@ def final_differences(df: pd.DataFrame, of_set: str) -> pd.DataFrame:
 def final_sentence(rows: pd.DataFrame) -> str:
     "The one sentence that the final table allows"
     if not len(rows): return 'No method and plain training have final runs yet, so nothing can be said.'
-    beside = f"over plain training with its best recipe ({rows['against'].iloc[0].removeprefix('plain by ')})"
+    beside = f"over plain training with the recipe chosen for it ({rows['against'].iloc[0].removeprefix('plain by ')})"
     if rows['pairs'].max()<fewest: return f'Fewer than {fewest} seeds are there yet, so nothing can be said.'
     gains,losses = said_of(rows, 'a gain'),said_of(rows, 'a loss')
     lost = f" A loss is shown for {', '.join(losses)}."*bool(losses)
     if gains: return f"A gain {beside} is shown for {', '.join(gains)}.{lost}"
-    return f"No gain {beside} is shown for any of {len(rows)} methods, each with the recipe that suits it best.{lost}"
+    return f"No gain {beside} is shown for any of {len(rows)} methods, each with the recipe chosen for it.{lost}"
 
 
 # --- Ideas ---
