@@ -140,6 +140,7 @@ def reach_text(
     if aims_elsewhere or share_at_speed(reach, least)>=_negligible: return ''
     if fit_is_frozen(reach): return _frozen_text(reach)
     top = max(g.rate for g in reach)
+    if top==0: return '' # nothing learns at all: no matter of this term
     slow = sorted(g.rate/top for g in reach if g.norm>0 and g.rate<=least*(1 + 1e-6)*top)
     if not slow or slow[0]>=least*(1 - 1e-6): return ''
     span = ' to '.join(dict.fromkeys([_percent(slow[0]), _percent(slow[-1])]))
@@ -152,6 +153,6 @@ def remedy_text(
     n_epoch:int, # of the fit
 )->str: # what to do
     "How to let the whole network learn"
-    return (f'let the body learn faster: learn.fine_tune({n_epoch}, lr_mult=10), '
-            f'or learn.unfreeze(); learn.fit_one_cycle({n_epoch}, slice(lr/10, lr)); '
-            f'or the whole network at one rate, learn.fit_one_cycle({n_epoch}, lr)')
+    # one rate for all layers was the best recipe for plain training too, where it was tried
+    return (f'let the body learn as fast as the head: learn.fine_tune({n_epoch}, lr_mult=1), '
+            f'or learn.unfreeze(); learn.fit_one_cycle({n_epoch}, lr)')
