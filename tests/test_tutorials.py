@@ -61,3 +61,9 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 def test_a_tutorial_runs(file):
     if lacks := tutorials.missing(file.stem): pytest.skip(f"{' and '.join(lacks)} not here")
     assert tutorials.run(file)[0]
+
+
+def test_outputs_are_kept_as_another_machine_would_write_them():
+    bar = '█ |-----| 0.00% [0/1 00:00<?] |█████| 100.00% [1/1 00:00<00:00]\n'
+    told = f'/here/data/flowers: 5 classes\r\n{bar}{sys.prefix}/lib/a.py: | █\n'
+    assert tutorials.as_read(told, '/here/data')=='~/.fastai/data/flowers: 5 classes\n~/venv/lib/a.py: | █\n'

@@ -3,10 +3,12 @@
     python tools/tutorials.py               # all
     python tools/tutorials.py 01 03 --save  # two, and keep their outputs
 """
-import argparse, shutil, sys, tempfile
+import argparse, base64, io, re, shutil, sys, tempfile
 from pathlib import Path
 import timm
+from PIL import Image
 from fastai.data.external import fastai_path
+from fastcore.nbio import read_nb, write_nb
 from huggingface_hub import try_to_load_from_cache
 from nbdev.clean import nbdev_clean
 from nbdev.test import test_nb as run_notebook # pytest takes a `test_...` for a test
@@ -48,6 +50,39 @@ def missing(
             + [f'weights of {a}' for a in weights.get(name, []) if not has_weights(a)])
 
 
+def as_read(
+    text: str, # what a cell has printed
+    here: str, # fastai's data folder
+) -> str: # without this machine's folders, carriage returns and progress bars
+    "Output as it is to be read on another machine"
+    text = text.replace(here, '~/.fastai/data').replace(sys.prefix, '~/venv').replace('\r', '')
+    lines = text.splitlines(keepends=True)
+    return ''.join(o for o in lines if not re.search(r'\|[█-]+\| *[\d.]+%', o))
+
+
+def smaller(
+    png: str, # a picture as notebooks keep it
+) -> str: # the same with 256 colours, a third of its size
+    "Fewer bytes for photographs"
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB').quantize(256)
+    image.save(kept := io.BytesIO(), 'PNG', optimize=True)
+    return base64.b64encode(kept.getvalue()).decode()
+
+
+def tidy(
+    file: Path, # notebook with outputs
+):
+    "Outputs of a notebook that another machine could have written, and pictures of a third of the size"
+    nb,here = read_nb(file),str(fastai_path('data'))
+    for output in [o for c in nb.cells for o in c.get('outputs', [])]:
+        if 'text' in output: output['text'] = as_read(''.join(output['text']), here).splitlines(keepends=True)
+        pictures = output.get('data', {})
+        if 'image/png' in pictures: pictures['image/png'] = smaller(pictures['image/png'])
+    for cell in nb.cells:
+        if cell.cell_type=='code': cell.outputs = [o for o in cell.outputs if o.get('text', 'a picture')]
+    write_nb(nb, file)
+
+
 def run(
     file: Path, # notebook
     save: bool=False, # keep its outputs?
@@ -57,7 +92,9 @@ def run(
         copy = Path(shutil.copy(file, folder))
         passed,seconds = run_notebook(copy, basepath=root, save=save)
         if passed and save: shutil.copy(copy, file)
-    if passed and save: nbdev_clean(str(file))
+    if passed and save:
+        nbdev_clean(str(file))
+        tidy(file)
     return passed,seconds
 
 
