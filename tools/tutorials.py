@@ -62,9 +62,10 @@ def as_read(
 
 def smaller(
     png: str, # a picture as notebooks keep it
-) -> str: # the same with 256 colours, a third of its size
+) -> str: # the same with sides of at most 900 pixels
     "Fewer bytes for photographs"
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB').quantize(256)
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
+    image.thumbnail((900, 900))
     image.save(kept := io.BytesIO(), 'PNG', optimize=True)
     return base64.b64encode(kept.getvalue()).decode()
 
@@ -72,7 +73,7 @@ def smaller(
 def tidy(
     file: Path, # notebook with outputs
 ):
-    "Outputs of a notebook that another machine could have written, and pictures of a third of the size"
+    "Outputs of a notebook that another machine could have written, and pictures of 900 pixels"
     nb,here = read_nb(file),str(fastai_path('data'))
     for output in [o for c in nb.cells for o in c.get('outputs', [])]:
         if 'text' in output: output['text'] = as_read(''.join(output['text']), here).splitlines(keepends=True)
