@@ -25,6 +25,7 @@ data = {
 }
 weights = {
     '01_my_photographs': ['tf_efficientnet_lite0'],
+    '02_wrong_labels': ['tf_efficientnet_lite0'],
     '03_few_images': ['tf_efficientnet_lite0'],
 }
 
