@@ -1,0 +1,81 @@
+"""Run the tutorials, each in an empty folder; one whose data or weights are not here is skipped, and says what it lacks
+
+    python tools/tutorials.py               # all
+    python tools/tutorials.py 01 03 --save  # two, and keep their outputs
+"""
+import argparse, shutil, sys, tempfile
+from pathlib import Path
+import timm
+from fastai.data.external import fastai_path
+from huggingface_hub import try_to_load_from_cache
+from nbdev.clean import nbdev_clean
+from nbdev.test import test_nb as run_notebook # pytest takes a `test_...` for a test
+
+root = Path(__file__).parent.parent
+# what each reads: folders of fastai's data folder, and networks of timm whose pretrained weights it begins with
+data = {
+    '01_my_photographs': ['flowers'],
+    '02_wrong_labels': ['imagenette2-160'],
+    '03_few_images': ['flowers'],
+    '04_teacher': ['imagenette2-160'],
+    '05_where': ['tinyimagenet30'],
+    '06_large_maps': ['imagenette2-160'],
+}
+weights = {
+    '01_my_photographs': ['tf_efficientnet_lite0'],
+    '03_few_images': ['tf_efficientnet_lite0'],
+}
+
+
+def tutorials() -> list: return sorted((root/'nbs/tutorials').glob('[0-9]*.ipynb'))
+
+
+def has_weights(
+    arch: str, # name of a network of timm
+) -> bool:
+    "Are its pretrained weights in the hub's cache?"
+    hub = timm.get_pretrained_cfg(arch).hf_hub_id
+    files = ['model.safetensors', 'pytorch_model.bin']
+    return any(isinstance(try_to_load_from_cache(hub, f), str) for f in files)
+
+
+def missing(
+    name: str, # of a tutorial
+) -> list: # empty: it can run
+    "Data and weights of a tutorial that are not on this machine"
+    folders = [fastai_path('data')/d for d in data.get(name, [])]
+    return ([f'data {f.name}' for f in folders if not f.exists()]
+            + [f'weights of {a}' for a in weights.get(name, []) if not has_weights(a)])
+
+
+def run(
+    file: Path, # notebook
+    save: bool=False, # keep its outputs?
+) -> tuple: # has it run without an error, and its seconds
+    "Run one in an empty folder, so that no results of an earlier run are found there"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copy(file, folder))
+        passed,seconds = run_notebook(copy, basepath=root, save=save)
+        if passed and save: shutil.copy(copy, file)
+    if passed and save: nbdev_clean(str(file))
+    return passed,seconds
+
+
+def main() -> int:
+    "1 if a tutorial has failed"
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('names', nargs='*', help='beginnings of their names; none: all')
+    p.add_argument('--save', action='store_true', help='write the outputs into the notebooks')
+    args,failed = p.parse_args(),0
+    for file in tutorials():
+        if args.names and not file.name.startswith(tuple(args.names)): continue
+        if lacks := missing(file.stem):
+            print(f"{file.name}: skipped, {' and '.join(lacks)} not here")
+            continue
+        passed,seconds = run(file, args.save)
+        failed += not passed
+        print(f"{file.name}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s", flush=True)
+    return int(failed>0)
+
+
+if __name__=='__main__': sys.exit(main())
