@@ -18,7 +18,7 @@ data = {
     '02_wrong_labels': ['imagenette2-160'],
     '03_few_images': ['flowers'],
     '04_teacher': ['imagenette2-160'],
-    '05_where': ['tinyimagenet30'],
+    '05_where_it_looks': ['tinyimagenet30'],
     '06_large_maps': ['imagenette2-160'],
 }
 weights = {
