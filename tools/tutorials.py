@@ -24,6 +24,9 @@ data = {
 weights = {
     '01_my_photographs': ['tf_efficientnet_lite0'],
     '03_few_images': ['tf_efficientnet_lite0'],
+    '04_teacher': ['tf_efficientnet_lite0'],
+    '05_where_it_looks': ['tf_efficientnet_lite0'],
+    '06_large_maps': ['tf_efficientnet_lite0'],
 }
 
 
