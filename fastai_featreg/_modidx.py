@@ -1622,6 +1622,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_featreg.data._folder_checks': ('data.html#_folder_checks', 'fastai_featreg/data.py'),
                                      'fastai_featreg.data._memory_items': ('data.html#_memory_items', 'fastai_featreg/data.py'),
                                      'fastai_featreg.data._n_scenes': ('data.html#_n_scenes', 'fastai_featreg/data.py'),
+                                     'fastai_featreg.data._normalised': ('data.html#_normalised', 'fastai_featreg/data.py'),
                                      'fastai_featreg.data._of_classes': ('data.html#_of_classes', 'fastai_featreg/data.py'),
                                      'fastai_featreg.data._scene_items': ('data.html#_scene_items', 'fastai_featreg/data.py'),
                                      'fastai_featreg.data._small_pixels': ('data.html#_small_pixels', 'fastai_featreg/data.py'),

@@ -184,6 +184,10 @@ def _drawn(layout, n_train, n_valid, seed, per_class, draw):
         valid = [valid[i] for i in chosen]
     return train,valid
 
+def _normalised(stats):
+    # `vision_learner` adds a pretrained network's own statistics where it finds none
+    return [] if stats is None else [Normalize.from_stats(*stats)]
+
 # %% ../nbs/70_data.ipynb #180d7c91
 def folder_dls(
     path:str|Path, # a folder of class folders, or one with training and validation folders
@@ -204,6 +208,7 @@ def folder_dls(
     label_column:str|None=None, # column of a table in `path` that holds the classes, such as 'noisy_labels_25'
     true_column:str|None=None, # column beside it that holds the right classes, such as 'noisy_labels_0'
     in_memory:bool=True, # keep square files of at most 96 pixels decoded; False opens files batch by batch
+    stats:tuple|None=imagenet_stats, # (mean, std) of channels; None: a pretrained network brings its own
     **kwargs, # passed to fastai's `DataBlock.dataloaders`
 )->DataLoaders:
     "Images labelled by their folder, checked before anything is trained"
@@ -228,7 +233,7 @@ def folder_dls(
         get_y=layout.label_of,
         splitter=IndexSplitter(held_out),
         item_tfms=Resize(size),
-        batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)],
+        batch_tfms=[*tfms, *_normalised(stats)],
         dl_type=MemoryDL if kept else None)
     # pixels in memory are faster than what another process sends
     workers = dict(num_workers=0) if kept else {}
@@ -262,6 +267,7 @@ def boxed_folder_dls(
     per_class:int|None=None, # training images of each class, in place of `n_train`
     classes:list|str|None=None, # names of the classes to tell apart; all if None
     draw:int|None=None, # seed of one run's training images; None: `seed`
+    stats:tuple|None=imagenet_stats, # (mean, std) of channels; None: a pretrained network brings its own
     **kwargs, # passed to `items_dls`
 )->DataLoaders: # validation items carry boxes, see `get_boxes`
     "Images with object boxes from labels.csv; rows of split `train` train, those of `valid` (or else `test`) validate"
@@ -275,8 +281,7 @@ def boxed_folder_dls(
     check_files([o.file for part in parts for o in part], layout.path)
     train,valid = [[_boxed_item(o, size, in_memory) for o in part] for part in parts]
     tfms = [pad_crop_flip(size//8)] if augment else []
-    tfms.append(Normalize.from_stats(*imagenet_stats))
-    return items_dls(train, valid, list(layout.classes), size, bs, tfms, **kwargs)
+    return items_dls(train, valid, list(layout.classes), size, bs, [*tfms, *_normalised(stats)], **kwargs)
 
 # %% ../nbs/70_data.ipynb #575c0221
 def _clean_data(data, say, **kwargs):

@@ -20,13 +20,16 @@ data = {
     '02_wrong_labels': ['imagenette2-160'],
     '03_few_images': ['flowers'],
     '04_teacher': ['imagenette2-160'],
-    '05_where': ['tinyimagenet30'],
+    '05_where_it_looks': ['tinyimagenet30'],
     '06_large_maps': ['imagenette2-160'],
 }
 weights = {
     '01_my_photographs': ['tf_efficientnet_lite0'],
     '02_wrong_labels': ['tf_efficientnet_lite0'],
     '03_few_images': ['tf_efficientnet_lite0'],
+    '04_teacher': ['tf_efficientnet_lite0'],
+    '05_where_it_looks': ['tf_efficientnet_lite0'],
+    '06_large_maps': ['tf_efficientnet_lite0'],
 }
 
 
