@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['families', 'one_layer', 'as_torch', 'linear_head', 'heads', 'Called', 'called_text', 'parse_arch', 'arch_text',
-           'papers_net', 'known_archs', 'find_arch', 'called', 'for_learner', 'make_learner']
+           'papers_net', 'known_archs', 'find_arch', 'called', 'for_learner', 'input_stats', 'make_learner']
 
 # %% ../nbs/87_archs.ipynb #0dfd0952
 import ast,inspect,re
@@ -149,6 +149,14 @@ def for_learner(
 )->tuple: # what fastai takes, and its further arguments
     "fastai makes timm's networks itself, by name, and hands arguments on"
     return (made.arch, dict(made.named)) if isinstance(made, Called) and isinstance(made.arch, str) else (made, {})
+
+def input_stats(
+    arch:str, # see `find_arch`
+)->tuple: # (mean, standard deviation) of each channel
+    "How the images of the network's pretrained weights were normalised, in timm by its table; else as ImageNet's are"
+    made,_ = for_learner(find_arch(arch))
+    cfg = timm.get_pretrained_cfg(made) if isinstance(made, str) else None
+    return imagenet_stats if cfg is None else (list(cfg.mean), list(cfg.std))
 
 def make_learner(
     dls:DataLoaders, # images and classes

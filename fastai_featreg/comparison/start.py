@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/comparison/8r_start.ipynb #aca30e89
 from fastai.vision.all import *
-from ..archs import make_learner
+from ..archs import input_stats,make_learner
 from .augment import augmented
 from .fingerprints import data_id
 from .protocols import Protocol
@@ -17,6 +17,15 @@ from ..sets import data_arguments
 from ..wording import one_line
 
 # %% ../../nbs/comparison/8r_start.ipynb #0e7fef8f
+def normalised_for(dls:DataLoaders, arch:str):
+    "Loaders whose images are normalised as those were that the network's weights have seen; changed in place"
+    # `vision_learner` adds a network's statistics only to loaders that have none
+    own = Normalize.from_stats(*input_stats(arch))
+    for dl in dls.loaders:
+        for f in dl.after_batch.fs:
+            if isinstance(f, Normalize): f.mean,f.std = own.mean,own.std
+    return dls
+
 class SeedLoaders:
     "The loaders of a seed: one object for all seeds, unless something is drawn for each"
     def __init__(self, data:str|Path|DataLoaders, given:dict, change:Callable=noop, say:Callable=noop):
@@ -42,7 +51,10 @@ class SeedLoaders:
 def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop, first:int=0):
     "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
     given = {k: budget[k] for k in data_arguments if budget.get(k) is not None}
-    loaders = SeedLoaders(data, given, partial(augmented, p=how, size=budget['size']), say)
+    changes = [partial(augmented, p=how, size=budget['size'])]
+    own = isinstance(data, DataLoaders) # their owner has normalised them
+    if budget.get('pretrained') and not own: changes.append(partial(normalised_for, arch=budget['arch']))
+    loaders = SeedLoaders(data, given, compose(*changes), say)
     try: loaders(first)
     except OSError as e:
         raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); "
