@@ -798,7 +798,7 @@ def frozen_whole(row):
     cb = row.make()
     learn = pretrained([cb, BnFreeze()], train_bn=False)
     before = weights(learn)
-    for last in (False, True):
+    for _ in range(2):
         heads = heads_of(cb)
         learn.fit(1, 1e-2)
     changed = {k for k,v in weights(learn).items() if not torch.equal(v, before[k])}
@@ -1194,8 +1194,8 @@ def read_table(file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('.')[0])
     parser.add_argument('--csv', help='file for the table: method, cell, status, why')
-    parser.add_argument('--only', default='', help='run the cells whose name has this in it; rows of the others stay in '
-                                                   'the table as they are')
+    parser.add_argument('--only', default='', help='cells to run, by a part of their names; rows of the others stay in the '
+                                                   'table as they are')
     parser.add_argument('--device',
                         help="run a GPU's cells on this device (cuda; cpu to try them) instead of the others")
     args,found,start = parser.parse_args(),[],time.time()

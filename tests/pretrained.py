@@ -1,5 +1,5 @@
-"""A learner as `vision_learner` makes it of trained weights: a frozen body in two groups of layers, BatchNorms that have
-statistics, a fresh head. The weights are noise, always the same; what is asked here is asked of any weights"""
+"""A learner as `vision_learner` makes it of trained weights: a frozen body in two groups of layers, BatchNorms that
+have statistics, a fresh head. The weights are noise, always the same; what is asked here is asked of any weights"""
 from functools import lru_cache
 from tiny import *
 from timm.models.resnet import BasicBlock, ResNet
@@ -40,7 +40,7 @@ def pretrained_learner(
     **kwargs # of `vision_learner`
 )->Learner:
     "With a frozen body, its optimiser made, silent"
-    net = small_resnet(True) # its weights are drawn before the seed is set
+    trained_weights() # drawn before the seed is set
     set_seed(seed)
     x,y = torch.randn(n, 3, 64, 64),torch.randint(0, 10, (n,))
     dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=8, num_workers=0)
