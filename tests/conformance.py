@@ -1194,8 +1194,8 @@ def read_table(file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('.')[0])
     parser.add_argument('--csv', help='file for the table: method, cell, status, why')
-    parser.add_argument('--only', default='', help='cells to run, by a part of their names; rows of the others stay in the '
-                                                   'table as they are')
+    parser.add_argument('--only', default='', help='cells to run, by a part of their names; '
+                                                   'rows of the others stay in the table as they are')
     parser.add_argument('--device',
                         help="run a GPU's cells on this device (cuda; cpu to try them) instead of the others")
     args,found,start = parser.parse_args(),[],time.time()
