@@ -4,6 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+from matplotlib.transforms import Affine2D
 
 net, ours, quiet = '#3A3F47', '#D55E00', '#7A808A'
 fills = {net: '#E9ECF0', ours: '#FCE9DC'}
@@ -109,5 +110,38 @@ def batch_walk() -> Figure:
     lines = [Line2D([], [], color=colour, ls=ls, lw=1.6, label=name) for name, (colour, ls) in kinds.items()]
     ax.legend(handles=lines, loc='upper left', frameon=False, fontsize=9)
     ax.set(xlim=(-0.05, 12.8), ylim=(-2.3, 2.4), aspect='equal')
+    ax.axis('off')
+    return fig
+
+
+def stage_row(ax: Axes, y: float, name: str, anatomy) -> None:
+    "The stages that `get_anatomy` has found: sides by resolution, piles by channels; where class maps may be read"
+    largest, x = anatomy.input_size[-1], 1.9
+    note(ax, 0.5, y, name, net, 10)
+    for stage in [None, *anatomy.stages]:
+        h, w = stage.size if stage else anatomy.input_size[1:]
+        channels = stage.channels if stage else anatomy.input_size[0]
+        last = stage is anatomy.last
+        middle = x + 0.5*(side := 1.15*(h/largest)**0.5)
+        lowered = Affine2D().translate(0, y) + ax.transData
+        before = len(ax.patches)
+        end = stack(ax, x, side, 1 + round(channels**0.5/3))
+        for patch in ax.patches[before:]:
+            patch.set_transform(lowered)
+            if last: patch.set(edgecolor=ours, facecolor=fills[ours])
+        note(ax, middle, y - 0.85, stage.name if stage else 'image', ours if last else net, 8.5)
+        note(ax, middle, y - 1.05, f'{channels} × {h} × {w}')
+        if stage: note(ax, middle, y - 1.23, f'stride {stage.stride}')
+        x = max(end, middle + 0.45) + 0.5
+    box(ax, x - 0.1, y, 1.5, 0.5, f'pooling, {anatomy.n_out} classes')
+    exact = 'CAM is exact at the last map' if anatomy.cam_exact else 'CAM is not exact here:\nGrad-CAM'
+    note(ax, x + 0.65, y - 0.55, exact, ours if anatomy.cam_exact else quiet)
+
+
+def stages_drawn(anatomies: dict) -> Figure:
+    "A row for each network, name -> `Anatomy`"
+    fig, ax = plt.subplots(figsize=(11, 0.3 + 2.3*len(anatomies)), layout='constrained')
+    for i, (name, anatomy) in enumerate(anatomies.items()): stage_row(ax, -2.65*i, name, anatomy)
+    ax.set(xlim=(-0.2, 12.4), ylim=(-2.65*len(anatomies) + 1.3, 1.05), aspect='equal')
     ax.axis('off')
     return fig

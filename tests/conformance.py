@@ -15,7 +15,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai_featreg.core import card_of, methods
 from fastai_featreg.methods import own_methods
 from fastai_featreg.heads import isolated_rng
-from tiny import *
+from pretrained import *
 from torch.optim.swa_utils import AveragedModel
 
 # ---- the methods ----
@@ -298,7 +298,8 @@ ways = {
 
 def trained(way, cb=None, **kwargs):
     "A learner that has gone that way, and what the global generators give next"
-    learn = tiny_learner(**dict(n=16, metrics=hits) | kwargs)
+    make = pretrained_learner if way in pretrained_ways else tiny_learner
+    learn = make(**dict(n=16, metrics=hits) | kwargs)
     ways[way](learn, [cb] if cb else [])
     return learn,(torch.rand(1).item(), random.random(), np.random.rand(), torch.rand(1, device=where.device).item())
 
@@ -335,13 +336,17 @@ def table_is_right(learn, columns):
     assert all(o>0 for v in learn.recorder.values for o in v[3:])
     assert [m.name for m in learn.metrics]==['hits'] and len(learn.validate())==2
 
+def where_it_shows(way):
+    "A weight that learns, of the first layer where it can"
+    return pretrained_ways[way] if way in pretrained_ways else '0.0.0.weight'
+
 def acts(row, way):
     """It trains otherwise than no callback does, draws nothing from the global generators, has its column, leaves
     nothing"""
     cb = row.make()
     learn,draws = trained(way, cb)
     other,others_draws,*_ = plain(way)
-    assert not torch.equal(other['0.0.0.weight'], weights(learn)['0.0.0.weight']), 'it did not act'
+    assert not torch.equal(other[where_it_shows(way)], weights(learn)[where_it_shows(way)]), 'it did not act'
     assert draws==others_draws or row.entry.permanent, 'a global random generator has moved'
     table_is_right(learn, row.entry.columns)
     assert_clean(learn)
@@ -748,6 +753,127 @@ def data_parallel(row):
     learn.model,learn.splitter = nn.DataParallel(learn.model),trainable_params
     learn.fit(1)
 
+# ---- a pretrained learner, made by `vision_learner`: a frozen body, three groups of parameters ----
+
+def fine_tuned(learn, cbs):
+    "By fastai's recipe, on a learner that has its optimiser already"
+    stay = StaysFrozen()
+    learn.add_cbs([*cbs, stay]).fine_tune(1, 1e-2)
+    learn.remove_cb(stay)
+    (frozen,still),(free,_) = stay.fits
+    assert still>=8 and free==0, 'the body was not frozen first and free then'
+    assert frozen==still, 'a frozen layer was trained'
+
+def thawed_in_part(learn, cbs):
+    "The first group frozen, the others at rates of their own"
+    stay,rates = StaysFrozen(),slice(1e-3, 1e-2)
+    learn.add_cbs([*cbs, stay]).freeze_to(1)
+    learn.fit(2, rates)
+    learn.remove_cb(stay)
+    assert np.allclose([h['lr'] for h in learn.opt.hypers], even_mults(1e-3, 1e-2, 3), rtol=1e-12)
+    (frozen,still), = stay.fits
+    assert frozen==still>=4, 'a frozen layer was trained'
+
+def one_cycle_in_slices(learn, cbs):
+    "The whole network, each group at a rate that rises and falls"
+    learn.add_cbs(cbs).unfreeze()
+    before = weights(learn)
+    learn.fit_one_cycle(2, slice(1e-3, 1e-2))
+    low,_,high = [h['lr'] for h in learn.opt.hypers]
+    assert np.isclose(high/low, 10) and not torch.equal(before['0.0.weight'], learn.model[0][0].weight)
+
+# way -> a weight of the first layer that learns there
+pretrained_ways = {'pretrained: fine_tune': '0.0.weight', 'pretrained: freeze_to(1), slice': '1.4.weight',
+                   'pretrained: one-cycle in slices': '0.0.weight'}
+ways |= dict(zip(pretrained_ways, (fine_tuned, thawed_in_part, one_cycle_in_slices)))
+for way in pretrained_ways:
+    cell(way)(partial(acts, way=way))
+    cell(f'neutral: {way}')(partial(neutral, way=way))
+
+def pretrained(cb=None, **kwargs): return pretrained_learner(cb, **dict(metrics=hits) | kwargs)
+
+@cell('pretrained: a body frozen whole')
+def frozen_whole(row):
+    "Not a number of the body moves, no statistic either, whatever is put or run there; head and own heads learn"
+    cb = row.make()
+    learn = pretrained([cb, BnFreeze()], train_bn=False)
+    before = weights(learn)
+    for _ in range(2):
+        heads = heads_of(cb)
+        learn.fit(1, 1e-2)
+    changed = {k for k,v in weights(learn).items() if not torch.equal(v, before[k])}
+    # fresh attention blocks are trained with the head
+    assert '1.4.weight' in changed and all(k.startswith('1.') or 'attention_' in k for k in changed), changed
+    assert bool(heads)==overrides(methods[row.method], 'make_heads')
+    assert not heads or any(not torch.equal(v, heads[k]) for k,v in heads_of(cb).items()), 'the heads have not learnt'
+    assert_clean(learn)
+    holds_nothing(cb)
+
+@cell('pretrained: a rate for each group')
+def rate_for_each(row):
+    "What has the rate 0 stays where it is; own heads learn at the rate of the last group"
+    cb = row.make()
+    learn = pretrained(cb)
+    learn.unfreeze()
+    for rates in ([0., 0., 1e-2], [0., 1e-2, 0.], [1e-2, 0., 0.]):
+        before,heads = groups(learn),heads_of(cb)
+        learn.fit(1, rates, wd=.1)
+        assert moved(before, learn)==[bool(r) for r in rates], rates
+        if heads: assert all(torch.equal(p, heads[k]) for k,p in cb.aux_heads.named_parameters()), 'a head moved'
+    assert_clean(learn)
+
+@cell('pretrained: lr_find between two fits')
+def found_between(row):
+    """Network, own heads, optimiser, what is frozen and the random numbers of the callback are as before, and the next
+    fit is what it is without a search"""
+    def run(search):
+        cb = row.make()
+        learn = pretrained(cb)
+        learn.fit(1, 1e-2)
+        if search: search_rate(learn, cb)
+        set_seed(5)
+        learn.dls.train.rng = random.Random(5)
+        learn.fit(1, 1e-2)
+        return weights(learn),heads_of(cb)
+    (net,heads),(other,other_heads) = run(True),run(False)
+    assert_same(net, other)
+    assert_same(heads, other_heads)
+
+def search_rate(learn, cb):
+    "`lr_find`, and whether all is as it was"
+    frozen = lambda: [not p.requires_grad for p in learn.model.parameters()]
+    net,opt,flags,state = weights(learn),deepcopy(learn.opt.state_dict()),frozen(),cb.state_dict()
+    learn.lr_find(num_it=6, show_plot=False)
+    assert_same(net, weights(learn))
+    same_state(opt, learn.opt.state_dict())
+    assert any(flags) and flags==frozen()
+    now = cb.state_dict() # what was there is put in place in the next fit
+    assert state.keys()==now.keys() and ('generator' not in now or torch.equal(state['generator'], now['generator']))
+    assert_same(state.get('heads', {}), now.get('heads', {}))
+    assert_clean(learn)
+    holds_nothing(cb)
+
+@cell('pretrained: fine_tune, then export')
+def exported_after(row):
+    """It predicts the same when it is loaded, and holds no head and no hook; a plain learner of that architecture loads
+    its weights and predicts the same, unless the method is part of the network"""
+    cb = row.make()
+    learn = pretrained(cb)
+    learn.fine_tune(1, 1e-2)
+    learn.export('tuned.pkl')
+    again,plain = load_learner(learn.path/'tuned.pkl'),pretrained()
+    models = [learn.model, again.model]
+    assert own(again).aux_heads is None and not any(m._forward_hooks for m in again.model.modules())
+    assert all(p.grad is None for p in again.model.parameters())
+    assert (again.model.state_dict().keys()==plain.model.state_dict().keys())!=row.entry.permanent
+    if not row.entry.permanent:
+        plain.model.load_state_dict(again.model.state_dict())
+        models.append(plain.model)
+    x = torch.randn(4, 3, 64, 64)
+    with torch.no_grad(): first_,*others = [m.eval()(x) for m in models]
+    assert all(torch.equal(first_, o) for o in others)
+    next_fit_is_sound(learn)
+
 # ---- on a GPU; all of it runs on a CPU too, to be tried there ----
 
 cuda_ways = {
@@ -1061,13 +1187,23 @@ def table_on(device):
     "The same for the cells of a GPU, variants included"
     for row,name in asked(cuda_cells): yield row.name,name,partial(check_on, device, row, name)
 
+def read_table(file):
+    "(method, cell) -> its row, in a list"
+    with open(file, newline='') as f: return {(o[0], o[1]): [tuple(o)] for o in list(csv.reader(f))[1:]}
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('.')[0])
     parser.add_argument('--csv', help='file for the table: method, cell, status, why')
+    parser.add_argument('--only', default='', help='cells to run, by a part of their names; '
+                                                   'rows of the others stay in the table as they are')
     parser.add_argument('--device',
                         help="run a GPU's cells on this device (cuda; cpu to try them) instead of the others")
     args,found,start = parser.parse_args(),[],time.time()
+    kept = read_table(args.csv) if args.only and args.csv else {}
     for method,name,run in table_on(args.device) if args.device else table():
+        if args.only not in name:
+            found += kept.get((method, name), [])
+            continue
         try: status,why = run()
         except Exception as e: status,why = 'failed',f'{type(e).__name__}: {e}'.replace('\n', ' ')
         if status=='failed': print(f'{method}: {name}: {why}', flush=True)

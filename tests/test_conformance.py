@@ -46,8 +46,38 @@ class Meddles(SpatialScale):
     "Changes a weight in an event that is not its own"
     def after_backward(self): self.learn.model[1][-1].bias.data.add_(1e-3)
 
+class Thaws(SpatialScale):
+    "Moves what is frozen"
+    def after_step(self): next(self.learn.model.parameters()).data.add_(1e-3)
 
-@pytest.mark.parametrize('cls,name', [
+class Wakes(SpatialScale):
+    "Runs the body once more in training mode, which moves its statistics"
+    def before_batch(self):
+        super().before_batch()
+        if self.learn.training: self.learn.model[0].train()(self.learn.x)
+
+class Searches(SpatialScale):
+    "Does not put back what `lr_find` has drawn"
+    def before_fit(self):
+        super().before_fit()
+        self._fit.snapshot = None
+
+def harmless(*args): pass
+
+class Packs(SpatialScale):
+    "Leaves a hook of its own"
+    def after_fit(self):
+        super().after_fit()
+        self.learn.model[0].register_forward_hook(harmless)
+
+pretrained_failures = [(Thaws, 'pretrained: fine_tune'), (Thaws, 'pretrained: freeze_to(1), slice'),
+                       (Thaws, 'pretrained: a body frozen whole'), (Thaws, 'pretrained: a rate for each group'),
+                       (Draws, 'neutral: pretrained: one-cycle in slices'), (Stays, 'pretrained: fine_tune'),
+                       (Thaws, 'neutral: pretrained: fine_tune'), (Wakes, 'pretrained: a body frozen whole'),
+                       (Searches, 'pretrained: lr_find between two fits'),
+                       (Packs, 'pretrained: fine_tune, then export')]
+
+@pytest.mark.parametrize('cls,name', pretrained_failures + [
     (Draws, 'fit'),
     (Draws, 'neutral: fit'),
     (Draws, 'acts at its events and at no other'),
