@@ -41,18 +41,19 @@ def claim_verdict(
     verdicts:list, # of its differences, from `sign_verdict`
 )->str: # one of the same four
     "What the differences of a claim say together"
-    return next((v for v in (fails, holds, untold) if v in verdicts), absent)
+    if set(verdicts)<={absent}: return absent
+    if fails in verdicts: return fails
+    return holds if set(verdicts)=={holds} else untold
 
 def in_words(
     verdicts:list, # of the differences of a claim
-)->str: # such as 'holds in sign (2 of 4)'
-    "The verdict of a claim, and how many of its differences make it"
+)->str: # such as 'cannot be told at this scale (shown: 2 of 4)'
+    "The verdict of a claim, and how many of its differences are as the paper says, otherwise, or not there"
     v = claim_verdict(verdicts)
-    missing = verdicts.count(absent)
-    of = f'{verdicts.count(v)} of {len(verdicts)}' if v in (holds, fails) else ''
-    parts = [of] + [f'{missing} not run yet']*(v!=absent and missing>0)
-    told = ', '.join(p for p in parts if p)
-    return v + f' ({told})'*bool(told)
+    counts = {'shown': holds, 'the other way': fails, 'not run yet': absent}
+    n = {what: verdicts.count(one) for what,one in counts.items()}
+    told = ', '.join(f'{what}: {k}' for what,k in n.items() if k)
+    return v + f' ({told} of {len(verdicts)})'*bool(told and set(verdicts)!={absent} and len(verdicts)>1)
 
 # %% ../../nbs/comparison/96_holds.ipynb #96a00012
 @dataclass(frozen=True)
@@ -97,17 +98,21 @@ def what_ran(
     "Network, images, epochs and seeds of the runs that are there"
     if not rows: return ''
     df = pd.concat(rows, ignore_index=True)
-    each = lambda column, form='{}': ' / '.join(form.format(v) for v in df[column].drop_duplicates())
+    each = lambda column: ' / '.join(df[column].drop_duplicates())
     number = lambda column: ' / '.join(f'{float(v):,.0f}' for v in df[column].drop_duplicates())
     seeds = df.groupby(['block', 'arm'])['seed'].nunique()
     n = f'{seeds.min()}' if seeds.min()==seeds.max() else f'{seeds.min()} to {seeds.max()}'
-    return f"{each('arch')}, {number('n_train')} images of {each('data')}, {number('epochs')} epochs, {n} seeds"
+    epochs = number('epochs')
+    return (f"{each('arch')}, {number('n_train')} images of {each('data')}, {epochs} epoch{'s'*(epochs!='1')}, "
+            f'{n} seeds')
 
 def scale_of(
-    calls:list, # from `plan_of`
+    rows:list, # tables of rows, one a block
+    calls:list, # from `plan_of`, for what has no rows yet
 )->str:
-    "What is smaller or otherwise than in the paper, each once"
-    scales = dict.fromkeys(c['arguments']['protocol'].scale for c in calls)
+    "What is smaller or otherwise than in the paper, each once: of the runs, or of those to come"
+    planned = [c['arguments']['protocol'].scale for c in calls]
+    scales = dict.fromkeys(pd.concat(rows)['scale'] if rows else planned)
     return '; '.join(s.removeprefix('scaled: ') for s in scales if s)
 
 # %% ../../nbs/comparison/96_holds.ipynb #96a00015
@@ -131,7 +136,7 @@ def table_cells(
     found = claims(table, calls, rows)
     verdicts = [sign_verdict(r.published, r.last, r.told) for r in found.itertuples()]
     labels = {arm: label for c in calls for label,arm in labels_of_taught(c['arms']).items()}
-    found = found.assign(table=name, ran=what_ran(rows), scale=scale_of(calls), verdict=verdicts,
+    found = found.assign(table=name, ran=what_ran(rows), scale=scale_of(rows, calls), verdict=verdicts,
                          colour=[method_colour(labels[m]) for m in found['method']])
     wanted = found['method'] + ' - ' + found['against']
     return found[wanted.isin(pairs)] if pairs else found
@@ -163,7 +168,8 @@ def totals_text(
 )->str: # one sentence
     "The totals in words"
     lost = f"{total['failed']} failed and {total['diverged']} diverged"
-    hours = [f"{total['core_hours']:.1f} core-hours"] + [f"{total['gpu_hours']:.1f} hours on a GPU"]*(total['gpu_hours']>0)
+    hours = [f"{total['core_hours']:.1f} core-hours"]
+    if total['gpu_hours']: hours.append(f"{total['gpu_hours']:.1f} hours on a GPU")
     return f"{plural(total['runs'], 'run')}, of which {lost}; {' and '.join(hours)}."
 
 # %% ../../nbs/comparison/96_holds.ipynb #96a00020
@@ -229,7 +235,7 @@ def verdict_counts(
 )->str: # one sentence
     "How many claims have each verdict"
     n = {v: sum(a.verdict==v for a in found) for v in (holds, fails, untold, absent)}
-    return f"Of {plural(len(found), 'claim')}: " + ', '.join(f'{k} {v}' for v,k in n.items() if k) + "."
+    return f"Of {plural(len(found), 'claim')}: " + '; '.join(f'{k} {v}' for v,k in n.items() if k) + "."
 
 # %% ../../nbs/comparison/96_holds.ipynb #96a00023
 def places(
@@ -270,12 +276,14 @@ def label_lines(ax:plt.Axes, found:list, heads:list, lines:list):
     "Texts beside the lines, what the marks mean, and the limits"
     cells = [(pair_text(r), y) for a,ys in zip(found, lines) for r,y in zip(a.cells.itertuples(), ys)]
     ax.set_yticks([y for _,y in cells], [textwrap.shorten(t, 46, placeholder=' ...') for t,_ in cells], fontsize=7)
+    place = ax.get_yaxis_transform()
     for a,y in zip(found, heads):
-        text = f"{textwrap.shorten(a.claim, 88, placeholder=' ...')} {in_words(list(a.cells['verdict']))}"
-        ax.text(0.005, y, text, transform=ax.get_yaxis_transform(), fontsize=7.5, va='center', weight='bold')
+        said = dict(transform=place, fontsize=7.5, va='center', bbox=dict(fc='white', ec='none', alpha=0.8, pad=1))
+        ax.text(0.005, y, textwrap.shorten(a.claim, 84, placeholder=' ...'), weight='bold', **said)
+        ax.text(0.995, y, in_words(list(a.cells['verdict'])), ha='right', **said)
     ax.set_ylim(min(h for ys in lines for h in ys) - 0.75, 0.75)
     ax.set_xlabel('difference, points (more is better), 95 % interval; open: cannot be told')
     ax.plot([], [], 'D', mfc='none', color='grey', label='published')
     ax.plot([], [], '>', mfc='none', color='grey', label='published as a picture: a gain')
     ax.errorbar([], [], xerr=[], fmt='o', color='k', capsize=3, label='here')
-    ax.legend(fontsize=7, loc='lower right')
+    ax.figure.legend(fontsize=8, loc='outside lower center', ncols=3)
