@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['holds', 'fails', 'untold', 'absent', 'questions', 'further', 'sign_verdict', 'claim_verdict', 'in_words', 'Question',
            'folder_of', 'table_at', 'what_ran', 'scale_of', 'asked_cells', 'table_cells', 'all_runs', 'totals',
-           'totals_text', 'Answer', 'answers', 'points', 'pair_text', 'answer_row', 'answers_table', 'verdict_counts',
-           'places', 'draw_cell', 'plot_answers', 'label_lines']
+           'totals_text', 'Answer', 'answers', 'answer_row', 'answers_table', 'verdict_counts', 'places',
+           'plot_answers']
 
 # %% ../../nbs/comparison/96_holds.ipynb #96a00003
 import textwrap
@@ -182,7 +182,9 @@ class Answer:
     total: dict = field(default_factory=dict) # of its runs, see `totals`
 
     @property
-    def verdict(self)->str: return claim_verdict(list(self.cells['verdict']))
+    def verdict(self)->str: # see `claim_verdict`
+        "That of its differences together"
+        return claim_verdict(list(self.cells['verdict']))
 
 def answers(
     root:str|Path, # of all tables
@@ -197,6 +199,7 @@ def answers(
         res.append(Answer(tables[0].claim, f'{papers[tables[0].paper]}, {source}', asked_cells(q, root), totals(runs)))
     return res
 
+# %% ../../nbs/comparison/96_holds.ipynb #96a00027
 def points(x:float, low:float=np.nan, high:float=np.nan):
     "A difference with its interval; '' where there is none"
     if np.isnan(x): return ''
@@ -249,6 +252,7 @@ def places(
         y -= n + 1.5
     return heads,lines
 
+# %% ../../nbs/comparison/96_holds.ipynb #96a00028
 def draw_cell(ax:plt.Axes, r:object, y:float):
     "One difference: published, and ours if there is one"
     numbered = np.isfinite(r.published)
@@ -257,20 +261,6 @@ def draw_cell(ax:plt.Axes, r:object, y:float):
     width = np.nan_to_num([[r.last - r.low], [r.high - r.last]])
     ax.errorbar(r.last, y, xerr=width, fmt='o', color=r.colour, ms=5, capsize=3,
                 mfc=r.colour if r.told=='yes' else 'white')
-
-def plot_answers(
-    found:list, # from `answers`
-)->plt.Figure:
-    "Published difference beside ours with its interval, a band for each claim"
-    heads,lines = places([len(a.cells) for a in found])
-    n = -min(h for ys in lines for h in ys)
-    fig,ax = plt.subplots(figsize=(9, 1 + 0.24*n), layout='constrained')
-    ax.axvline(0, color='grey', lw=1)
-    for i,(a,ys) in enumerate(zip(found, lines)):
-        if i%2==0: ax.axhspan(heads[i] + 0.75, min(ys) - 0.75, color='0.96', zorder=0)
-        for r,y in zip(a.cells.itertuples(), ys): draw_cell(ax, r, y)
-    label_lines(ax, found, heads, lines)
-    return fig
 
 def label_lines(ax:plt.Axes, found:list, heads:list, lines:list):
     "Texts beside the lines, what the marks mean, and the limits"
@@ -287,3 +277,18 @@ def label_lines(ax:plt.Axes, found:list, heads:list, lines:list):
     ax.plot([], [], '>', mfc='none', color='grey', label='published as a picture: a gain')
     ax.errorbar([], [], xerr=[], fmt='o', color='k', capsize=3, label='here')
     ax.figure.legend(fontsize=8, loc='outside lower center', ncols=3)
+
+# %% ../../nbs/comparison/96_holds.ipynb #96a00029
+def plot_answers(
+    found:list, # from `answers`
+)->plt.Figure:
+    "Published difference beside ours with its interval, a band for each claim"
+    heads,lines = places([len(a.cells) for a in found])
+    n = -min(h for ys in lines for h in ys)
+    fig,ax = plt.subplots(figsize=(9, 1 + 0.24*n), layout='constrained')
+    ax.axvline(0, color='grey', lw=1)
+    for i,(a,ys) in enumerate(zip(found, lines)):
+        if i%2==0: ax.axhspan(heads[i] + 0.75, min(ys) - 0.75, color='0.96', zorder=0)
+        for r,y in zip(a.cells.itertuples(), ys): draw_cell(ax, r, y)
+    label_lines(ax, found, heads, lines)
+    return fig
