@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                            # everything, in 6 minutes at most, into $OUT or ./gpu_results
     python benchmarks/gpu.py --parts cost --minutes 12  # more rounds
+    python benchmarks/gpu.py --parts claims --minutes 4 # a piece of the papers' tables; the same command goes on
     python benchmarks/gpu.py --device cpu --tiny        # a trial without a GPU: tiny networks, two rounds, numbers
                                                         # without meaning
 
@@ -14,7 +15,10 @@ It runs from a checkout, with or without `pip install`, and needs nothing from t
 - `cost`: time and peak memory of every callback by `benchmarks/overhead.py`, plain training beside each of them, for
   ResNet-50 (224 px, batch 128, or 64 on a card below 40 GiB) and ResNet-56 (32 px, batch 128) in bfloat16 (float16 on
   cards older than Ampere) and channels_last, images held as bytes on the device; and the functions on maps against
-  their literal forms.
+  their literal forms;
+- `claims`, if it is asked for: tables of the papers by `benchmarks/gpu_claims.py`, eight runs side by side, rows as
+  those of `featreg reproduce` in the folder `claims`. What has ended counts in the next piece, from the same folder or
+  from the one that `--earlier` names; that there is more to do is no failure.
 
 Each step of a part is a process of its own, so that one that fails takes nothing else with it. It is asked to end
 within its share of the time that is left (tests that are not reached are skipped, rounds and candidates left out) and
@@ -25,7 +29,7 @@ row per test), `conformance_gpu.csv` (a row per method and cell, as `nbs/results
 and `functions_gpu.csv` (columns of `nbs/results/overhead_cpu_*.csv` and `functions_cpu.csv`, and the device), a log of
 each step.
 """
-import argparse, os, platform, subprocess, sys, time
+import argparse, os, platform, shutil, subprocess, sys, time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +40,8 @@ import pandas as pd, torch
 
 root = Path(__file__).resolve().parent.parent
 overhead = str(root/'benchmarks'/'overhead.py')
+tables = str(root/'benchmarks'/'gpu_claims.py')
+parts = 'tests', 'cost', 'claims'
 no_time = 'no time was left' # as tests/conftest.py and overhead.py say
 
 
@@ -130,6 +136,19 @@ def functions_command(seconds: float, args: argparse.Namespace) -> list:
     return [sys.executable, overhead, '--functions', '--device', args.device, '--out', str(args.out), *few]
 
 
+def claims_command(seconds: float, args: argparse.Namespace) -> list:
+    "Tables of the papers, from where an earlier piece has ended"
+    if args.earlier: shutil.copytree(args.earlier, args.out/'claims', dirs_exist_ok=True)
+    own = ['--tiny']*args.tiny + (['--data-at', str(args.data_at)] if args.data_at else [])
+    return [sys.executable, tables, '--out', str(args.out/'claims'), '--seconds', f'{seconds:.0f}', *own]
+
+
+def read_claims(args: argparse.Namespace) -> str:
+    "How far it came"
+    print((args.out/'claims.log').read_text(errors='replace').strip().rpartition('\n')[2])
+    return ''
+
+
 def plan(args: argparse.Namespace, found: dict) -> list:
     "The steps, in their order"
     amp = 'bf16' if args.device=='cpu' or float(found['capability'])>=8 else 'fp16'
@@ -140,7 +159,8 @@ def plan(args: argparse.Namespace, found: dict) -> list:
     steps = [Step('tests', 'tests', .3, pytest_command, 'tests and conformance cells that need a GPU', read_tests),
              *[Step(f'cost_{o[0]}', 'cost', share, cost_command(*o), cost.format(*o))
                for o,share in ((large, .4), (small, .25))],
-             Step('functions', 'cost', .05, functions_command, 'functions on maps against their literal forms')]
+             Step('functions', 'cost', .05, functions_command, 'functions on maps against their literal forms'),
+             Step('claims', 'claims', 1., claims_command, 'tables of the papers, side by side', read_claims)]
     return [s for s in steps if s.part in args.parts]
 
 
@@ -175,16 +195,20 @@ def parse() -> argparse.Namespace:
     "Command line; one sentence where there is no GPU"
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=6., help='for everything')
-    p.add_argument('--parts', default='tests,cost', help='tests, cost, or both with a comma (the default)')
+    p.add_argument('--parts', default='tests,cost',
+                   help='some of tests, cost and claims, with commas (default: %(default)s)')
     p.add_argument('--methods', default='',
                    help='regular expression: costs of candidates whose label has a match only')
+    p.add_argument('--earlier', type=Path, help='rows of claims of an earlier piece, to go on from')
+    p.add_argument('--data-at', type=Path, help='folder with data of the claims, in folders named as in the tables')
     p.add_argument('--device', choices=['cuda', 'cpu'], default='cuda')
     p.add_argument('--tiny', action='store_true', help='tiny networks, two rounds, tests of two methods: a trial')
     p.add_argument('--out', type=Path, default=Path(os.environ.get('OUT') or 'gpu_results'),
                    help='folder for the files (default: $OUT, or gpu_results)')
     args = p.parse_args()
     args.parts,args.out = args.parts.split(','),args.out.resolve()
-    if not set(args.parts) <= {'tests', 'cost'}: p.error('--parts must be tests, cost, or tests,cost')
+    if not set(args.parts) <= set(parts): p.error(f"--parts must be some of {', '.join(parts)}, with commas")
+    if args.earlier and not args.earlier.is_dir(): p.error(f'--earlier must be a folder, got {args.earlier}')
     if args.minutes<=0: p.error('--minutes must be greater than 0')
     ready = torch.cuda.is_available() if args.device=='cuda' else args.tiny
     if not ready: raise SystemExit('gpu.py measures a CUDA GPU, and here is none; try it with --device cpu --tiny')

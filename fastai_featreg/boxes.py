@@ -22,6 +22,16 @@ class BoxedImage:
         store_attr()
     __repr__ = basic_repr('label,box')
 
+# %% ../nbs/75_boxes.ipynb #75b00002
+def rests_on(
+    device:torch.device|None, # of the loader's batches
+    n_bytes:int, # of pixels and labels
+)->bool:
+    "May a loader keep its pixels in the memory of the device?"
+    if device is None or torch.device(device).type!='cuda': return False
+    free,_ = torch.cuda.mem_get_info(device)
+    return 16*n_bytes<=free
+
 # %% ../nbs/75_boxes.ipynb #958b1559
 class ArrayDL(TfmdDL):
     "A `TfmdDL` that takes whole batches out of memory where its items are `BoxedImage`s that hold pixels"
@@ -31,6 +41,14 @@ class ArrayDL(TfmdDL):
         "Stack pixels and labels once, in the main process"
         super().before_iter()
         if self._stack is None and self._stackable(): self._stack = self._stack_items()
+        if self._stack is not None: self._stack = tuple(o.to(self._place()) for o in self._stack)
+
+    def _place(self):
+        "The device on which the stack rests"
+        # asked each time: `one_batch` sets the workers to 0 for a moment; memory of a GPU cannot be pinned
+        alone = not (self.fake_l.num_workers or self.fake_l.pin_memory)
+        n_bytes = sum(o.nbytes for o in self._stack)
+        return self.device if alone and rests_on(self.device, n_bytes) else torch.device('cpu')
 
     def _stackable(self):
         "Whether all items hold pixels of one shape"

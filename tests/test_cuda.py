@@ -141,3 +141,15 @@ every = [pytest.param(row, name, id=f'{row.name}: {name}') for row,name in asked
 def test_cell(row, name, device, record_property):
     for k,v in dict(method=row.name, cell=name).items(): record_property(k, v)
     for k,v in zip(('status', 'why'), check_on(device, row, name)): record_property(k, v)
+
+
+def test_batches_out_of_the_memory_of_the_device(device):
+    "Pixels rest as bytes where the batches are needed; the batches are those of a CPU"
+    def batches(where):
+        dls = digits_dls(n_train=40, n_valid=20, size=32, bs=8, device=torch.device(where))
+        found = [b for _ in range(2) for b in dls.valid]
+        assert dls.valid._stack[0].dtype==torch.uint8 and dls.valid._stack[0].device.type==where
+        return found
+    for a,b in zip(batches(device), batches('cpu'), strict=True):
+        assert a[0].device.type==device and torch.equal(a[1].cpu(), b[1])
+        torch.testing.assert_close(a[0].cpu(), b[0], rtol=1e-5, atol=1e-6)

@@ -1,8 +1,12 @@
 "The script for a GPU and the options it asks of the cost benchmark, tried on a CPU"
-import argparse, importlib, math, shutil, sys
+import argparse, importlib, math, shutil, sys, time
+from dataclasses import replace
 from pathlib import Path
-import gpu, overhead, pandas as pd, pytest, torch
+import gpu, gpu_claims, overhead, pandas as pd, pytest, torch
 from fastai_featreg.comparison import cost
+from fastai_featreg.comparison.holds import all_runs, asked_cells, questions
+from fastai_featreg.comparison.published import block_named, published_gain, read_table
+from fastai_featreg.comparison.reproduce import n_runs, plan_of
 
 results = Path(__file__).parent.parent/'nbs'/'results'
 few = '--arch resnet8 --size 16 --bs 4 --rounds 2 --warmup 1 --trial --device cpu'.split()
@@ -140,3 +144,83 @@ def test_the_trial_from_end_to_end(tmp_path, monkeypatch):
     nets = 'test_resnet_64px_bs2','resnet8_16px_bs4'
     costs = {f'overhead_cpu_{n}_bf16_channels_last_uint8_burst2.csv' for n in nets}
     assert names==costs | {'machine.csv', 'parts.csv', 'pytest_cpu.csv', 'conformance_cpu.csv', 'functions_cpu.csv'}
+
+
+@pytest.mark.parametrize('name', gpu_claims.forms)
+@pytest.mark.parametrize('tiny', [False, True])
+def test_a_table_of_the_card_claims_what_the_papers_does(tmp_path, name, tiny):
+    "Another quick form of the same table; eight runs at a time come out even"
+    library,table = read_table(name),read_table(gpu_claims.write_table(tmp_path, name, tiny))
+    assert replace(table, quick=None)==replace(library, quick=None)
+    calls = plan_of(table, quick=True)
+    for c in calls:
+        b = block_named(table, c['block'])
+        shown = [k for k in table.claims if {k.method, k.against}<=set(c['arms']) and not k.beside]
+        assert shown and all(published_gain(table, k, b) is not None for k in shown)
+    if tiny: assert all(c['arguments']['data']=='digits' for c in calls)
+    else:
+        assert n_runs(calls)%8==0 and all(c['arguments']['jobs']==8 for c in calls)
+        assert all(c['arguments']['seeds']>=4 for c in calls)
+        # of 128 images: a run that is cut by the end of a piece is lost
+        assert all(c['arguments']['n_train']*c['arguments']['protocol'].epochs<=128*8000 for c in calls)
+
+
+def test_claims_end_in_time_and_go_on(tmp_path, monkeypatch, capsys):
+    "The time ends the table that it is in; the next piece asks the same, and all is then done"
+    asked = []
+    def interrupted(file, **how):
+        asked.append((file.parent.name, how['quick'], how['out']))
+        if len(asked)==2: raise KeyboardInterrupt
+    monkeypatch.setattr(gpu_claims, 'reproduce', interrupted)
+    args = ['--out', tmp_path, '--tables', 'fm-table8,fm-table1', '--tiny']
+    assert call(gpu_claims.main, monkeypatch, *args)==0
+    said = capsys.readouterr().out
+    assert 'the time was over in fm-table1' in said and 'there is more to do: 0 runs' in said
+    assert call(gpu_claims.main, monkeypatch, *args)==0
+    assert 'all tables are done: 0 runs' in capsys.readouterr().out
+    assert asked==[(f'{n}-quick', True, tmp_path) for n in ('fm-table8', 'fm-table1')]*2
+
+
+def test_the_time_of_a_piece_is_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt):
+        gpu_claims.end_in(.05)
+        time.sleep(60)
+
+
+def test_a_failed_run_of_a_claim_is_told(tmp_path, monkeypatch):
+    "One that diverged is a result"
+    file = tmp_path/'fm-table8-quick'/'a'/'results.csv'
+    file.parent.mkdir(parents=True)
+    rows = pd.read_csv(results/'digits15'/'results.csv', dtype=str, keep_default_na=False)[:2]
+    monkeypatch.setattr(gpu_claims, 'reproduce', lambda *args, **how: None)
+    for error,code in (('diverged: nan', 0), ('OSError: no', 1)):
+        rows.assign(error=['', error], accuracy=[rows.accuracy[0], '']).to_csv(file, index=False)
+        assert call(gpu_claims.main, monkeypatch, '--out', tmp_path)==code
+
+
+def test_the_claims_begin_where_an_earlier_piece_ended(tmp_path):
+    (tmp_path/'before'/'fm-table8-quick').mkdir(parents=True)
+    (tmp_path/'before'/'fm-table8-quick'/'results.csv').write_text('rows')
+    out = tmp_path/'out'
+    out.mkdir()
+    args = argparse.Namespace(parts=['claims'], device='cuda', tiny=False, methods='', out=out, data_at=None,
+                              earlier=tmp_path/'before')
+    step, = gpu.plan(args, dict(gib=141., capability='9.0'))
+    command = step.command(215., args)
+    assert command[1:]==[gpu.tables, '--out', str(out/'claims'), '--seconds', '215']
+    assert (out/'claims'/'fm-table8-quick'/'results.csv').read_text()=='rows'
+    (out/'claims.log').write_text('1\nthere is more to do: 8 runs\n')
+    assert step.after(args)==''
+
+
+@pytest.mark.slow
+def test_the_trial_of_the_claims(tmp_path, monkeypatch):
+    "Rows that the page of claims reads, and one run for all that has ended"
+    args = ['--device', 'cpu', '--tiny', '--parts', 'claims', '--minutes', 10, '--out', tmp_path]
+    assert call(gpu.main, monkeypatch, *args)==0
+    first = all_runs(tmp_path/'claims')
+    assert len(first)==8 and (first['error']=='').all()
+    read = {q.tables[0]: asked_cells(q, tmp_path/'claims') for q in questions if q.tables[0] in gpu_claims.forms}
+    assert len(read)==4 and all(c['seeds'].max()==1 for c in read.values())
+    assert call(gpu.main, monkeypatch, *args)==0
+    pd.testing.assert_frame_equal(all_runs(tmp_path/'claims'), first)

@@ -1,8 +1,10 @@
 "Batches from memory: the pixels and order of fastai's loader, whatever is asked of them"
 import random
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import AdaptiveAvgPool, Flatten, Learner, MixUp, TfmdDL, load_learner, nn
+from fastai_featreg import boxes
 from fastai_featreg.data import digits_dls, folder_dls, pad_crop_flip
 from fastai_featreg.memory import MemoryDL, fits_memory
 
@@ -67,3 +69,21 @@ def test_learner_from_memory(photos, tmp_path):
     items = Learner(opened(photos, in_memory=False), again.model)
     with items.no_bar(): expected = items.get_preds(dl=items.dls.test_dl([tmp_path/'wide.png'], num_workers=0))[0]
     assert torch.equal(preds, expected)
+
+
+def test_pixels_rest_on_a_gpu_only_where_nobody_else_takes_them(monkeypatch):
+    "With a sixteenth of its memory, unless workers take the batches or the memory is pinned"
+    gpu,stack = torch.device('cuda'),(torch.zeros(10, 10, dtype=torch.uint8),)
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (1600, 99999))
+    def place(device, stack=stack, num_workers=0, pin_memory=False):
+        loader = SimpleNamespace(num_workers=num_workers, pin_memory=pin_memory)
+        return boxes.ArrayDL._place(SimpleNamespace(_stack=stack, device=device, fake_l=loader)).type
+    assert place(gpu)=='cuda'
+    others = [place(gpu, num_workers=2), place(gpu, pin_memory=True), place(torch.device('cpu')), place(None)]
+    assert others==['cpu']*4 and place(gpu, stack*2)=='cpu'
+
+
+def test_a_sixteenth_of_the_free_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (1600, 99999))
+    assert [boxes.rests_on(torch.device('cuda'), n) for n in (100, 101)]==[True, False]
+    assert not boxes.rests_on(torch.device('cpu'), 1) and not boxes.rests_on(None, 1)
