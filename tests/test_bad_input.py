@@ -1,9 +1,9 @@
 "What cannot work is refused in one sentence, before any training step, and nothing has changed"
-import random, re
+import inspect, random, re
 from functools import partial
 import pytest
 from fastai_featreg.methods.cam_loss import negative_cam_loss
-from fastai_featreg.core import register_method
+from fastai_featreg.core import methods, register_method
 from grammar import in_grammar
 from tiny import *
 from fastai_featreg.methods.cam_loss import cam_loss
@@ -123,6 +123,16 @@ arguments = {
     'classifier': (lambda: MVFeaAug(classifier='cosine'), "classifier must be one of 'linear'"),
     'register no class': (lambda: register_method('x')(3), 'Callback class'),
     'register twice': (lambda: register_method('ccm')(FeatureMining), 'choose another name'),
+    'layers [1.]': (lambda: FeatureMining([1.]), 'layers must be a number of last stages'),
+    "layers ['']": (lambda: BYOT(['']), 'layers must be'),
+    'layers of a block': (lambda: CBAM(layers=-1), 'CBAM: layers must be'),
+    'layers a function': (lambda: FeatureMining(layers=len), 'layers must be'),
+    'weight -1': (lambda: CenterLoss(weight=-1), 'CenterLoss: weight must be at least 0, got -1; '),
+    'weight True': (lambda: CSKD(weight=True), 'weight must be a finite number'),
+    'c -1': (lambda: CAMLoss(c=-1), 'CAMLoss: c must be a number of at least 0, got -1'),
+    'margin 100': (lambda: LSoftmax(margin=100), 'LSoftmax: margin must be a number from 1 to 10, got 100'),
+    'margin 1e9': (lambda: SMSoftmax(margin=1e9), 'margin must be a number from 0 to 100'),
+    'strength ()': (lambda: SelectScale(strength=()), 'strength must be a number from 0 to 1, or one for each'),
     'state garbage': (lambda: FeatureMining().load_state_dict({'a': 1}), 'state must be what `state_dict`'),
     'state None': (lambda: CAMLoss().load_state_dict(None), 'state must be'),
     'state list': (lambda: SelectScale().load_state_dict([1]), 'state must be'),
@@ -161,18 +171,50 @@ def test_a_closed_file_is_no_teacher(files):
 
 @pytest.mark.parametrize('make', [
     partial(FeatureMining, layer=1),
+    partial(StochDepth, p=.5),
+    partial(SE, r=1),
+    partial(CutOut, side=1),
     partial(SelectScale, curiculum=True),
     partial(CAMLoss, strt=0),
     partial(NegativeCAM, K=1),
 ] + [partial(t, tiny_teacher(), gama=1) for t in teachers.values()] + [partial(CATKD, tiny_teacher(), cam='auto')])
 def test_a_misspelt_argument_is_named(make):
     with pytest.raises(TypeError) as e: make()
-    sentence(e, f"keyword argument '{first(make.keywords)}'")
+    # the class that was typed, not the base whose constructor it has
+    sentence(e, f"^{make.func.__name__}: there is no keyword argument '{first(make.keywords)}'; its arguments are ")
 
 @pytest.mark.parametrize('make', **cases(teachers))
 def test_a_teacher_must_be_given(make):
     with pytest.raises(TypeError) as e: make()
     sentence(e, "'teacher'")
+
+
+# ---- layers: refused when the callback meets its learner ----
+
+def takes_layers(cls): return 'layers' in inspect.signature(cls.__init__).parameters
+
+@pytest.mark.parametrize('cls', [c for c in methods.values() if takes_layers(c)])
+@pytest.mark.parametrize('layers', [['nosuch'], 'nosuch', (0, 'nosuch')])
+def test_a_layer_that_the_network_has_not(cls, layers):
+    learn = tiny_learner()
+    before = weights(learn)
+    with pytest.raises(ValueError) as e: learn.add_cb(cls(layers=layers))
+    sentence(e, "layers: the model has no module 'nosuch'; did you mean .*get_anatomy")
+    assert not any(isinstance(cb, cls) for cb in learn.cbs)
+    assert_same(before, weights(learn))
+
+@pytest.mark.parametrize('layers', ['2.0', ['0.1', -1]])
+def test_a_layer_by_the_end_of_its_name(layers):
+    tiny_learner(FeatureMining(layers=layers))
+
+def test_words_for_layers():
+    tiny_learner([SelectScale(layers='all'), StochDepth(layers='branches')])
+
+def test_more_exits_than_stages():
+    learn = tiny_learner(BYOT(layers=10))
+    with pytest.raises(ValueError) as e: learn.fit(1)
+    sentence(e, 'BYOT: layers must be at most 2 here.*got 10; leave it out')
+    tiny_learner(BYOT()).fit(1) # the default takes what there is
 
 
 # ---- learners: refused in the first batch ----
