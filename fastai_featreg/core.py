@@ -117,7 +117,8 @@ def unknown_layers(
 class FeatureCallback(LossCallback):
     "Base of the methods on feature maps: taps `layers` in training batches, adds `weight * loss_term`, changes maps"
     reads_images = True
-    # where `find_layers` is overridden: the texts that it takes beside names of layers; None: nobody else can say
+    # where `find_layers` is overridden: texts that it takes beside names of layers, (): nothing else than `Anatomy.find`
+    # takes; None: nobody else can say
     layer_words = None
     learned = LossCallback.learned + ('_heads',)
     _stateattrs = LossCallback._stateattrs + ('_heads',)
@@ -128,7 +129,7 @@ class FeatureCallback(LossCallback):
         weight:float|Callable=1., # factor of the loss term, or a function of the share of training done, [0,1] -> float
         seed:int|None=None, # seed of the callback's own generator; None derives it from torch's seed
     ):
-        check_layers(type(self).__name__, layers, rule=self._has_rule)
+        check_layers(type(self).__name__, layers, rule=self._has_rule and self.layer_words!=())
         super().__init__(weight, seed)
         self.layers = layers
 
