@@ -117,7 +117,7 @@ def unknown_layers(
 class FeatureCallback(LossCallback):
     "Base of the methods on feature maps: taps `layers` in training batches, adds `weight * loss_term`, changes maps"
     reads_images = True
-    # where `find_layers` is overridden: texts that it takes beside names of layers, (): nothing else than `Anatomy.find`
+    # where `find_layers` is overridden: texts that it takes beside names of layers; (): it takes what `Anatomy.find`
     # takes; None: nobody else can say
     layer_words = None
     learned = LossCallback.learned + ('_heads',)

@@ -19,7 +19,8 @@ def as_pixels(
     if isinstance(image, (str, Path)): image = PILImage.create(image)
     if isinstance(image, Image.Image): image = torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
     x = torch.as_tensor(image)
-    if x.ndim!=3: raise ValueError(f"find_boxes: image must be one image (C,H,W), got {what_is(x)}; give x[0] of a batch")
+    if x.ndim!=3:
+        raise ValueError(f"find_boxes: image must be one image (C,H,W), got {what_is(x)}; give x[0] of a batch")
     x = x if x.is_floating_point() else x.float()/255
     if len(x)==1: x = x.expand(channels, -1, -1)
     if len(x)==channels: return x.as_subclass(Tensor)

@@ -79,7 +79,7 @@ class RecordMaps(Callback):
         # a frozen fit is the first half of `fine_tune`: the second one may reach them
         if not late or self.learn.opt.frozen_idx>0: return
         warnings.warn(f"RecordMaps: epochs must be at most {end}, the last of this fit, got {late}; "
-                      "they wait for another fit of this learner")
+                      "they wait for another fit of this learner", stacklevel=2)
 
     def after_epoch(self):
         "Count, and record"
