@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['what_is', 'check_map', 'check_maps', 'check_count', 'check_number', 'check_choice', 'check_flag', 'check_distance',
-           'plain_tensor', 'widen']
+           'is_layers', 'check_layers', 'plain_tensor', 'widen']
 
 # %% ../nbs/03a_checks.ipynb #46222b96
 import math,numbers
@@ -90,6 +90,30 @@ def check_distance(
     "`ValueError` unless both say how two maps are compared"
     check_choice(name, ('l1', 'l2'), distance=distance)
     check_choice(name, ('mean', 'sum'), positions=positions)
+
+# %% ../nbs/03a_checks.ipynb #f17b0002
+def is_layers(
+    layers:object, # as it was given
+    rule:bool=False, # may it be a function that chooses, too?
+)->bool:
+    "May it mean layers: a number of last stages, a name, a module, or a list of names, modules and stage numbers?"
+    number = lambda o: isinstance(o, numbers.Integral) and not isinstance(o, bool)
+    one = lambda o: isinstance(o, nn.Module) or isinstance(o, str) and bool(o.strip())
+    if isinstance(layers, (list, tuple, L)): return len(layers)>0 and all(one(o) or number(o) for o in layers)
+    # a generator cannot be looked into without being used up
+    if is_listy(layers) or one(layers): return True
+    return number(layers) and layers>0 or rule and callable(layers)
+
+def check_layers(
+    name:str, # class that asks
+    layers:object, # its argument
+    rule:bool=False, # may it be a function that chooses, too?
+):
+    "`ValueError` unless `layers` may mean layers"
+    if is_layers(layers, rule): return
+    raise ValueError(f"{name}: layers must be a number of last stages (1, 2, ...), a layer's "
+                     "name, a module, or a list of names, modules and stage numbers ([-1] is the last), "
+                     f"got {layers!r}")
 
 # %% ../nbs/03a_checks.ipynb #95356c39
 def plain_tensor(

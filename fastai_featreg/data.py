@@ -324,8 +324,10 @@ def _told(dls, redraw, seed, label_noise, noise_kind, per_class=None, classes=No
     if label_noise:
         to = 'the next class' if noise_kind=='pair' else 'another class'
         wrong = changed_labels(dls).sum()
+        column = kwargs.get('label_column')
+        beside = f', on top of what is wrong in the column {column}' if column else ''
         lines.append(f'  training labels: {wrong} of {n} changed to {to} (label noise {label_noise:g}, {noise_kind}, '
-                     f'seed {seed})')
+                     f'seed {seed}{beside})')
     if true_column is not None:
         lines.append(f'  training labels: {changed_labels(dls).sum()} of {n} differ from the column {true_column}')
     return '\n'.join(lines)

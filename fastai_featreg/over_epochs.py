@@ -6,7 +6,7 @@
 __all__ = ['is_wanted', 'check_epochs', 'RecordMaps', 'recorded_maps', 'show_maps_over_epochs', 'epoch_text']
 
 # %% ../nbs/04a_over_epochs.ipynb #04a00004
-import weakref
+import warnings,weakref
 from dataclasses import replace
 from fastai.vision.all import *
 from .batches import batch_to_look_at,loaders
@@ -58,7 +58,11 @@ class RecordMaps(Callback):
     def before_train(self):
         "In a learner's first fit: choose the images, and make their maps once"
         # not in `before_fit`: what is raised there in an inference call leaves fastai's lock held
-        if self._is_no_fit() or self._knows_learner(): return
+        if self._is_no_fit(): return
+        if not self._knows_learner(): self._begin()
+        if self.learn.epoch==0: self._tell_late()
+
+    def _begin(self):
         self._last,self.maps,self.done = weakref.ref(self.learn),{},0
         x = loaders(self.learn)[-1] if self.x is None else self.x
         try:
@@ -67,6 +71,15 @@ class RecordMaps(Callback):
         except BaseException:
             self._last = None # the next fit tries again
             raise
+
+    def _tell_late(self):
+        "A warning about epochs that this fit does not reach"
+        end = self.done + self.learn.n_epoch
+        late = [e for e in self.epochs or () if e>end]
+        # a frozen fit is the first half of `fine_tune`: the second one may reach them
+        if not late or self.learn.opt.frozen_idx>0: return
+        warnings.warn(f"RecordMaps: epochs must be at most {end}, the last of this fit, got {late}; "
+                      "they wait for another fit of this learner", stacklevel=2)
 
     def after_epoch(self):
         "Count, and record"

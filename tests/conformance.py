@@ -618,7 +618,7 @@ def resumed(row):
         learn.dls.train.rng = random.Random(5)
         learn.fit(1, 1e-2)
         return weights(learn)
-    path = Path(tempfile.mkdtemp())
+    path = new_folder()
     learn,again = start(),start()
     learn.fit(1, 1e-2, cbs=SaveModelCallback(fname='half', every_epoch=True, with_opt=True))
     torch.save(own(learn).state_dict(), path/'state.pt')
@@ -652,7 +652,7 @@ def to_export(): return rows() + [r for r in rows(True) if r.name.endswith('(cur
 @lru_cache
 def exported():
     "Every method's learner loaded in one fresh process: row -> what was found there"
-    path,x = Path(tempfile.mkdtemp()),torch.randn(4, 3, 16, 16)
+    path,x = new_folder(),torch.randn(4, 3, 16, 16)
     torch.save(x, path/'x.pt')
     expected = {}
     for i,row in enumerate(to_export()):
@@ -704,7 +704,7 @@ def copied(row):
 
 @cell('repr evals back')
 def repr_back(row):
-    path = Path(tempfile.mkdtemp())/'net.pt'
+    path = new_folder()/'net.pt'
     torch.save(tiny_teacher(), path)
     for cb in (row.make(teacher=path), type(row.make(teacher=path))(*([path] if row.entry.teacher else []))):
         again = eval(repr(cb))

@@ -1,9 +1,9 @@
 "What cannot work is refused in one sentence, before any training step, and nothing has changed"
-import random, re
+import inspect, random, re
 from functools import partial
 import pytest
 from fastai_featreg.methods.cam_loss import negative_cam_loss
-from fastai_featreg.core import register_method
+from fastai_featreg.core import methods, register_method
 from grammar import in_grammar
 from tiny import *
 from fastai_featreg.methods.cam_loss import cam_loss
@@ -123,6 +123,20 @@ arguments = {
     'classifier': (lambda: MVFeaAug(classifier='cosine'), "classifier must be one of 'linear'"),
     'register no class': (lambda: register_method('x')(3), 'Callback class'),
     'register twice': (lambda: register_method('ccm')(FeatureMining), 'choose another name'),
+    'layers {}': (lambda: FeatureMining({}), 'layers must be'),
+    'layers [None]': (lambda: FeatureMining([None]), 'layers must be'),
+    'layers tensor': (lambda: FeatureMining(torch.ones(2)), 'layers must be'),
+    "layers ''": (lambda: FeatureMining(''), 'layers must be'),
+    'layers [1.]': (lambda: FeatureMining([1.]), 'layers must be a number of last stages'),
+    "layers ['']": (lambda: BYOT(['']), 'layers must be'),
+    'layers of a block': (lambda: CBAM(layers=-1), 'CBAM: layers must be'),
+    'layers a function': (lambda: FeatureMining(layers=len), 'layers must be'),
+    'weight -1': (lambda: CenterLoss(weight=-1), 'CenterLoss: weight must be at least 0, got -1; '),
+    'weight True': (lambda: CSKD(weight=True), 'weight must be a finite number'),
+    'c -1': (lambda: CAMLoss(c=-1), 'CAMLoss: c must be a number of at least 0, got -1'),
+    'margin 100': (lambda: LSoftmax(margin=100), 'LSoftmax: margin must be a number from 1 to 10, got 100'),
+    'margin 1e9': (lambda: SMSoftmax(margin=1e9), 'margin must be a number from 0 to 100'),
+    'strength ()': (lambda: SelectScale(strength=()), 'strength must be a number from 0 to 1, or one for each'),
     'state garbage': (lambda: FeatureMining().load_state_dict({'a': 1}), 'state must be what `state_dict`'),
     'state None': (lambda: CAMLoss().load_state_dict(None), 'state must be'),
     'state list': (lambda: SelectScale().load_state_dict([1]), 'state must be'),
@@ -161,18 +175,54 @@ def test_a_closed_file_is_no_teacher(files):
 
 @pytest.mark.parametrize('make', [
     partial(FeatureMining, layer=1),
+    partial(StochDepth, p=.5),
+    partial(SE, r=1),
+    partial(CutOut, side=1),
     partial(SelectScale, curiculum=True),
     partial(CAMLoss, strt=0),
     partial(NegativeCAM, K=1),
 ] + [partial(t, tiny_teacher(), gama=1) for t in teachers.values()] + [partial(CATKD, tiny_teacher(), cam='auto')])
 def test_a_misspelt_argument_is_named(make):
     with pytest.raises(TypeError) as e: make()
-    sentence(e, f"keyword argument '{first(make.keywords)}'")
+    # the class that was typed, not the base whose constructor it has
+    sentence(e, f"^{make.func.__name__}: there is no keyword argument '{first(make.keywords)}'; its arguments are ")
 
 @pytest.mark.parametrize('make', **cases(teachers))
 def test_a_teacher_must_be_given(make):
     with pytest.raises(TypeError) as e: make()
     sentence(e, "'teacher'")
+
+
+# ---- layers: refused when the callback meets its learner ----
+
+def takes_layers(cls): return 'layers' in inspect.signature(cls.__init__).parameters
+
+@pytest.mark.parametrize('cls', [c for c in methods.values() if takes_layers(c)])
+@pytest.mark.parametrize('layers', [['nosuch'], 'nosuch', (0, 'nosuch')])
+def test_a_layer_that_the_network_has_not(cls, layers):
+    learn = tiny_learner()
+    before = weights(learn)
+    with pytest.raises(ValueError) as e: learn.add_cb(cls(layers=layers))
+    sentence(e, "layers: the model has no module 'nosuch'; did you mean .*get_anatomy")
+    assert not any(isinstance(cb, cls) for cb in learn.cbs)
+    assert_same(before, weights(learn))
+
+@pytest.mark.parametrize('layers', ['2.0', ['0.1', -1]])
+def test_a_layer_by_the_end_of_its_name(layers):
+    tiny_learner(FeatureMining(layers=layers))
+
+def test_words_for_layers():
+    "A text that one class takes is a wrong name for another, and misspelt it is one too"
+    for cb in (SelectScale(layers='al'), StochDepth(layers='all'), FeatureMining('branches')):
+        with pytest.raises(ValueError) as e: tiny_learner(cb)
+        sentence(e, f"no module '{cb.layers}'")
+    tiny_learner([SelectScale(layers='all'), StochDepth(layers='branches')])
+
+def test_more_exits_than_stages():
+    learn = tiny_learner(BYOT(layers=10))
+    with pytest.raises(ValueError) as e: learn.fit(1)
+    sentence(e, 'BYOT: layers must be at most 2 here.*got 10; leave it out')
+    tiny_learner(BYOT()).fit(1) # the default takes what there is
 
 
 # ---- learners: refused in the first batch ----
@@ -212,25 +262,16 @@ in_a_fit = {
     'layers 99': (lambda: learner(FeatureMining(99)), 'from 1 to 3 in this model'),
     'layers [9]': (lambda: learner(FeatureMining([9])), 'there is no stage 9'),
     'layers [-9]': (lambda: learner(FeatureMining([-9])), 'there is no stage -9'),
-    'layers {}': (lambda: learner(FeatureMining({})), 'is no layer'),
-    'layers [None]': (lambda: learner(FeatureMining([None])), 'None is no layer'),
-    'layers [1.5]': (lambda: learner(FeatureMining([1.5])), '1.5 is no layer'),
-    'layers tensor': (lambda: learner(FeatureMining(torch.ones(2))), 'is no layer'),
-    'no such name': (lambda: learner(FeatureMining('layer9')), "no module 'layer9'; did you mean"),
-    'the whole network': (lambda: learner(FeatureMining('')), 'gives no spatial map'),
     'foreign module': (lambda: learner(FeatureMining(nn.Conv2d(3, 3, 1))), 'not a module of the model'),
     'given twice': (lambda: learner(FeatureMining([-1, -1])), 'given twice'),
     'a linear layer': (lambda: learner(FeatureMining(['1.3'])), 'gives no spatial map'),
     'drop layers 9': (lambda: learner(SelectScale(layers=9)), 'from 1 to 3'),
-    'drop nowhere': (lambda: learner(SelectScale(layers='nowhere')), 'did you mean'),
-    'drop misspelt all': (lambda: learner(SelectScale(layers='al')), "no module 'al'"),
     'no layer chosen': (lambda: learner(SelectScale(layers=lambda n, m: False)), 'no layer of the network'),
     'nowhere to act': (lambda: learner(SelectScale(layers='all'), all_into_norms()),
         r'no layer of the network.*\(2 run into a BatchNorm\)'),
     'ambiguous name': (lambda: learner(SelectScale(layers='2')),
         "'2' is the end of 4 names, '0.0.2'.*give more of the name"),
     'three strengths': (lambda: learner(SelectScale(strength=(1, 1, 1))), 'one for each'),
-    'no strengths': (lambda: learner(SelectScale(strength=[])), 'one for each'),
     'curriculum above 1': (lambda: learner(SelectScale(curriculum=lambda p: 2*p + 2)), 'curriculum after'),
     'curriculum None': (lambda: learner(SelectScale(curriculum=lambda p: None)), 'curriculum after'),
     'c schedule nan': (lambda: learner(CAMLoss(c=lambda p: nan, start=0)), r'c\(0\) must be a finite number, got nan'),

@@ -69,6 +69,14 @@ def bf16():
     return CpuMixedPrecision() if where.device=='cpu' else MixedPrecision('bf16')
 
 
+# one folder for all, which goes when this process ends: a run of all tests makes thousands
+scratch = tempfile.TemporaryDirectory(prefix='featreg-')
+
+def new_folder():
+    "An empty folder that is gone when the tests have ended"
+    return Path(tempfile.mkdtemp(dir=scratch.name))
+
+
 def tiny_model(n_out=10):
     block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
     body = nn.Sequential(block(3, 8), block(8, 8), block(8, 16))
@@ -100,7 +108,7 @@ def tiny_learner(cbs=None, n=48, bs=8, path=None, seed=1, **kwargs):
     x,y = torch.randn(n, 3, 16, 16),torch.randint(0, 10, (n,))
     dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=bs,
                                   device=torch.device(where.device), num_workers=0)
-    path = path or Path(tempfile.mkdtemp())
+    path = path or new_folder()
     learn = Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cbs,
                     splitter=lambda m: [params(m[0]), params(m[1])], path=path, **kwargs)
     learn.remove_cb(ProgressCallback)

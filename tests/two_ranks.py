@@ -1,6 +1,6 @@
 """Two processes with gloo, each with its own part of the data. One pair of processes runs every scenario, as starting
 them takes longest; `results(name)` starts it when first asked, and gives what both ranks have kept"""
-import os, socket, subprocess, sys, tempfile, time, traceback
+import os, socket, subprocess, sys, time, traceback
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -92,7 +92,8 @@ def work(out):
 @lru_cache
 def both():
     "The folder that both processes have written to"
-    out = tempfile.mkdtemp()
+    from tiny import new_folder
+    out = new_folder()
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]

@@ -13,7 +13,7 @@ import argparse
 from .budgets import budgets,own_images
 from .options import add_training
 from .reproduce import add_reproduce
-from ..wording import echo,version_of
+from ..wording import echo,unknown_name,version_of
 
 # %% ../../nbs/comparison/8h_arguments.ipynb #f03757b8
 class Parser(argparse.ArgumentParser):
@@ -23,6 +23,31 @@ class Parser(argparse.ArgumentParser):
     ):
         "End with exit code 2"
         self.exit(2, f"featreg: {echo(message, 300)}; '{self.prog} --help' lists what there is\n")
+
+    def parse_args(self,
+        args:list|None=None, # words; None: those of the process
+        namespace:argparse.Namespace|None=None, # to be filled
+    )->argparse.Namespace:
+        "As argparse's; a word too many is told by the subcommand, which knows what it may have meant"
+        found,rest = self.parse_known_args(args, namespace)
+        if rest: self.of_command(getattr(found, 'command', None)).refuse(rest[0])
+        return found
+
+    def of_command(self,
+        name:str|None, # of a subcommand
+    )->argparse.ArgumentParser: # itself where there is none
+        "The parser of a subcommand"
+        several = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return next((o[name] for o in several if name in o), self)
+
+    def refuse(self,
+        word:str, # that was typed
+    ):
+        "End with the arguments that look like a word nobody knows"
+        shown = [a for a in self._actions if a.help!=argparse.SUPPRESS]
+        known = [o for a in shown for o in a.option_strings if o.startswith('--')]
+        remedy = f"'{self.prog} --help' lists what there is"
+        self.exit(2, f"featreg: {unknown_name('argument', word.partition('=')[0], known, remedy)}\n")
 
 def versions_line()->str:
     "The version of this library and of those it stands on"

@@ -169,7 +169,8 @@ def plot_claims(
                 label=f"{here}{', last epoch'*best}")
     ax.set_yticks(y, [f'{where(r)}: {r.method} - {r.against}{" (" + r.state + ")" if r.state else ""}'
                       for r in found.itertuples()])
-    ax.set_xlabel('difference, points (more is better), 95 % interval')
+    span = ', 95 % interval'*bool(width.any())
+    ax.set_xlabel(f'difference, points (more is better){span}')
     ax.set_ylim(-0.5, len(found) - 0.5)
     fig.suptitle('\n'.join(headline(table, calls, quick)), fontsize=9, x=0.01, ha='left')
     ax.legend(fontsize=8)

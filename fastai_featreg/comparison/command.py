@@ -82,10 +82,15 @@ def check_data(args:argparse.Namespace):
 def run_train(args:argparse.Namespace):
     "`featreg train`; 1 if the run has failed"
     from fastai_featreg.comparison.saved import train_and_save
-    if args.methods or args.seeds:
-        raise ValueError("train must have one run of one method, got methods or seeds; give --method and --seed")
+    for several,one in (('methods', 'method'), ('seeds', 'seed')):
+        if getattr(args, several):
+            raise ValueError(f"train must have one run of one method, got --{several} "
+                             f"{echo(getattr(args, several), 60)}; give --{one}")
     given = {k: v for k,v in vars(args).items() if k not in ('command', 'path', 'data', 'methods', 'seeds')}
     check_data(args)
+    # what follows imports torch and opens the images: seconds, or minutes
+    print(f"training {args.method}, seed {args.seed}, on {args.path or args.data or 'digits'}; "
+          f"its files go to '{args.out}'", flush=True)
     try: row = train_and_save(args.path or args.data, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
         print("\nInterrupted. The run had not ended; the same command trains it from the beginning.", file=sys.stderr)
@@ -111,8 +116,9 @@ def run_compare(args:argparse.Namespace):
     from fastai_featreg.comparison.found import failed_run
     from fastai_featreg.comparison.rows import read_results
     from fastai_featreg.comparison.setting import at_home
-    from fastai_featreg.comparison.sweep import with_sweeps
+    from fastai_featreg.comparison.sweep import too_few,with_sweeps
     given['methods'] = with_sweeps(args.methods, args.sweep) or default_methods
+    for line in too_few(args.sweep): print(line, flush=True)
     run = compare
     if isinstance(args.per_class, list):
         from fastai_featreg.comparison.few import compare_sizes

@@ -162,7 +162,7 @@ def part_of(todo:list, c:SimpleNamespace, check:Callable):
 
 def trained_as(c:SimpleNamespace):
     "How it is trained, where that is not fastai's recipe"
-    if not c.recipe: return ''
+    if not c.recipe: return f', highest learning rate {c.lr}'
     name = c.protocol or 'settings'
     return f", trained as {name}{f' ({c.scale})' if c.scale else ''}: {c.recipe}"
 

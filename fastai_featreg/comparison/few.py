@@ -126,17 +126,19 @@ def plot_sizes(
         axs[0].errorbar(x, factor*s['accuracy'], yerr=factor*half_of_mean(s), label=label, **how)
         half = (s['gain_high'] - s['gain']).where(s['pairs']>=fewest)
         if label!=against: axs[1].errorbar(x, factor*s['gain'], yerr=factor*half, **how)
-    dress(axs, sorted(table.index.unique('size')), name, factor, shown(against, labels))
+    spans = half_of_mean(table).notna().any(),(table['pairs']>=fewest).any()
+    dress(axs, sorted(table.index.unique('size')), name, factor, shown(against, labels), spans)
     fig.legend(loc='outside lower center', ncols=min(3, max(1, len(labels))), frameon=False)
     return fig
 
 # %% ../../nbs/comparison/91_few.ipynb #91a00018
-def dress(axs:list, sizes:list, name:str, factor:float, against:str):
-    "Scales, labels and titles"
+def dress(axs:list, sizes:list, name:str, factor:float, against:str, spans:tuple):
+    "Scales, labels and titles, which promise an interval where there is one"
+    mean = ['mean, 95 % interval' if span else 'mean over seeds' for span in spans]
     axs[1].axhline(0, color='black', lw=1)
     percent,points = (', %', 'points of ') if factor==100 else ('', 'difference of ')
-    axs[0].set(title='Mean, 95 % interval over seeds', ylabel=f'validation {name}{percent}')
-    axs[1].set(title=f'Minus {against}: mean, 95 % interval', ylabel=f'{points}validation {name}')
+    axs[0].set(title=mean[0].capitalize() + ' over seeds'*bool(spans[0]), ylabel=f'validation {name}{percent}')
+    axs[1].set(title=f'Minus {against}: {mean[1]}', ylabel=f'{points}validation {name}')
     for ax in axs:
         ax.set(xscale='log', xlabel='training images of each class')
         ax.set_xticks(sizes, labels=map(str, sizes))

@@ -56,6 +56,12 @@ def chosen(df:pd.DataFrame, configs:dict, methods:dict, order:list):
     there = [o for o in order if o in df.index]
     return df.loc[there].reset_index(drop=True)
 
+def of_size(df:pd.DataFrame, configs:dict):
+    "Rows without those of another number of images of each class: that was asked for, and is no old row"
+    sizes = {meaning('per_class', c.get('per_class') or '') for c in configs.values()} - {''}
+    there = df['per_class'].map(partial(meaning, 'per_class'))
+    return df[(there=='') | there.isin(sizes)] if sizes else df
+
 def rows_of(path:Path, configs:dict, methods:dict, order:list, say:Callable=noop):
     "Rows of this comparison; a line about runs that are there twice, and about rows that are not the same"
     df = read_results(path)
@@ -68,7 +74,7 @@ def rows_of(path:Path, configs:dict, methods:dict, order:list, say:Callable=noop
     todo = []
     for seed,label in missing(order, rows):
         todo.append(configs[seed] | dict(method=label, seed=seed, method_id=methods[label]))
-    line = differences(df, todo)
+    line = differences(of_size(df, configs), todo)
     if line:
         say(f"{path}: {line}; nothing is deleted, and these runs are trained.")
     return rows

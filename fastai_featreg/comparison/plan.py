@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from fastai.callback.core import Callback
-from fastai.callback.mixup import CutMix,MixUp
+from fastai.callback.mixup import CutMix,MixHandler,MixUp
 from .. import core
 from ..methods import import_methods
 from ..core import register_method
@@ -208,6 +208,10 @@ def method_of(calls:list):
                              "learner with --teacher (teacher=)")
     if len(set(names))<len(names):
         raise ValueError(f"methods: {echo('+'.join(names))} has one class twice; give that one several layers instead")
+    mixers = [cls.__name__ for cls,_,_ in calls if issubclass(cls, MixHandler)]
+    if len(mixers)>1:
+        raise ValueError(f"methods: images must be mixed by one callback, got {echo(' and '.join(mixers))} in one "
+                         "method; compare them as two, joined by a comma")
     calls = [with_marks(*call) for call in calls]
     try:
         labels = [method_label(cls, *args, **kwargs) for cls,args,kwargs in calls]

@@ -319,11 +319,12 @@ def plot_gain(ax:plt.Axes, df:pd.DataFrame, summary:pd.DataFrame, styles:dict):
         ax.errorbar(factor*r.gain, y, xerr=half, ms=8, capsize=4, **styles[label])
     ax.axvline(0, color='black', lw=1)
     what = 'points' if factor==100 else 'difference'
+    span = ', 95 % interval'*bool((others['pairs']>=fewest).any())
     ax.set(
         yticks=[],
         ylim=(len(others) - 0.5, -0.5),
         xlabel=f'{what} of validation accuracy against {shown(against, summary.index)}',
-        title='Gain: mean, 95 % interval, each seed')
+        title=f'Gain: mean{span}, each seed')
 
 def plot_curves(ax:plt.Axes, df:pd.DataFrame, styles:dict, factor:float=100.):
     "Accuracy of each epoch: mean, and of few methods a band from the worst to the best seed"

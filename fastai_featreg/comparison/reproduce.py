@@ -185,8 +185,8 @@ def data_of(data:object, data_at:str|Path|None):
     "Data by name or folder"
     if data_at is not None and (found := Path(data_at).expanduser()/str(data)).is_dir(): return found
     if str(data) in set_names or Path(str(data)).expanduser().is_dir(): return data
-    raise CannotRun(f"data '{data}' must be a folder, got none; put it into a folder and give that with "
-                    "--data-at (data_at=)", f"no data '{data}'")
+    raise CannotRun(f"data '{data}' must be a folder, got none; put it into a folder as FOLDER/{data}, with "
+                    "a folder of images per class, and give --data-at FOLDER (data_at=)", f"no data '{data}'")
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0023
 def labels_of(
@@ -231,6 +231,14 @@ def measure(call:dict):
     if not call['metric']: return {}
     import fastai_featreg.all as names
     return dict(metric=getattr(names, metrics[call['metric']])())
+
+def beginning(table:Table, calls:list, folder:Path):
+    "What is going to be done, in one line"
+    n = plural(n_runs(calls), 'run') + f" in {plural(len(calls), 'block')}"
+    teachers = len({c['teacher'] for c in calls} - {None})
+    taught = f" and {plural(teachers, 'teacher')}" if teachers else ''
+    data = ', '.join(sorted({str(c['arguments']['data']) for c in calls}))
+    return f"{table.id}: {n}{taught}, on {data}; what ends goes to '{folder}', and counts when this is run again"
 
 def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
     "Run one block; its rows, with the names of the table"
@@ -281,11 +289,13 @@ def reproduce(
     **changes:object, # see `plan_of`
 )->object: # DataFrame, a row for each claim in each block, see `claims`
     "Run a table of a paper, and hold what comes out beside it"
-    from fastai_featreg.comparison.claims import claims,claims_text,plot_claims
     table = read_table(name)
     if table.instead: return say(f"{table.id} is shown by something else: {table.instead}.")
     calls = plan_of(table, quick, **changes)
     folder = Path(out).expanduser()/f"{table.id}{'-quick'*quick}"
+    if not look: say(beginning(table, calls, folder))
+    # after the first line: it imports torch, which takes seconds
+    from fastai_featreg.comparison.claims import claims,claims_text,plot_claims
     rows,why = [],{}
     for call in calls:
         try: rows.append(rows_there(call, folder) if look else run_call(call, folder, data_at, say))
@@ -322,7 +332,8 @@ def run_reproduce(
         print(list_tables())
         return 0
     given = {k: v for k,v in vars(args).items() if k not in ('command', 'table')}
-    try: found = reproduce(args.table, **given)
+    # through a pipe a line would wait for thousands of others
+    try: found = reproduce(args.table, **given, say=partial(print, flush=True))
     except KeyboardInterrupt:
         print(f"\nInterrupted. What has ended is in '{args.out}'; the same command goes on.", file=sys.stderr)
         return 130

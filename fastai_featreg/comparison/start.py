@@ -12,7 +12,8 @@ from .augment import augmented
 from .fingerprints import data_id
 from .protocols import Protocol
 from .saved import begin_from
-from ..data import load_data
+from ..data import CIFAR_URLS,load_data
+from ..layouts import named_sets
 from ..sets import data_arguments
 from ..wording import one_line
 
@@ -48,6 +49,11 @@ class SeedLoaders:
         if isinstance(self.data, DataLoaders): return self.change(self.data)
         return self.change(load_data(self.data, say=say, **self.given, **run))
 
+def place_of(data:str|Path):
+    "Folder where a set that is known by name belongs, unpacked; None for a folder"
+    url = (CIFAR_URLS | named_sets).get(str(data))
+    return url and fastai_path('data')/url.rpartition('/')[2].partition('.')[0]
+
 def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop, first:int=0):
     "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
     given = {k: budget[k] for k in data_arguments if budget.get(k) is not None}
@@ -57,8 +63,10 @@ def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable
     loaders = SeedLoaders(data, given, compose(*changes), say)
     try: loaders(first)
     except OSError as e:
+        place = place_of(data)
+        own = f", or unpack it as '{place}'" if place else ''
         raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); "
-                         "check the network and the folder's permissions") from e
+                         f"check the network and the folder's permissions{own}") from e
     return loaders
 
 def seed_configs(config:dict, loaders:SeedLoaders, seeds:list):

@@ -40,6 +40,22 @@ class RunProgress(ProgressCallback):
         self.pbar.prefix = self.mbar.main_bar.comment[:width]
         self.pbar.update(0)
 
+class EpochLines(Callback):
+    "A line now and then, where nobody sees a bar"
+    order,run_valid = 61,False # behind Recorder
+    def __init__(self, say:Callable, title:str, every:float=30.): store_attr()
+
+    def before_fit(self):
+        "The clock begins"
+        self.told = time.perf_counter()
+
+    def after_epoch(self):
+        "A line, unless the last one is young; the end of a run has its own"
+        now = time.perf_counter()
+        if now - self.told<self.every or self.epoch + 1==self.n_epoch: return
+        self.told = now
+        self.say(f'  {self.title}: epoch {self.epoch + 1} of {self.n_epoch} has ended')
+
 def watched():
     "Is there a terminal or a notebook that can show a bar?"
     try:
@@ -51,7 +67,9 @@ def iterate(todo:list, say:Callable, bars:bool|None):
     "Each run with its bar, or without one where nobody watches"
     if not todo: return # an empty bar stays on the screen
     if not ifnone(bars, watched()):
-        yield from ((run, None, say) for run in todo)
+        # False is no bar and no line, as several processes side by side want it
+        lines = [None if bars is False else EpochLines(say, f'{label}, seed {seed}') for seed,label in todo]
+        yield from ((run, line, say) for run,line in zip(todo, lines))
     else:
         mbar,start = master_bar(todo),time.perf_counter()
         for i,run in enumerate(mbar):

@@ -8,7 +8,7 @@ __all__ = ['stays', 'exchange', 'attention_params', 'last_group', 'beside', 'Att
 # %% ../../nbs/methods/69_blocks.ipynb #ff800c38
 from fastai.vision.all import *
 from ..attention import asked_for,attention_names,attention_of,kinds,with_attention
-from ..checks import check_count
+from ..checks import check_count,check_layers
 from ..core import register_method
 from ..fits import LossCallback
 from ..heads import VisitingParams,isolated_rng
@@ -67,6 +67,7 @@ class AttentionCallback(LossCallback):
         seed:int|None=None, # of the blocks' first weights; None derives it from torch's seed
     ):
         check_count(type(self).__name__, reduction=reduction)
+        if layers is not None: check_layers(type(self).__name__, layers)
         super().__init__(seed=seed)
         store_attr('reduction,layers')
 

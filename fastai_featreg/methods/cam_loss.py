@@ -168,7 +168,7 @@ class CAMLoss(CamCallback):
     ):
         _check_times(start, latest)
         check_distance('CAMLoss', distance)
-        if not callable(c): check_number('CAMLoss', c=c)
+        if not callable(c): check_number('CAMLoss', 0, c=c)
         super().__init__(cam, self.alpha)
         store_attr('c,start,distance,latest')
 

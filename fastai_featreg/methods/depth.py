@@ -54,6 +54,7 @@ def shake_factors(
 class BranchCallback(FeatureCallback):
     "Base of the callbacks that change residual branches in training; override `change_branch`"
     order,tap,rates = 4,OutputHook,None
+    layer_words = 'branches',
     _stateattrs = FeatureCallback._stateattrs + ('rates',)
 
     def __init__(self,

@@ -49,6 +49,7 @@ class DropCallback(FeatureCallback):
         that `fine_tune` runs it twice.
     """
     order = 4 # before the callbacks that read maps
+    layer_words = 'all',
     acts_on = asked = left_out = harmful = place = None
     _stateattrs = FeatureCallback._stateattrs + ('acts_on', 'asked', 'left_out', 'harmful', 'place')
 
@@ -68,6 +69,9 @@ class DropCallback(FeatureCallback):
         if not isinstance(curriculum, bool) and not callable(curriculum):
             raise ValueError(f"{name}: curriculum must be True, False or a function of the share of training done, "
                              f"got {curriculum!r}")
+        if is_listy(strength) and not len(strength):
+            raise ValueError(f"{name}: strength must be a number from 0 to 1, or one for each stage, got {strength!r}; "
+                             "leave it out for 1")
         each = strength if is_listy(strength) else [] if strength is None else [strength]
         for s in each: check_rates(name, strength=s)
         super().__init__(layers, self.share if curriculum else 1., seed)

@@ -190,7 +190,7 @@ class FeatureMining(FeatureCallback):
     Departure (FM 4): fastai reports the last epoch, the paper "the highest validation accuracy over the full training
         course", which is higher; with noisy labels decisively so. No argument here: read the best from the recorder.
     """
-    column,reads_answers = 'fm_loss',True
+    column,reads_answers,layer_words = 'fm_loss',True,()
     mined = None # names of the mined layers and of the stages they stand for, once a batch has run
     learned = FeatureCallback.learned + ('mined',)
     _stateattrs = FeatureCallback._stateattrs + ('mined',)

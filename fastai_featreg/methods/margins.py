@@ -135,11 +135,13 @@ class LSoftmax(EmbeddingCallback):
     """
     column = 'l_softmax'
     def __init__(self,
-        margin:int=4, # m, the multiple of the angle, at least 1
+        margin:int=4, # m, the multiple of the angle, from 1 to 10
         lam:float|Callable|None=None, # lambda, at least 0, or a function of the share of training done; None: it falls
         weight:float|Callable=1., # share of the margin's loss in place of the plain one, or a function as above
     ):
         check_count('LSoftmax', margin=margin)
+        # the paper goes to 4; of 10 angles few embeddings are near enough for a gradient that helps
+        check_number('LSoftmax', 1, 10, margin=margin)
         if lam is not None and not callable(lam): check_number('LSoftmax', 0, lam=lam)
         super().__init__(weight)
         store_attr('margin,lam')
@@ -180,10 +182,11 @@ class SMSoftmax(LossCallback):
     column = 'sm_softmax'
     reads_answers = reads_classes = True
     def __init__(self,
-        margin:float=0.5, # m, taken off the target's logit, at least 0
+        margin:float=0.5, # m, taken off the target's logit, from 0 to 100
         weight:float|Callable=1., # share of the margin's loss in place of the plain one, or a function as in `LSoftmax`
     ):
-        check_number('SMSoftmax', 0, margin=margin)
+        # above it the target's probability is 0 in float32, and the gradient the same for all images
+        check_number('SMSoftmax', 0, 100, margin=margin)
         super().__init__(weight)
         self.margin = margin
 

@@ -208,7 +208,7 @@ class ManifoldMixup(Mixing, FeatureCallback):
     Reading (Manifold Mixup 4): the places are the images and the ends of the first two stages, as in its authors' code
         for residual networks, with alpha 2; a stem is not counted, see `behind_stem`.
     """
-    tap,place = OutputHook,None
+    tap,place,layer_words = OutputHook,None,()
 
     def __init__(self,
         alpha:float=2., # of the Beta distribution, above 0; 1 is uniform

@@ -134,6 +134,10 @@ def exit_stages(
     if not found:
         raise ValueError("BYOT: the network must have two stages at least, of which the last teaches the others, "
                          f"got one, '{last.name}'; name a layer before it with `layers=`")
+    # the default is of the paper's four sections, and many a network has fewer
+    if by_number and layers>max(3, len(found)):
+        raise ValueError(f"BYOT: layers must be at most {len(found)} here, the stages before the network's last, got "
+                         f"{layers}; leave it out for all of them, or the last 3")
     late = [s.name for s in found if order[s.name]>=order[last.name]]
     if late:
         raise ValueError(f"BYOT: layers must be before the network's last map, that of '{last.name}', "
@@ -177,6 +181,7 @@ class BYOT(FeatureCallback):
         cross-entropy, and with one output, each class is compared by itself.
     """
     column,reads_answers,reads_classes = 'byot_loss',True,True
+    layer_words = ()
 
     def __init__(self,
         layers:int|str|nn.Module|list=3, # at most so many stages before the last, or names, modules, stage numbers
