@@ -2,6 +2,7 @@
 import csv, math
 import pytest
 from conformance import rows, small
+from fastai_featreg.nets import resnet8
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from tiny import *
 
@@ -40,9 +41,9 @@ def test_tensorboard(row, tmp_path):
 
 def test_tensorboard_with_graph_and_pictures(tmp_path):
     "As it comes, it traces the network in front of the fit, and runs a batch behind each epoch"
-    learn = vision_learner(digits_dls(n_train=32, n_valid=16, bs=16), resnet18, pretrained=False, cbs=FeatureMining())
+    learn = vision_learner(digits_dls(n_train=32, n_valid=16, bs=16), resnet8, pretrained=False, cbs=FeatureMining())
     with learn.no_bar(), learn.no_logging(): found = logged(learn, tmp_path)
-    assert found['feature_mining']==pytest.approx(column_of(learn, 'feature_mining'), rel=1e-6)
+    assert found['fm_loss']==pytest.approx(column_of(learn, 'fm_loss'), rel=1e-6)
     assert not any(m._forward_hooks for m in learn.model.modules())
 
 
@@ -84,4 +85,4 @@ def test_wandb(tmp_path, monkeypatch):
     try: fit(None)
     except Exception as e: pytest.skip(f"fastai's callback fails for a plain learner too: {type(e).__name__}: {e}")
     learn,summary = fit(FeatureMining())
-    assert summary['feature_mining']==pytest.approx(column_of(learn, 'feature_mining')[-1])
+    assert summary['fm_loss']==pytest.approx(column_of(learn, 'fm_loss')[-1])
