@@ -7,7 +7,7 @@ pytest.importorskip('ziamath', reason="needs the extra: pip install -e '.[docs]'
 pytest.importorskip('yaml', reason="needs the extra: pip install -e '.[docs]'")
 root = Path(__file__).parent.parent
 sys.path.append(str(root/'tools'))
-import docs, notebook_pages as pages # noqa: E402
+import docs, notebook_pages as pages
 
 looked_at = ['index', 'results/cards', 'results/compatibility', 'results/cost', 'results/readings', 'troubleshooting',
              'methods/10_feature_mining', 'methods/30_cam_loss', 'comparison/80_compare', '17_reach']
@@ -40,7 +40,9 @@ def test_signatures(source, expected):
 
 
 def test_outputs():
-    def said(**data): return pages.shown(dict(data={k.replace('_', '/'): v for k, v in data.items()}), lambda o: 'p.png')
+    def said(**data):
+        data = {k.replace('_', '/'): v for k, v in data.items()}
+        return pages.shown(dict(data=data), lambda o: 'p.png')
     assert said(text_plain='<Axes: >') == '<pre class="output">&lt;Axes: &gt;</pre>'
     assert said(text_plain='x', image_png='aGk=') == '![What the code above draws](p.png)'
     assert said(text_plain='x', text_html='<b>\n\n1</b>') == '<div class="output">\n<b>\n1</b>\n</div>'
@@ -102,7 +104,8 @@ def test_every_notebook_has_a_page(built):
 @pytest.mark.slow
 @pytest.mark.parametrize('page', looked_at)
 def test_in_a_browser(page, built, browser, tmp_path):
-    options = ['--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}', '--virtual-time-budget=4000']
+    options = ['--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}',
+               '--virtual-time-budget=4000']
     done = subprocess.run([browser, *options, '--dump-dom', (built/f'{page}.html').as_uri()], capture_output=True,
                           text=True, timeout=180)
     dom = done.stdout
@@ -110,4 +113,5 @@ def test_in_a_browser(page, built, browser, tmp_path):
     assert '<footer' in dom and 'js' in dom.split('>', 2)[1]
     body = re.sub(r'<(code|pre)\b.*?</\1>', '', dom[dom.index('<article'):dom.index('</article')], flags=re.S)
     assert all(o not in body for o in ('$$', '#| ', '.ipynb)', '??? quote', '](')), page
-    assert 'https://' not in ''.join(o for o in dom.split('<') if o.startswith(('script', 'link rel="stylesheet'))), page
+    loaded = [o for o in dom.split('<') if o.startswith(('script', 'link rel="stylesheet'))]
+    assert 'https://' not in ''.join(loaded), page
