@@ -26,6 +26,7 @@ def pages(repository: str) -> dict:
 
 readme,repository = (here/'README.md').read_text(encoding='utf-8'),cfg['repository'].strip().rstrip('/')
 setup(version=cfg['version'], install_requires=cfg['requirements'].split(),
-      extras_require={'dev': cfg['dev_requirements'].split(), 'launch': cfg['launch'].split()},
+      extras_require={'dev': cfg['dev_requirements'].split(), 'launch': cfg['launch'].split(),
+                      'docs': cfg['docs'].split()},
       long_description=absolute(readme, repository) if repository else readme,
       long_description_content_type='text/markdown', project_urls=pages(repository) if repository else {})

@@ -198,7 +198,7 @@ def images_for(
 @contextmanager
 def hooked(
     modules:Iterable, # modules to watch
-    hook:callable, # called with (module, input, output) after each of them
+    hook:Callable, # called with (module, input, output) after each of them
 ):
     "Context where every one of `modules` has the forward hook `hook`"
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ __all__ = ['echo', 'unknown_name', 'one_line', 'plural', 'version_of', 'safely',
 
 # %% ../nbs/88_wording.ipynb #35ca52cf
 import difflib,os,re,sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError,version
 
@@ -59,8 +60,8 @@ def version_of(
 
 # %% ../nbs/88_wording.ipynb #a1f00050
 def safely(
-    say:callable, # takes a text, such as `print`
-)->callable: # does the same, and never fails for the sake of the output
+    say:Callable, # takes a text, such as `print`
+)->Callable: # does the same, and never fails for the sake of the output
     "Say what can be said"
     def try_to_say(text):
         try: say(text)

@@ -8,6 +8,7 @@ __all__ = ['paper_protocol', 'call_of', 'plan_of', 'n_runs', 'images_of_run', 'i
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0003
 import argparse,hashlib,re,sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -208,7 +209,7 @@ def with_arms(
     return rows[rows['arm'].notna()].reset_index(drop=True)
 
 # %% ../../nbs/comparison/8g_reproduce.ipynb #f8a0025
-def teacher_for(call:dict, folder:Path, data:object, say:callable):
+def teacher_for(call:dict, folder:Path, data:object, say:Callable):
     "Train the teacher of a block, unless its weights are there; arguments of `compare`"
     arch,a = call['teacher'],call['arguments']
     if not arch: return {}
@@ -240,7 +241,7 @@ def beginning(table:Table, calls:list, folder:Path):
     data = ', '.join(sorted({str(c['arguments']['data']) for c in calls}))
     return f"{table.id}: {n}{taught}, on {data}; what ends goes to '{folder}', and counts when this is run again"
 
-def run_call(call:dict, folder:Path, data_at:str|Path|None, say:callable):
+def run_call(call:dict, folder:Path, data_at:str|Path|None, say:Callable):
     "Run one block; its rows, with the names of the table"
     from fastai_featreg.comparison.compare import compare
     data = data_of(call['arguments']['data'], data_at)
@@ -285,7 +286,7 @@ def reproduce(
     out:str|Path='featreg_reproduced', # folder of all rows
     data_at:str|Path|None=None, # folder with the data that have no name of ours, such as imagenet
     look:bool=False, # tell what has ended already, and train nothing?
-    say:callable=print, # takes lines
+    say:Callable=print, # takes lines
     **changes:object, # see `plan_of`
 )->object: # DataFrame, a row for each claim in each block, see `claims`
     "Run a table of a paper, and hold what comes out beside it"

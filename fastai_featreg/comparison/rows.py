@@ -8,6 +8,7 @@ __all__ = ['curve_values', 'curve_table', 'read_results', 'same_config', 'count_
 
 # %% ../../nbs/comparison/81_rows.ipynb #a1f00004
 import csv,io,math,os,re,shutil,tempfile,uuid
+from collections.abc import Callable
 from contextlib import contextmanager,suppress
 from pathlib import Path
 import numpy as np
@@ -352,7 +353,7 @@ class RowKeeper:
     "Writes rows of runs that ended: into the table, or into files beside it, or the next time"
     def __init__(self,
         path:str|Path, # the table
-        say:callable=print, # takes a line where a row has found no place in the table
+        say:Callable=print, # takes a line where a row has found no place in the table
     ):
         self.path,self.say = Path(path),say
         self.waiting = [] # rows that have found no place yet
@@ -387,7 +388,7 @@ class RowKeeper:
 
 def take_in(
     path:str|Path, # the table
-    say:callable=print, # takes a line about files that are taken in, or cannot be
+    say:Callable=print, # takes a line about files that are taken in, or cannot be
 ):
     "Put rows of files beside the table into it"
     rows,files = [],[]
