@@ -127,3 +127,13 @@ def test_ideas_are_held_beside_their_methods(page, tmp_path):
     said = page.idea_sentence(rows)
     assert said.startswith('No gain is shown for any of 3 ideas.') and 'CopiedMining(), KeepNorms();' in said
     assert 'OwnHeadMining' not in said and page.shown_ideas(rows)['minus plain, points'].iloc[0]=='+1.0'
+
+def test_the_readme_tells_what_the_recipe_is_worth(page, tmp_path):
+    "Means by hand: (80 + 100)/2 and (120 + 128)/2 of 200 images; a set without both recipes is left out"
+    assert page.recipe_told(tmp_path)==''
+    for recipe,counts in ((page.usual, (80, 100)), (page.ours, (120, 128))):
+        for seed,n in enumerate(counts): add(tmp_path, f'flowers50/tune/{recipe}', 'plain', seed, n, recipe)
+    add(tmp_path, f'cifar10_train25/tune/{page.usual}', 'plain', 0, 60)
+    told = page.recipe_told(tmp_path)
+    assert told.endswith('from 45.0 to 62.0 % (flowers, 50 images a class).') and 'cifar' not in told
+    assert page.set_text('cifar10_train25')=='cifar10, 25 images a class'

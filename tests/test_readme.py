@@ -2,9 +2,10 @@
 what the CSV files say"""
 import os, re, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, torch
 from execnb.shell import CaptureShell
 from fastcore.nbio import read_nb
+from torchvision.models import ResNet18_Weights, resnet18
 
 root = Path(__file__).parent.parent
 readme = (root/'README.md').read_text()
@@ -14,8 +15,12 @@ def test_snippets_run(tmp_path):
     snippets = re.findall(r'```python\n(.*?)```', readme, re.S)
     assert len(snippets)>=3
     (tmp_path/'pasted.py').write_text('\n'.join(snippets))
+    # in the place of the download: torch looks there first
+    folder = tmp_path/'torch'/'hub'/'checkpoints'
+    folder.mkdir(parents=True)
+    torch.save(resnet18().state_dict(), folder/Path(ResNet18_Weights.DEFAULT.url).name)
     done = subprocess.run([sys.executable, '-W', 'ignore', 'pasted.py'], cwd=tmp_path, capture_output=True, text=True,
-                          env=dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='Agg'))
+                          env=dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='Agg', TORCH_HOME=str(tmp_path/'torch')))
     assert done.returncode==0, done.stderr
     assert 'fm_loss' in done.stdout
 

@@ -192,3 +192,28 @@ def idea_sentence(rows: pd.DataFrame) -> str:
     if not better: return f'{none} None was better in every seed {than}.'
     return (f"{none} Each of these was better in every seed {than}: {', '.join(better)}; "
             "more seeds and other images would have to show it.")
+
+
+# --- For the README ---
+
+usual,ours = 'fine_tune','fine_tune_mult1_linear' # fastai's own recipe, and what a comparison takes
+
+
+def set_text(of_set: str) -> str:
+    "'flowers50' as 'flowers, 50 images a class'"
+    name,n = re.fullmatch(r'(.*?)(?:_train)?(\d+)', of_set).groups()
+    return f'{name}, {n} images a class'
+
+
+def recipe_told(root: Path = root) -> str:
+    "What our recipe is worth for plain training, and whether a method adds to it; '' without runs"
+    df,ends,said = all_runs(root),[],[]
+    for name in sorted(df['set'].unique()):
+        tuned = of_stage(df, name, 'tune')
+        plain = means(tuned).loc['plain'].dropna().to_dict() if len(tuned) else {}
+        if {usual, ours}<=set(plain): ends.append(f'from {plain[usual]:.1f} to {plain[ours]:.1f} % ({set_text(name)})')
+        rows = final_differences(df, name)
+        if len(rows) and rows['pairs'].max()>=fewest: said.append(f'On {set_text(name)}: {final_sentence(rows)}')
+    if not ends: return ''
+    archs = ', '.join(f'`{o}`' for o in df['arch'].unique())
+    return ' '.join([f'In place of fastai\'s own it took plain fine-tuning of {archs} {" and ".join(ends)}.', *said])
