@@ -20,7 +20,7 @@ epochs = 6 # those with a frozen body are among them
 tuned = dict(sched='fine_tune', epochs=epochs - 1)
 whole = dict(sched='one_cycle', epochs=epochs)
 recipes = {
-    'fine_tune': tuned | dict(lr=2e-3),
+    'fine_tune': tuned | dict(lr=2e-3, lr_mult=100), # as fastai has it
     'fine_tune_mult10': tuned | dict(lr=2e-3, lr_mult=10),
     'fine_tune_mult1': tuned | dict(lr=2e-3, lr_mult=1),
     'fine_tune_fast': tuned | dict(lr=1e-2, lr_mult=10),
@@ -28,7 +28,7 @@ recipes = {
     'whole_slow': whole | dict(lr=1e-3),
     'whole': whole | dict(lr=3e-3),
     'whole_fast': whole | dict(lr=1e-2),
-    'fine_tune_linear': tuned | dict(lr=2e-3, head='linear'),
+    'fine_tune_linear': tuned | dict(lr=2e-3, lr_mult=100, head='linear'),
     'fine_tune_mult10_linear': tuned | dict(lr=2e-3, lr_mult=10, head='linear'),
     'fine_tune_mult1_linear': tuned | dict(lr=2e-3, lr_mult=1, head='linear'),
     'whole_slow_linear': whole | dict(lr=1e-3, head='linear'),

@@ -40,7 +40,7 @@ how_to_step = [
     ('warmup', dict(type=float), 'share of training in which the rate rises'),
     ('freeze-epochs', dict(type=int), 'of fine_tune: epochs with a frozen body, before the others (default: 1)'),
     ('lr-mult', dict(type=float),
-     "the learning rate as a multiple of the first layers' (default: 1; of --sched fine_tune 100, as fastai's)"),
+     "the learning rate as a multiple of the first layers' (default: 1; fastai's own fine_tune has 100)"),
     ('iters', dict(type=int), 'training steps, in place of epochs')]
 what_to_see = [
     ('augment', dict(choices=augments), 'what is done to training images (default: what suits the data)'),

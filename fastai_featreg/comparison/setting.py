@@ -101,9 +101,9 @@ def settled(asked:Protocol, budget:dict, fp16:bool):
     known = {k: budget[k] for k in budget_names}
     half = half_precision(asked, fp16)
     p = find_protocol(asked, **known, precision=half or 'fp32')
-    # at a hundredth of the head's rate a body hardly learns in a few epochs
-    if budget['pretrained'] and asked.sched is None and p.lr_mult is None: p = replace(p, lr_mult=tuned_mult)
     p = replace(protocol_with(p, pretrained=budget['pretrained']), precision=half or None)
+    # at a hundredth of the head's rate a body hardly learns in a few epochs; a protocol with a name says what it means
+    if p.sched=='fine_tune' and p.lr_mult is None and not asked.name: p = replace(p, lr_mult=tuned_mult)
     arch = arch_text(budget['arch'], p.arch_args)
     find_arch(arch)
     return p,budget | dict(arch=arch, epochs=p.epochs)
