@@ -23,10 +23,11 @@ from .rows import is_failure,read_results
 from ..wording import plural
 
 # %% ../../nbs/comparison/96_holds.ipynb #96a00006
-verdict_names = dict(holds='holds in sign', fails='does not', untold='cannot be told at this scale', absent='not run yet')
+verdict_names = dict(holds='holds in sign', fails='does not', untold='cannot be told at this scale',
+                     absent='not run yet')
 
 def sign_verdict(
-    published:float, # difference in the paper, of its best epoch where it reports that, more is better; NaN: it prints none, and says that it is a gain
+    published:float, # difference in the paper, more is better; NaN: it prints none, and says that it is a gain
     here:float, # ours, of the last epoch; NaN: no pair of runs has ended
     told:str, # of `claims`: 'yes' where ours could be told
 )->str: # one of `verdict_names`
