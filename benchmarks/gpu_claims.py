@@ -8,7 +8,7 @@
 last stage on Imagenette. Each is the file of the library with another quick form, which lies as `table.toml` beside its
 rows; the rows are those of `featreg reproduce`, and `fastai_featreg.comparison.holds` reads both. A run that has ended
 counts again; what is under way when the time is over is trained anew by the next piece, so a run must be shorter than a
-piece: these are meant to take one to two minutes on a large card.
+piece. How long one takes has not been measured.
 """
 import argparse, signal, sys
 from pathlib import Path
@@ -69,8 +69,11 @@ trials = {
 
 def table_text(name: str, tiny: bool) -> str:
     "The file of a table with another quick form, which comes last in each of them"
-    head,quick,_ = (tables_folder()/f'{name}.toml').read_text(encoding='utf-8').partition('\n[quick]\n')
+    head,quick,dropped = (tables_folder()/f'{name}.toml').read_text(encoding='utf-8').partition('\n[quick]\n')
     if not quick: raise ValueError(f'{name} must have a quick form, got none; take another table')
+    for line in map(str.strip, dropped.splitlines()):
+        if line.startswith('[') and not line.startswith('[quick.'):
+            raise ValueError(f'the quick form of {name} must come last, got {line} behind it; move that before [quick]')
     own = small + trials[name] if tiny else card + forms[name].lstrip('\n')
     return f'{head}{quick}{own}'
 

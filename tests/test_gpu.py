@@ -1,5 +1,5 @@
 "The script for a GPU and the options it asks of the cost benchmark, tried on a CPU"
-import argparse, importlib, math, shutil, sys, time
+import argparse, importlib, math, re, shutil, sys, time
 from dataclasses import replace
 from pathlib import Path
 import gpu, gpu_claims, overhead, pandas as pd, pytest, torch
@@ -165,6 +165,20 @@ def test_a_table_of_the_card_claims_what_the_papers_does(tmp_path, name, tiny):
         assert all(c['arguments']['n_train']*c['arguments']['protocol'].epochs<=128*8000 for c in calls)
 
 
+@pytest.mark.parametrize('behind', ['[[claims]]\nmethod = "fm"', '[settings]', '  [quicker]', '[[blocks]]'])
+def test_nothing_behind_the_quick_form_is_thrown_away(tmp_path, monkeypatch, behind):
+    "Its own sections may go, others not"
+    text = (gpu_claims.tables_folder()/'fm-table8.toml').read_text(encoding='utf-8')
+    monkeypatch.setattr(gpu_claims, 'tables_folder', lambda: tmp_path)
+    own = f'{text}\n[quick.blocks]\n"pair 0.5" = {{}}\n'
+    (tmp_path/'fm-table8.toml').write_text(own, encoding='utf-8')
+    assert 'pair 0.5" = {}' not in gpu_claims.table_text('fm-table8', False)
+    (tmp_path/'fm-table8.toml').write_text(f'{own}\n{behind}\n', encoding='utf-8')
+    header = behind.strip().partition('\n')[0]
+    said = f'the quick form of fm-table8 must come last, got {header} behind it; move that before [quick]'
+    with pytest.raises(ValueError, match=re.escape(said)): gpu_claims.table_text('fm-table8', False)
+
+
 def test_claims_end_in_time_and_go_on(tmp_path, monkeypatch, capsys):
     "The time ends the table that it is in; the next piece asks the same, and all is then done"
     asked = []
@@ -220,7 +234,7 @@ def test_the_trial_of_the_claims(tmp_path, monkeypatch):
     assert call(gpu.main, monkeypatch, *args)==0
     first = all_runs(tmp_path/'claims')
     assert len(first)==8 and (first['error']=='').all()
-    read = {q.tables[0]: asked_cells(q, tmp_path/'claims') for q in questions if q.tables[0] in gpu_claims.forms}
+    read = {q.table: asked_cells(q, tmp_path/'claims') for q in questions if q.table in gpu_claims.forms}
     assert len(read)==4 and all(c['seeds'].max()==1 for c in read.values())
     assert call(gpu.main, monkeypatch, *args)==0
     pd.testing.assert_frame_equal(all_runs(tmp_path/'claims'), first)

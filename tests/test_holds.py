@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastai_featreg.comparison.holds import (absent, all_runs, answers, answers_table, claim_verdict, fails, holds,
-                                             plot_answers, questions, sign_verdict, totals, untold)
+from fastai_featreg.comparison.holds import (all_runs, answer_row, answers_table, claim_answers, claim_verdict,
+                                             further_questions, plot_answers, questions, sign_verdict, totals,
+                                             verdict_names, what_ran)
 from fastai_featreg.comparison.published import read_table, tables_folder
 from fastai_featreg.comparison.report import plt
 from fastai_featreg.comparison.reproduce import labels_of_taught, plan_of, slug
@@ -14,7 +15,12 @@ from fastai_featreg.comparison.rows import result_columns
 from fastai_featreg.comparison.verdicts import difference, packed
 
 rng = np.random.default_rng(0)
-n_seeds,n_images = 5,400
+n_seeds = 5
+n_images = 400
+holds = verdict_names['holds']
+fails = verdict_names['fails']
+untold = verdict_names['untold']
+absent = verdict_names['absent']
 settings = dict(data='cifar100', arch='resnet20', head='linear', pretrained='False', size='32', bs='128', epochs='40',
                 lr='0.1', fp16='False', n_train='10000', n_valid=str(n_images), n_classes='100', device='cpu',
                 n_threads='1', featreg='0', torch='0', fastai='0', timm='0', data_id='d0', recipe='opt = "sgd"',
@@ -77,7 +83,7 @@ def literal(name, rights):
 
 def found_cells(root, name):
     "Verdicts that the page gives, by difference"
-    answer, = (a for q,a in zip(questions, answers(root)) if q.tables[0]==name)
+    answer, = claim_answers(root, [q for q in questions if q.table==name])
     return {(r.block, r.method, r.against): r.verdict for r in answer.cells.itertuples()},answer
 
 
@@ -149,25 +155,87 @@ def test_a_sign_counts_only_where_it_was_told(published, here):
 
 def fill(root):
     "Rows of all tables that the page asks"
-    for name in dict.fromkeys(n for q in questions for n in q.tables):
+    for name in dict.fromkeys(q.table for q in questions):
         calls = plan_of(read_table(name), quick=True)
         arms = [(c['block'], a) for c in calls for a in c['arms']]
         more = dict(metric='ensemble_accuracy') if read_table(name).metric else {}
         write(root, name, {o: draw(.4 + .02*i) for i,o in enumerate(arms)}, **more)
 
 
+def test_a_question_says_no_more_than_its_pairs():
+    "Words of its own, short enough for the picture; no word that one network or one rival cannot bear"
+    said = [q.asks for q in questions + further_questions]
+    assert len(set(said))==len(said) and all(len(q.asks)<=84 for q in questions)
+    too_much = {'every', 'everywhere', 'any', 'most', 'best', 'always'}
+    for text in said: assert not too_much & set(text.split()), text
+    assert not set(said) & {read_table(q.table).claim.rstrip('.') for q in questions}
+
+
+def test_more_anchors_do_not_decide_whether_it_gains(tmp_path):
+    "50 anchors are no better than 20 here: that is another question"
+    table1 = {('VGG16 Imagenette', arm): draw(p)[:3] for arm,p in dict(plain=.3, mfa=.8).items()}
+    table3 = {('Imagenette', arm): draw(p)[:3] for arm,p in dict(plain=.3, k20=.8, k50=.5).items()}
+    write(tmp_path, 'mv-table1', table1, seeds_asked='3')
+    write(tmp_path, 'mv-table3', table3, seeds_asked='3')
+    assert found_cells(tmp_path, 'mv-table1')[1].verdict==holds
+    assert found_cells(tmp_path, 'mv-table3')[0][('Imagenette', 'k50', 'k20')]==fails
+    assert found_cells(tmp_path, 'mv-table3')[1].verdict==fails
+
+
+@pytest.mark.parametrize('name, block, arm', [('fm-table8', 'pair 0.5', 'fm'), ('cam-loss-table1', 'ResNet-56', 'cam')])
+def test_the_best_epoch_is_a_remark(name, block, arm, tmp_path):
+    "Published and ours say which epoch; a best epoch that is a loss leaves the verdict alone"
+    rights = {(block, 'plain'): draw(.4), (block, arm): draw(.7)}
+    write(tmp_path, name, rights)
+    file = tmp_path/f'{name}-quick'/slug(block)/'results.csv'
+    df = pd.read_csv(file, dtype=str, keep_default_na=False)
+    of_best = df['method'].eq('plain').map({True: '0.75', False: '0.5'})
+    df.assign(best_accuracy=of_best).to_csv(file, index=False)
+    mine,answer = found_cells(tmp_path, name)
+    assert mine[(block, arm, 'plain')]==holds
+    published,here = (answer_row(answer)[k].split('<br>')[-1] for k in (5, 6))
+    assert published==dict(fm='+3.0 (best epoch)', cam='+1.5')[arm]
+    assert here.endswith('; *best epoch: -25.0*')==(arm=='fm') and ('best' in here)==(arm=='fm')
+    fig = plot_answers([answer])
+    crosses = [line for line in fig.axes[0].lines if line.get_marker()=='x' and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in crosses]==([[pytest.approx(-25)]] if arm=='fm' else [])
+    plt.close(fig)
+
+
+def test_seeds_that_did_not_end_well_do_not_count():
+    "One seed, and a second one that failed before it knew how many images there are"
+    rows = [row(m, s, draw(.5)[0]) | dict(block='b', arm=m) for m in ('plain', 'fm') for s in (0, 1)]
+    rows[3] |= dict(error='OSError: no', n_train='', arch='')
+    said = 'resnet20, 10,000 images of cifar100, 40 epochs, '
+    assert what_ran([pd.DataFrame(rows)])==said + '1 to 2 seeds'
+    assert what_ran([pd.DataFrame(rows[::2])])==said + '1 seed'
+    assert what_ran([pd.DataFrame(rows[2:])])==said + '1 seed'
+    assert what_ran([pd.DataFrame(rows[3:])])=='no run that ended well'
+
+
+def test_hours_of_cores_and_of_cards_are_not_added(tmp_path):
+    rights = {('ResNet-56', arm): draw(.5) for arm in ('plain', 'cam')}
+    write(tmp_path, 'cam-loss-table1', rights)
+    file = tmp_path/'cam-loss-table1-quick'/'resnet-56'/'results.csv'
+    df = pd.read_csv(file, dtype=str, keep_default_na=False)
+    by_card = {0: '5.0 core-hours', 4: '3.0 core-hours and 2.0 run-hours on a GPU', 10: '5.0 run-hours on a GPU'}
+    for n,said in by_card.items():
+        df.assign(device=['NVIDIA X']*n + ['cpu']*(10 - n)).to_csv(file, index=False)
+        assert answer_row(found_cells(tmp_path, 'cam-loss-table1')[1])[-1]==said
+
+
 @pytest.mark.parametrize('which', ['none', 'all'])
 def test_the_page_has_every_claim_whatever_has_been_run(which, tmp_path):
     if which=='all': fill(tmp_path)
-    found = answers(tmp_path)
-    assert len(found)==10 and ({a.verdict for a in found}=={absent})==(which=='none')
+    found = claim_answers(tmp_path)
+    assert len(found)==11 and ({a.verdict for a in found}=={absent})==(which=='none')
     if which=='all': assert absent not in {v for a in found for v in a.cells['verdict']}
     lines = answers_table(found).splitlines()
-    assert len(lines)==12 and {line.count(' | ') for line in lines}=={8}
+    assert len(lines)==13 and {line.count(' | ') for line in lines}=={8}
     fig = plot_answers(found)
     texts = ' '.join(t.get_text() for t in fig.axes[0].texts)
     plt.close(fig)
-    assert texts.count(absent)==(10 if which=='none' else 0), texts
+    assert texts.count(absent)==(11 if which=='none' else 0), texts
 
 
 def test_a_table_beside_the_rows_is_the_one_that_was_run(tmp_path):
@@ -176,7 +244,7 @@ def test_a_table_beside_the_rows_is_the_one_that_was_run(tmp_path):
     (tmp_path/'fm-table8-quick').mkdir()
     own = text + '\n[quick]\narch = "resnet56"\nepochs = 3\nseeds = 3\n\n[quick.blocks]\n"pair 0.5" = {}\n'
     (tmp_path/'fm-table8-quick'/'table.toml').write_text(own)
-    cells = answers(tmp_path)[0].cells
+    cells = claim_answers(tmp_path)[0].cells
     assert list(cells['block'])==['pair 0.5'] and list(cells['published'])==[3.05]
     assert cells['scale'][0]=='resnet56 for resnet110, 3 of 300 epochs'
 
