@@ -9,6 +9,7 @@ __all__ = ['families', 'one_layer', 'as_torch', 'linear_head', 'heads', 'Called'
 # %% ../nbs/87_archs.ipynb #0dfd0952
 import ast,inspect,re
 from dataclasses import dataclass
+from types import MappingProxyType
 import timm,torchvision
 from fastai.vision.all import *
 from fastai.vision.learner import _default_meta
@@ -136,8 +137,8 @@ def called(
 # %% ../nbs/87_archs.ipynb #5747af17
 one_layer = dict(concat_pool=False, lin_ftrs=[], ps=0.)
 as_torch = dict(init=None) # not fastai's Kaiming initialisation
-# for `vision_learner(dls, arch, **linear_head)`
-linear_head = one_layer | as_torch | dict(first_bn=False)
+# for `vision_learner(dls, arch, **linear_head)`; read-only, since two heads of the comparison are made of it
+linear_head = MappingProxyType(one_layer | as_torch | dict(first_bn=False))
 # 'gap' changes the network in front of it: shortcuts without parameters run into its BatchNorm
 heads = {'default': {}, 'linear': linear_head, 'gap': one_layer}
 # its last layer is replaced, see `CosineHead`

@@ -32,6 +32,15 @@ def rests_on(
     free,_ = torch.cuda.mem_get_info(device)
     return 16*n_bytes<=free
 
+def is_on(
+    o:Tensor, # anywhere
+    device:torch.device|None, # without an index any of its kind
+)->bool:
+    "Does a tensor lie in the memory of the device?"
+    if device is None: return False
+    there,device = o.device,torch.device(device)
+    return there.type==device.type and device.index in (None, there.index)
+
 # %% ../nbs/75_boxes.ipynb #958b1559
 class ArrayDL(TfmdDL):
     "A `TfmdDL` that takes whole batches out of memory where its items are `BoxedImage`s that hold pixels"
@@ -47,8 +56,11 @@ class ArrayDL(TfmdDL):
         "The device on which the stack rests"
         # asked each time: `one_batch` sets the workers to 0 for a moment; memory of a GPU cannot be pinned
         alone = not (self.fake_l.num_workers or self.fake_l.pin_memory)
+        if not alone: return torch.device('cpu')
         n_bytes = sum(o.nbytes for o in self._stack)
-        return self.device if alone and rests_on(self.device, n_bytes) else torch.device('cpu')
+        # a stack that rests there takes of what is free
+        stays = is_on(self._stack[0], self.device) or rests_on(self.device, n_bytes)
+        return self.device if stays else torch.device('cpu')
 
     def _stackable(self):
         "Whether all items hold pixels of one shape"

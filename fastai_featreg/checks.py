@@ -100,9 +100,7 @@ def is_layers(
     number = lambda o: isinstance(o, numbers.Integral) and not isinstance(o, bool)
     one = lambda o: isinstance(o, nn.Module) or isinstance(o, str) and bool(o.strip())
     if isinstance(layers, (list, tuple, L)): return len(layers)>0 and all(one(o) or number(o) for o in layers)
-    # a generator cannot be looked into without being used up
-    if is_listy(layers) or one(layers): return True
-    return number(layers) and layers>0 or rule and callable(layers)
+    return one(layers) or number(layers) and layers>0 or rule and callable(layers)
 
 def check_layers(
     name:str, # class that asks

@@ -117,8 +117,8 @@ def unknown_layers(
 class FeatureCallback(LossCallback):
     "Base of the methods on feature maps: taps `layers` in training batches, adds `weight * loss_term`, changes maps"
     reads_images = True
-    # where `find_layers` is overridden: texts that it takes beside names of layers; (): it takes what `Anatomy.find`
-    # takes; None: nobody else can say
+    # beside `find_layers`, where that is overridden: texts that it takes beside names of layers; (): it takes what
+    # `Anatomy.find` takes; None, or nothing said there: nobody else can say
     layer_words = None
     learned = LossCallback.learned + ('_heads',)
     _stateattrs = LossCallback._stateattrs + ('_heads',)
@@ -129,7 +129,7 @@ class FeatureCallback(LossCallback):
         weight:float|Callable=1., # factor of the loss term, or a function of the share of training done, [0,1] -> float
         seed:int|None=None, # seed of the callback's own generator; None derives it from torch's seed
     ):
-        check_layers(type(self).__name__, layers, rule=self._has_rule and self.layer_words!=())
+        check_layers(type(self).__name__, layers, rule=self._has_rule and self._words!=())
         super().__init__(weight, seed)
         self.layers = layers
 
@@ -177,6 +177,14 @@ class FeatureCallback(LossCallback):
     def _has_rule(self): return type(self).find_layers is not FeatureCallback.find_layers
 
     @property
+    def _words(self):
+        "`layer_words` of the rule that is followed: who overrides `find_layers` again may take other words"
+        for own in map(vars, type(self).__mro__[:type(self).__mro__.index(FeatureCallback)]):
+            if 'layer_words' in own: return own['layer_words']
+            if 'find_layers' in own: return None
+        return ()
+
+    @property
     def _changes(self): return type(self).change_map is not FeatureCallback.change_map
 
     @property
@@ -193,7 +201,7 @@ class FeatureCallback(LossCallback):
 
     def _meet(self, learn):
         "As in the base; names of layers that its network has not are told now, and not in the first batch"
-        words = self.layer_words if self._has_rule else ()
+        words = self._words
         if words is not None and (wrong := unknown_layers(learn.model, self.layers, words)):
             try: anatomy = get_anatomy(learn.model, check_cam=False)
             except Exception: anatomy = None # it takes no images of our sizes: the first batch will tell

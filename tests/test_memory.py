@@ -81,6 +81,10 @@ def test_pixels_rest_on_a_gpu_only_where_nobody_else_takes_them(monkeypatch):
     assert place(gpu)=='cuda'
     others = [place(gpu, num_workers=2), place(gpu, pin_memory=True), place(torch.device('cpu')), place(None)]
     assert others==['cpu']*4 and place(gpu, stack*2)=='cpu'
+    # where it is already, it is not held against itself; the device without memory stands for a GPU
+    there = torch.device('meta')
+    resting = torch.zeros(10, device=there),
+    assert (place(there, resting), place(there), place(there, resting, num_workers=2))==('meta', 'cpu', 'cpu')
 
 
 def test_a_sixteenth_of_the_free_memory_of_a_gpu(monkeypatch):

@@ -320,6 +320,21 @@ def test_settings_of_timm_are_compared(caplog):
     caplog.clear()
     assert own_images(net, (tensor(cfg['mean']), tensor(cfg['std'])))[1]==''
 
+def test_the_recipe_beside_a_file_says_what_its_images_were(tmp_path, caplog):
+    torch.save(Seen(tiny_teacher()), file := tmp_path/'net.pth')
+    (mean,std),sentence = [tensor(o).view(1, -1, 1, 1) for o in student_stats],"no recipe.toml beside '"
+    for _ in range(2): got,images,cb = seen_by(file)
+    assert torch.allclose(got, (images - mean)/std, atol=1e-5) and not cb.idle
+    assert caplog.text.count(sentence)==1 and 'mean (0.4, 0.5, 0.6) and std (0.2, 0.3, 0.25)' in caplog.text
+    caplog.clear()
+    (tmp_path/'recipe.toml').write_text('[images]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n')
+    for stats in (student_stats, None):
+        got,images,_ = seen_by(marked(file), stats)
+        assert torch.allclose(got, (images - .5)/.25, atol=1e-4)
+    got,images,_ = seen_by(file, teacher_stats=([0.]*3, [1.]*3))
+    assert torch.allclose(got, images, atol=1e-5), 'what is given is what counts'
+    assert sentence not in caplog.text
+
 class Noise(nn.Module):
     def __init__(self):
         super().__init__()

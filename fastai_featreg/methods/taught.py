@@ -13,10 +13,11 @@ from ..answers import is_binary,mixed_classes,task_loss
 from ..checks import check_flag,check_number
 from .distill_losses import binary_kd_loss,dist_loss,dkd_loss,kd_loss,standardised_kd_loss
 from .guide import AnswerCache,Guide,normalisation,renormaliser
-from .teachers import check_teacher,open_teacher,own_images
+from .teachers import check_teacher,images_of,open_teacher,own_images,unsaid
 
 # %% ../../nbs/methods/44_taught.ipynb #05e556aa
 _log = logging.getLogger(__name__)
+_told = set() # what was said of files, once in a process
 
 class _Given:
     "What was given as teacher: copies share it, pickles leave it out"
@@ -140,9 +141,7 @@ class Taught:
         teacher = self.given.open()
         is_learner = isinstance(teacher, Learner)
         stats,model,self.idle = self.teacher_stats,teacher,''
-        if not is_learner and stats is None:
-            stats,self.idle = own_images(model, own)
-            if self.idle: _log.warning(f'{name}: {self.idle}')
+        if not is_learner and stats is None: stats = self._stats_of(model, own)
         if is_learner:
             stats = stats or normalisation(teacher.dls)
             model = teacher.model
@@ -156,6 +155,17 @@ class Taught:
         _check_task(name, self.loss, self.per_class, task)
         self.guide = AnswerCache(guide, getattr(self.learn.dl, 'n', None)) if self.cache else guide
         self.teacher_method = guide.method
+
+    def _stats_of(self, model, own):
+        "Statistics for a network that comes without a learner"
+        name,file = type(self).__name__,self.teacher if isinstance(self.teacher, (str, Path)) else None
+        stats,self.idle = own_images(model, own, file and images_of(file))
+        if self.idle: _log.warning(f'{name}: {self.idle}')
+        told = unsaid(model, file, own) if file else ''
+        # not in the row of a run, where it would stand in each of them
+        if told and told not in _told: _log.warning(f'{name}: teacher: {told}')
+        _told.add(told)
+        return stats
 
     def _look_at_answers(self):
         "As in the base; student and teacher must know the same classes"

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['located', 'check_teacher', 'marked', 'short_marks', 'unmarked', 'file_content', 'find_weights', 'network_with',
-           'open_teacher', 'own_normalisation', 'own_images']
+           'open_teacher', 'own_normalisation', 'images_of', 'unsaid', 'own_images']
 
 # %% ../../nbs/methods/41_teachers.ipynb #7e0a0004
 import hashlib,io,re
 from contextlib import nullcontext
+try: import tomllib
+except ModuleNotFoundError: import tomli as tomllib # Python 3.10 has none of its own
 import timm
 from fastai.vision.all import *
 from ..probe import unwrap
@@ -300,9 +302,33 @@ def _told(numbers): return '(' + ', '.join(f'{v:.4g}' for v in numbers) + ')'
 
 def _near(a, b): return torch.allclose(a, b, atol=1e-3)
 
+def images_of(
+    file:str|Path, # `net.pth` of `featreg train`, marked or not, or any other
+)->tuple|None: # mean and standard deviation of each channel, or of all of them at once; None where it is not said
+    "Statistics of the images that a network was trained on, from the recipe beside its file"
+    path,_ = located(file)
+    if path.name!='net.pth': return None
+    try: told = tomllib.loads(path.with_name('recipe.toml').read_text(encoding='utf-8'))['images']
+    except (OSError, KeyError, ValueError): return None
+    mean,std = [_numbers(told.get(k)) for k in ('mean', 'std')]
+    return None if mean is None or std is None or len(mean)!=len(std) or not (std>0).all() else (mean, std)
+
+def unsaid(
+    model:nn.Module, # network that was in a file
+    file:str|Path, # marked or not
+    stats:tuple|None, # mean and standard deviation by which the student's images are normalised; None: they are not
+)->str: # a sentence; '' where it is said
+    "That nobody says how the images of a network were normalised, and what it gets"
+    cfg = getattr(unwrap(model), 'pretrained_cfg', None)
+    if own_normalisation(model) or images_of(file) or isinstance(cfg, dict) and 'mean' in cfg: return ''
+    got = 'which are not normalised' if stats is None else f'with mean {_told(stats[0])} and std {_told(stats[1])}'
+    return (f"no recipe.toml beside '{_short(located(file)[0])}' says how its images were normalised, so it gets the "
+            f"student's, {got}; teacher_stats=(mean, std) says otherwise")
+
 def own_images(
     model:nn.Module, # network
     stats:tuple|None, # mean and standard deviation by which the student's images are normalised; None: they are not
+    trained:tuple|None=None, # those of the images that it was trained on, see `images_of`; None: not known
 )->tuple[tuple|None,str]: # statistics of the images that the network wants, and what to tell about them
     "The statistics for a network that comes without a learner"
     found = own_normalisation(model)
@@ -316,6 +342,7 @@ def own_images(
         note = (f"the teacher normalises its images {where} (mean {_told(mean)}, std {_told(std)}), so it gets {got}; "
                 "teacher_stats=(mean, std) says otherwise")
         return (own, note) if bytes_ or stats is not None else (stats, '')
+    if trained is not None: return trained,''
     cfg = getattr(unwrap(model), 'pretrained_cfg', None) or {}
     if stats is None or not isinstance(cfg, dict): return stats,''
     mean,std = [_numbers(cfg.get(k)) for k in ('mean', 'std')]
