@@ -23,9 +23,9 @@ def runs_of(file: Path, root: Path) -> pd.DataFrame:
     return count_once(read_results(file)).assign(set=of_set, stage=stage, tried=tried)
 
 
-def all_runs(root: Path = root) -> pd.DataFrame:
-    "Runs of all sets, stages and recipes; none where there is no file"
-    files = sorted(root.glob('*/*/*/results.csv')) + sorted(root.glob('ideas/*/*/*/results.csv'))
+def all_runs(root: Path = root, of_set: str = '*') -> pd.DataFrame:
+    "Runs of all sets or of one, of all stages and recipes; none where there is no file"
+    files = sorted(root.glob(f'{of_set}/*/*/results.csv')) + sorted(root.glob(f'ideas/{of_set}/*/*/results.csv'))
     tables = [runs_of(f, root) for f in files]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*result_columns, *places])
 
