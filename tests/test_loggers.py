@@ -68,12 +68,12 @@ def test_the_best_model_is_that_of_the_least_term(row):
 class OthersFall(Callback):
     "All columns but one are better by far in each epoch"
     order = 55 # between the recorder and what watches it
-    def __init__(self, name): self.name = name
+    def __init__(self, own): self.own = own
     def after_epoch(self):
         names = list(self.recorder.metric_names[1:])
         values = self.recorder.values[-1]
         for i,name in enumerate(names[:len(values)]):
-            if name!=self.name: values[i] = -2e9*self.epoch
+            if name!=self.own: values[i] = -2e9*self.epoch
 
 
 def test_early_stopping(row):
