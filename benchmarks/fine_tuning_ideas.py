@@ -10,16 +10,15 @@ improve beside it, which is trained too. The rows are in OUT/ideas; what has end
 import argparse
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 import torch
-from fastai.vision.all import Callback,TrainEvalCallback,Tensor,delegates,fastai_path,get_image_files,nn
+from fastai.vision.all import Callback,TrainEvalCallback,Tensor,delegates,nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from fastai_featreg.core import register_method
 from fastai_featreg.heads import isolated_rng
 from fastai_featreg.methods.cam_loss import CAMLoss
 from fastai_featreg.methods.feature_mining import FeatureMining
-from fine_tuning import lay,parts,recipes,run
+from fine_tuning import add_common,among,lay_set,recipes,run
 
 
 def masked(f: Tensor, mask: Tensor) -> Tensor:
@@ -176,27 +175,19 @@ def enter():
 def main():
     "Some ideas on one set, by one recipe"
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('set', help='folder of class folders in fastai\'s data folder, such as flowers')
+    add_common(p)
     p.add_argument('--recipe', choices=list(recipes), default='whole')
     p.add_argument('--ideas', default=','.join(map(str, arms)), help='their numbers')
     p.add_argument('--seeds', type=int, default=2)
     p.add_argument('--epochs', type=int, help='fewer than the recipe has, to try the script')
-    p.add_argument('--per-class', type=int, default=50)
-    p.add_argument('--arch', default='tf_efficientnet_lite0')
-    p.add_argument('--scratch', action='store_true', help='no pretrained weights')
-    p.add_argument('--head', default='default')
-    p.add_argument('--size', type=int, default=128)
-    p.add_argument('--bs', type=int, default=32)
-    p.add_argument('--jobs', type=int, default=1, choices=[1], help='other processes do not know the ideas')
-    p.add_argument('--work', type=Path, default=Path('fine_tuning'), help='folder of the links')
-    p.add_argument('--out', type=Path, default=Path('.'))
     args = p.parse_args()
+    asked = among(p, '--ideas', args.ideas, list(map(str, arms)))
+    if args.jobs!=1: p.error(f'--jobs must be 1, got {args.jobs}; other processes do not know the ideas')
     enter()
-    folder = fastai_path('data')/args.set
-    args.set,args.stage,args.out = args.set.replace('/', '_'),'tune',args.out/'ideas'
-    lay(parts(get_image_files(folder), 400, 800), args.work/args.set)
+    lay_set(args)
+    args.stage,args.out = 'tune',args.out/'ideas'
     if args.epochs is not None: recipes[args.recipe]['epochs'] = args.epochs
-    labels = [o for i in args.ideas.split(',') for o in arms[int(i)]]
+    labels = [o for i in asked for o in arms[int(i)]]
     run(args, args.recipe, list(dict.fromkeys(labels)), args.seeds)
 
 

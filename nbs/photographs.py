@@ -9,7 +9,6 @@ from fastai.vision.all import (
     DataLoaders,
     ImageBlock,
     IndexSplitter,
-    L,
     Learner,
     Normalize,
     PILImage,
@@ -38,7 +37,7 @@ def said() -> str:
     return f'Network: {trained}. {credit}'
 
 
-def photographs(size: int, mean: tuple, std: tuple, which: L) -> DataLoaders:
+def photographs(size: int, mean: tuple, std: tuple, which: tuple) -> DataLoaders:
     "Loaders of the photographs, in the middle of them a square of `size` pixels"
     block = DataBlock((ImageBlock, CategoryBlock), get_x=lambda o: PILImage.create(load_sample_image(names[o])),
                       get_y=noop, splitter=IndexSplitter(range(len(which))), item_tfms=Resize(size),

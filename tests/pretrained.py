@@ -46,7 +46,7 @@ def pretrained_learner(
     dls = DataLoaders.from_dsets(Pairs(zip(x, y)), Pairs(zip(x[:8], y[:8])), bs=8, num_workers=0)
     head = dict(concat_pool=False, lin_ftrs=[]) if linear else {}
     learn = vision_learner(dls, small_resnet, n_out=10, splitter=thirds, cbs=cbs, loss_func=CrossEntropyLossFlat(),
-                           path=path or Path(tempfile.mkdtemp()), **head | kwargs)
+                           path=path or new_folder(), **head | kwargs)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn

@@ -1,11 +1,12 @@
 "Tutorials: what is kept of them, which are skipped where, and (slow) that they run"
-import sys
+import ast, sys
 from pathlib import Path
 import pytest
 from fastcore.nbio import read_nb
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
-badges,tutorials = pytest.importorskip('badges'),pytest.importorskip('tutorials')
+import badges, tutorials
+
 files = tutorials.tutorials()
 of_each = pytest.mark.parametrize('file', files, ids=lambda f: f.stem)
 needy = [f for f in files if f.stem in tutorials.data]
@@ -17,6 +18,30 @@ def test_outputs_are_kept_and_none_is_an_error(file):
     outputs = [o for c in cells for o in c.outputs]
     assert not [o for o in outputs if o.output_type=='error']
     assert not cells or any('image/png' in o.get('data', {}) for o in outputs), 'no picture: run it with --save'
+    telling = [c for c in cells if tells(c.source)]
+    assert not telling or telling[-1].outputs, 'the last cell that tells has no output: run it with --save'
+
+
+def tells(source):
+    "Does a cell print or show what its last line is? A shell command does, and is no Python"
+    try: lines = ast.parse(source).body
+    except SyntaxError: return True
+    return bool(lines) and isinstance(lines[-1], ast.Expr)
+
+
+@pytest.mark.parametrize('source, is_so', [
+    ('a = 1\na', True), ('print(a)', True), ('plot(a);', True), ('!ls', True), ('a = 1', False), ('', False),
+    ('with b: a', False), ('from a import b', False)])
+def test_which_cells_tell(source, is_so): assert tells(source)==is_so
+
+
+@of_each
+def test_outputs_name_no_folder_of_this_machine(file):
+    outputs = [o for c in read_nb(file).cells if c.cell_type=='code' for o in c.outputs]
+    texts = [''.join(o.get('text', '')) for o in outputs]
+    texts += [''.join(v) for o in outputs for kind,v in o.get('data', {}).items() if kind.startswith('text/')]
+    for folder in (str(Path.home()), '/root/', '/tmp/'):
+        assert not [t for t in texts if folder in t], f'{folder}: run it with --save'
 
 
 @of_each
@@ -65,5 +90,6 @@ def test_a_tutorial_runs(file):
 
 def test_outputs_are_kept_as_another_machine_would_write_them():
     bar = '█ |-----| 0.00% [0/1 00:00<?] |█████| 100.00% [1/1 00:00<00:00]\n'
-    told = f'/here/data/flowers: 5 classes\r\n{bar}{sys.prefix}/lib/a.py: | █\n'
-    assert tutorials.as_read(told, '/here/data')=='~/.fastai/data/flowers: 5 classes\n~/venv/lib/a.py: | █\n'
+    told = f'/here/data/flowers: 5 classes\r\n{bar}{sys.prefix}/lib/a.py: | █\n{Path.home()}/.fastai/data/cats\n'
+    assert tutorials.as_read(told, '/here/data')==(
+        '~/.fastai/data/flowers: 5 classes\n~/venv/lib/a.py: | █\n~/.fastai/data/cats\n')

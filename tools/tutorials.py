@@ -23,14 +23,8 @@ data = {
     '05_where_it_looks': ['tinyimagenet30'],
     '06_large_maps': ['imagenette2-160'],
 }
-weights = {
-    '01_my_photographs': ['tf_efficientnet_lite0'],
-    '02_wrong_labels': ['tf_efficientnet_lite0'],
-    '03_few_images': ['tf_efficientnet_lite0'],
-    '04_teacher': ['tf_efficientnet_lite0'],
-    '05_where_it_looks': ['tf_efficientnet_lite0'],
-    '06_large_maps': ['tf_efficientnet_lite0'],
-}
+pretrained = ['tf_efficientnet_lite0']
+weights = dict.fromkeys(data, pretrained)
 
 
 def tutorials() -> list: return sorted((root/'nbs/tutorials').glob('[0-9]*.ipynb'))
@@ -59,7 +53,10 @@ def as_read(
     here: str, # fastai's data folder
 ) -> str: # without this machine's folders, carriage returns and progress bars
     "Output as it is to be read on another machine"
-    text = text.replace(here, '~/.fastai/data').replace(sys.prefix, '~/venv').replace('\r', '')
+    # the home folder last, for the others may lie in it
+    for folder,name in {here: '~/.fastai/data', sys.prefix: '~/venv', str(Path.home()): '~'}.items():
+        text = text.replace(folder, name)
+    text = text.replace('\r', '')
     lines = text.splitlines(keepends=True)
     return ''.join(o for o in lines if not re.search(r'\|[█-]+\| *[\d.]+%', o))
 

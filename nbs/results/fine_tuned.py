@@ -23,9 +23,9 @@ def runs_of(file: Path, root: Path) -> pd.DataFrame:
     return count_once(read_results(file)).assign(set=of_set, stage=stage, tried=tried)
 
 
-def all_runs(root: Path = root) -> pd.DataFrame:
-    "Runs of all sets, stages and recipes; none where there is no file"
-    files = sorted(root.glob('*/*/*/results.csv')) + sorted(root.glob('ideas/*/*/*/results.csv'))
+def all_runs(root: Path = root, of_set: str = '*') -> pd.DataFrame:
+    "Runs of all sets or of one, of all stages and recipes; none where there is no file"
+    files = sorted(root.glob(f'{of_set}/*/*/results.csv')) + sorted(root.glob(f'ideas/{of_set}/*/*/results.csv'))
     tables = [runs_of(f, root) for f in files]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*result_columns, *places])
 
@@ -43,10 +43,13 @@ def recipe_table(df: pd.DataFrame) -> pd.DataFrame:
 # --- On the images for choosing ---
 
 def means(tuned: pd.DataFrame) -> pd.DataFrame:
-    "Mean accuracy of each method by each recipe, in percent; NaN where no run ended well"
+    "Mean accuracy of each method by each recipe, in percent; NaN where a seed is lost that another recipe has"
     good = tuned[tuned['error']=='']
-    table = 100*good.groupby(['method', 'tried'], sort=False)['accuracy'].mean().unstack()
-    return table.reindex(index=list(good['method'].unique()))
+    by_recipe = good.groupby(['method', 'tried'], sort=False)['accuracy']
+    table,counts = 100*by_recipe.mean().unstack(),by_recipe.count().unstack()
+    # a mean without the seed that failed is one of easier draws
+    whole = table.where(counts.eq(tuned.groupby('method')['seed'].nunique(), axis=0))
+    return whole.reindex([m for m in good['method'].unique() if whole.loc[m].notna().any()])
 
 
 def chosen(tuned: pd.DataFrame) -> pd.Series:
@@ -55,7 +58,7 @@ def chosen(tuned: pd.DataFrame) -> pd.Series:
 
 
 def shown_means(tuned: pd.DataFrame) -> pd.DataFrame:
-    "`means` as text, recipes downwards, the best of each method marked by a star, `-` where nothing ran"
+    "`means` as text, recipes downwards, the best of each method marked by a star, `-` where seeds are lacking"
     table = means(tuned)
     best = table.idxmax(axis=1)
     cell = lambda m, r: '-' if pd.isna(table.loc[m, r]) else f'{table.loc[m, r]:.1f}{"*"*(best[m]==r)}'
@@ -196,24 +199,47 @@ def idea_sentence(rows: pd.DataFrame) -> str:
 
 # --- For the README ---
 
-usual,ours = 'fine_tune','fine_tune_mult1_linear' # fastai's own recipe, and what a comparison takes
+usual = 'fine_tune' # fastai's own recipe
+ours = 'fine_tune_mult1_linear' # what a comparison takes
+in_words = {1: 'one seed', 2: 'two seeds', 3: 'three seeds', 4: 'four seeds', 5: 'five seeds'}
 
 
-def set_text(of_set: str) -> str:
+def set_text(
+    of_set: str, # name of its folder, which ends with the number
+    per_class: int, # training images, by the rows: in 'cifar1050' no digit tells where the name ends
+) -> str:
     "'flowers50' as 'flowers, 50 images a class'"
-    name,n = re.fullmatch(r'(.*?)(?:_train)?(\d+)', of_set).groups()
-    return f'{name}, {n} images a class'
+    return f"{of_set.removesuffix(str(per_class)).removesuffix('_train')}, {per_class} images a class"
+
+
+def seeds_told(counts: list) -> str:
+    "'two seeds', or 'two to three seeds' where sets differ"
+    low,high = (in_words.get(n, f'{n} seeds') for n in (min(counts), max(counts)))
+    return low if low==high else f"{low.split()[0]} to {high}"
+
+
+def plain_told(tuned: pd.DataFrame, text: str) -> tuple:
+    "Plain training by the usual recipe and by ours, on the images for choosing: a phrase and the number of seeds"
+    plain = tuned[tuned['method']=='plain']
+    both = means(plain).T.reindex([usual, ours]).get('plain', pd.Series(dtype=float))
+    if len(both)<2 or both.isna().any(): return '',0
+    return f'from {both[usual]:.1f} to {both[ours]:.1f} % ({text})',plain['seed'].nunique()
 
 
 def recipe_told(root: Path = root) -> str:
     "What our recipe is worth for plain training, and whether a method adds to it; '' without runs"
-    df,ends,said = all_runs(root),[],[]
+    df = all_runs(root)
+    ends,counts,said = [],[],[]
     for name in sorted(df['set'].unique()):
-        tuned = of_stage(df, name, 'tune')
-        plain = means(tuned).loc['plain'].dropna().to_dict() if len(tuned) else {}
-        if {usual, ours}<=set(plain): ends.append(f'from {plain[usual]:.1f} to {plain[ours]:.1f} % ({set_text(name)})')
+        text = set_text(name, int(df.loc[df['set']==name, 'per_class'].iloc[0]))
+        phrase,n_seeds = plain_told(of_stage(df, name, 'tune'), text)
+        if phrase:
+            ends.append(phrase)
+            counts.append(n_seeds)
         rows = final_differences(df, name)
-        if len(rows) and rows['pairs'].max()>=fewest: said.append(f'On {set_text(name)}: {final_sentence(rows)}')
+        if len(rows) and rows['pairs'].max()>=fewest: said.append(f'On {text}: {final_sentence(rows)}')
     if not ends: return ''
     archs = ', '.join(f'`{o}`' for o in df['arch'].unique())
-    return ' '.join([f'In place of fastai\'s own it took plain fine-tuning of {archs} {" and ".join(ends)}.', *said])
+    where = f'means on the images by which recipes were chosen, {seeds_told(counts)}'
+    return ' '.join([f'In place of fastai\'s own it took plain fine-tuning of {archs} {" and ".join(ends)}: {where}.',
+                     *said])
