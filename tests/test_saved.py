@@ -9,7 +9,8 @@ from fastai_featreg.comparison.command import main
 from fastai_featreg.comparison.compare import compare
 from fastai_featreg.comparison.rows import read_results
 from fastai_featreg.comparison.saved import body_weights, model_file, report_folder, train_and_save
-from fastai_featreg.methods.teachers import open_teacher
+from fastai_featreg.methods.guide import normalisation
+from fastai_featreg.methods.teachers import images_of, open_teacher
 
 tiny = dict(data='digits', arch='test_resnet', size=64, epochs=1, n_train=48, n_valid=20, bs=16)
 words = [w for k,v in tiny.items() for w in (f'--{k.replace("_", "-")}', str(v))]
@@ -48,6 +49,8 @@ def test_learner_and_recipe(trained):
     recipe = (trained/'one'/'recipe.toml').read_text()
     for line in ('method = "FeatureMining()"', 'seed = 1', 'arch = "test_resnet"', 'pretrained = false', 'epochs = 1'):
         assert line in recipe.splitlines(), line
+    stats = normalisation(learn.dls)
+    for got,own in zip(images_of(trained/'one'/'net.pth'), stats): torch.testing.assert_close(got, own)
 
 def test_a_teacher(trained):
     net = open_teacher(trained/'one'/'net.pth', 'test_resnet')
@@ -69,6 +72,7 @@ def test_runs_begin_with_a_body(trained, tmp_path, monkeypatch):
     heads = [b[k] for b in begun for k in b if k.startswith('1.') and k.endswith('weight')]
     assert len(heads)==2 and not torch.equal(*heads), 'a classifier is drawn by its seed'
     assert set(df.weights.str.match(r'net\.pth#[0-9a-f]{12}$'))=={True}
+    assert not [l for l in lines if 'recipe.toml' in l]
     # other weights, or none, are other runs
     compare(**given, seeds=1, say=lines.append)
     assert len(begun)==3 and sum('weights (net.pth#' in l for l in lines)==1

@@ -14,14 +14,26 @@ from .protocols import Protocol
 from .saved import begin_from
 from ..data import CIFAR_URLS,load_data
 from ..layouts import named_sets
+from ..methods.teachers import images_of,located
 from ..sets import data_arguments
-from ..wording import one_line
+from ..wording import echo,one_line
 
 # %% ../../nbs/comparison/8r_start.ipynb #0e7fef8f
-def normalised_for(dls:DataLoaders, arch:str):
-    "Loaders whose images are normalised as those were that the network's weights have seen; changed in place"
+def seen_stats(budget:dict, weights:str|None, say:Callable=noop):
+    "Statistics of the images that the weights have seen; None: there are none, or it is not known"
+    found = images_of(weights) if weights else None
+    if found: return found
+    stats = input_stats(budget['arch']) if budget.get('pretrained') else None
+    if weights:
+        by = f'by mean {stats[0]} and std {stats[1]}' if stats else 'as without weights'
+        say(f"No recipe.toml beside '{echo(located(weights)[0])}' says how its images were normalised; "
+            f"these are normalised {by}.")
+    return stats
+
+def normalised_for(dls:DataLoaders, stats:tuple):
+    "Loaders whose images are normalised by these mean and standard deviation; changed in place"
     # `vision_learner` adds a network's statistics only to loaders that have none
-    own = Normalize.from_stats(*input_stats(arch))
+    own = Normalize.from_stats(*stats)
     for dl in dls.loaders:
         for f in dl.after_batch.fs:
             if isinstance(f, Normalize): f.mean,f.std = own.mean,own.std
@@ -54,12 +66,14 @@ def place_of(data:str|Path):
     url = (CIFAR_URLS | named_sets).get(str(data))
     return url and fastai_path('data')/url.rpartition('/')[2].partition('.')[0]
 
-def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop, first:int=0):
+def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable=noop, first:int=0,
+              weights:str|None=None):
     "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
     given = {k: budget[k] for k in data_arguments if budget.get(k) is not None}
     changes = [partial(augmented, p=how, size=budget['size'])]
     own = isinstance(data, DataLoaders) # their owner has normalised them
-    if budget.get('pretrained') and not own: changes.append(partial(normalised_for, arch=budget['arch']))
+    stats = None if own else seen_stats(budget, weights, say)
+    if stats: changes.append(partial(normalised_for, stats=stats))
     loaders = SeedLoaders(data, given, compose(*changes), say)
     try: loaders(first)
     except OSError as e:
