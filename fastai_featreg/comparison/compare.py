@@ -117,8 +117,7 @@ def compare(
     read_results(path)
     take_in(path, say)
     weights,asked = marked_weights(at_home('weights', weights)),my_part().seeds(seeds)
-    loaders = open_data(ifnone(dls, data), budget, how, say, asked[0], weights)
-    order = run_order(list(plan), seeds, asked)
+    loaders,order = open_data(ifnone(dls,data), budget, how, say, asked[0], weights),run_order(list(plan), seeds, asked)
     learner = budget['arch'],budget['pretrained'] and not weights,budget['head']
     check_start(dls := loaders(asked[0]), *learner, weights)
     config = configuration(data, dls, budget, how) | weights_mark(weights) | threads_of(n_jobs, device_of(dls))
