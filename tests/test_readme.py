@@ -25,6 +25,9 @@ def test_snippets_run(tmp_path):
     assert 'fm_loss' in done.stdout
 
 
+def test_no_output_is_an_objects_name(): assert '<IPython' not in readme and ' object at 0x' not in readme
+
+
 def test_every_local_link_and_picture_exists():
     links = [l for l in re.findall(r'\]\(([^)#]+)\)', readme) if '://' not in l]
     assert links

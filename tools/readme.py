@@ -11,7 +11,7 @@ readme = root/'README.md'
 def output_text(output) -> str:
     "The text of one notebook output, HTML tables as they are"
     data = output.get('data', {})
-    text = output.get('text') or data.get('text/markdown') or data.get('text/plain') or ''
+    text = output.get('text') or data.get('text/markdown', data.get('text/plain')) or '' # Markdown may be empty
     return ''.join(text).rstrip()
 
 
