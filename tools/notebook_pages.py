@@ -116,14 +116,18 @@ def shown(output: dict, save) -> str:
     return text and '<pre class="output">' + html.escape(text).replace('\n\n', '\n&#32;\n') + '</pre>'
 
 
-def code_page(cell: dict, save) -> str:
-    "A code cell: the code, unless it is hidden, and what it said"
+def code_page(cell: dict, save, prose=str) -> str:
+    "A code cell: the code, unless it is hidden, and what it said; Markdown that it said goes through `prose`"
     said = directives(cell['source'])
     code = without_directives(cell['source'])
     if 'hide' in said or 'default_exp' in said or not code.strip(): return ''
     if {'export', 'exporti'} & set(said): text = export_page(code)
     else: text = '' if said.get('echo') == 'false' else fenced(code)
-    outputs = [shown(output, save) for output in cell.get('outputs', [])]
+    outputs = []
+    for output in cell.get('outputs', []):
+        text_of = shown(output, save)
+        is_prose = 'text/markdown' in output.get('data', {}) and 'image/png' not in output['data']
+        outputs.append(prose(text_of) if is_prose else text_of)
     return '\n\n'.join(filter(None, [text, *outputs]))
 
 
@@ -177,10 +181,7 @@ def page(cells: list, save, place, places: dict) -> str:
     parts = []
     for cell in cells:
         if cell['cell_type'] == 'markdown': parts.append(prose(cell['source']))
-        if cell['cell_type'] == 'code':
-            text = code_page(cell, save)
-            is_prose = any('text/markdown' in output.get('data', {}) for output in cell.get('outputs', []))
-            parts.append(prose(text) if is_prose else text)
+        if cell['cell_type'] == 'code': parts.append(code_page(cell, save, prose))
     name = module(cells)
     if name: parts.insert(1 if parts and parts[0].startswith('# ') else 2, f'`from fastai_featreg.{name} import *`')
     return '\n\n'.join(filter(None, parts)) + '\n'
