@@ -50,6 +50,12 @@ def test_outputs():
     assert pages.shown(dict(text='\x1b[31mred\x1b[0m\n'), None) == '<pre class="output">red</pre>'
 
 
+def test_a_picture_beside_markdown_is_no_link():
+    outputs = [{'data': {'text/markdown': '[A](a.ipynb)'}}, {'data': {'image/png': 'YWJj', 'text/plain': '<Figure>'}}]
+    page = made(code('both()', *outputs))
+    assert '[A](a.ipynb!)' in page and '](3.png)' in page
+
+
 def test_formulas_and_code():
     page = made(text('With $x_1$ and `$y$`, \\$5 and\n$$\\frac{a}{b}$$'))
     assert page.count('<math') == 2 and '`$y$`' in page and '\\$5' in page and 'mfrac' in page
