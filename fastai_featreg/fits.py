@@ -44,10 +44,12 @@ def taken_by(
     cls:type, # any class
 )->dict: # name -> `inspect.Parameter`, own ones first; `**kwargs` among them where a signature shows it
     "Arguments of a constructor, and of those that it hands arguments on to"
-    known = {}
+    known,named = {},False # has a signature named already what it hands on, as fastcore's `delegates` makes it?
     for init in [vars(c)['__init__'] for c in cls.__mro__ if '__init__' in vars(c)]:
         own = list(inspect.signature(init).parameters.items())[1:]
-        known |= {k: p for k,p in own if k not in known}
+        # what it left out is not taken, but for arguments without a default, which `delegates` never names
+        known |= {k: p for k,p in own if k not in known and (not named or p.default is p.empty)}
+        named = named or all(p.kind!=p.VAR_KEYWORD for _,p in own)
         # the code is asked, since a signature may hide `**kwargs`; what is written in C has none
         code = getattr(inspect.unwrap(init), '__code__', None)
         if code is None or not code.co_flags & inspect.CO_VARKEYWORDS: break

@@ -89,7 +89,7 @@ def test_mistakes_are_sentences(trained, tmp_path, capsys):
     assert main(['report', str(tmp_path/'nowhere')])==2
     errors = capsys.readouterr().err.splitlines()
     told = ['weights must be a file', 'does not fit this network', 'cannot be taken', 'method must be one method',
-            'give --method and --seed', 'has no rows']
+            'got --methods mixup; give --method', 'has no rows']
     assert len(errors)==6 and all(t in e for t,e in zip(told, errors)), errors
     for how in (dict(seed=-1), dict(jobs=2), dict(methods='mixup')):
         with pytest.raises(ValueError, match='must'): train_and_save(**tiny, out=tmp_path, **how)
