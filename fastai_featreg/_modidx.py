@@ -1446,6 +1446,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.budgeted': ( 'comparison/setting.html#budgeted',
                                                                                                    'fastai_featreg/comparison/setting.py'),
+                                                   'fastai_featreg.comparison.setting.check_arguments': ( 'comparison/setting.html#check_arguments',
+                                                                                                          'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.check_budget': ( 'comparison/setting.html#check_budget',
                                                                                                        'fastai_featreg/comparison/setting.py'),
                                                    'fastai_featreg.comparison.setting.check_limit': ( 'comparison/setting.html#check_limit',

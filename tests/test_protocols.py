@@ -458,8 +458,10 @@ def test_a_number_is_refused_in_the_same_words_everywhere(tmp_path, wrong):
     assert said(lambda: run(protocol=wrong))==by_protocol
 
 def test_a_misspelt_setting_of_compare(tmp_path):
-    with pytest.raises(ValueError, match="unknown setting of a protocol 'weight_decay'"):
+    with pytest.raises(ValueError, match="unknown argument 'weight_decay'"):
         compare('digits', weight_decay=.1, out=tmp_path, say=noop)
+    with pytest.raises(ValueError, match="unknown argument 'seed'; did you mean 'seeds'"):
+        compare('digits', seed=1, out=tmp_path, say=noop)
 
 @pytest.mark.parametrize('seed', range(3))
 def test_settings_drawn_at_random_survive_toml(seed):

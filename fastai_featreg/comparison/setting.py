@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/comparison/8q_setting.ipynb #1b30c7d5
 import math,numbers
-from dataclasses import replace
+from dataclasses import fields,replace
 import timm
 from fastai.vision.all import *
 from ..archs import arch_text,find_arch,heads,papers_net
@@ -113,8 +113,15 @@ def remarks(labels:list, teacher:str|Path|None):
     if teacher is not None and not any('teacher=' in label for label in labels):
         yield 'None of these methods learns from a teacher: --teacher is not used.'
 
+def check_arguments(given:dict, settings:dict):
+    "`ValueError` for a setting that no protocol has: a word for an argument of the comparison may be meant"
+    names = [f.name for f in fields(Protocol)]
+    wrong = first(k for k in settings if k not in names)
+    if wrong: raise ValueError(unknown_name('argument', wrong, [*(k for k in given if k not in settings), *names]))
+
 def settle(given:dict, settings:dict, plan:dict, say:Callable):
     "Data, budget and protocol of a comparison, from its arguments; what was decided for the user is said"
+    check_arguments(given, settings)
     a = SimpleNamespace(**given)
     if isinstance(a.per_class, (list, tuple)):
         raise ValueError(f"per_class must be one number of images, got {echo(a.per_class, 60)}; several are for "
