@@ -71,16 +71,16 @@ def open_data(data:str|Path|DataLoaders, budget:dict, how:Protocol, say:Callable
     "A function that gives the loaders of a seed, the layout of a folder told; a failed download is one sentence"
     given = {k: budget[k] for k in data_arguments if budget.get(k) is not None}
     changes = [partial(augmented, p=how, size=budget['size'])]
-    own = isinstance(data, DataLoaders) # their owner has normalised them
-    stats = None if own else seen_stats(budget, weights, say)
+    # the owner of loaders has normalised them
+    stats = None if isinstance(data, DataLoaders) else seen_stats(budget, weights, say)
     if stats: changes.append(partial(normalised_for, stats=stats))
     loaders = SeedLoaders(data, given, compose(*changes), say)
     try: loaders(first)
     except OSError as e:
         place = place_of(data)
-        own = f", or unpack it as '{place}'" if place else ''
+        by_hand = f", or unpack it as '{place}'" if place else ''
         raise ValueError(f"cannot read or download '{data}' ({one_line(e)}); "
-                         f"check the network and the folder's permissions{own}") from e
+                         f"check the network and the folder's permissions{by_hand}") from e
     return loaders
 
 def seed_configs(config:dict, loaders:SeedLoaders, seeds:list):
